@@ -1,0 +1,17 @@
+# From the static weights: gates open and the dear option dominant first, then the budget loss.
+custom_imports = dict(imports=['vared2_mmaction'])
+custom_hooks = [dict(type='BudgetScheduleHook', begin=5, ramp=10)]
+
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=40, val_begin=1, val_interval=5)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
+
+optim_wrapper = dict(
+    optimizer=dict(type='SGD', lr=0.005, momentum=0.9, weight_decay=1e-4),
+    clip_grad=dict(max_norm=40, norm_type=2),
+)
+param_scheduler = [dict(type='CosineAnnealingLR', T_max=40, eta_min=0, by_epoch=True)]
+
+val_evaluator = [dict(type='AccMetric'), dict(type='ComputeMetric')]
+test_evaluator = val_evaluator
+auto_scale_lr = dict(enable=False, base_batch_size=64)

@@ -1,0 +1,8 @@
+_base_ = [
+    '../_base_/models/vared2_r2plus1d.py',
+    '../_base_/datasets/mini_kinetics200.py',
+    '../_base_/schedules/vared2.py',
+    'mmaction::_base_/default_runtime.py',
+]
+model = dict(cls_head=dict(num_classes=200))
+load_from = 'work_dirs/static_r2plus1d-18_8f_mk200/epoch_100.pth'

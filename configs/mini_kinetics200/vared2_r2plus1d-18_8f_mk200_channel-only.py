@@ -1,0 +1,2 @@
+_base_ = 'vared2_r2plus1d-18_8f_mk200.py'
+model = dict(backbone=dict(dynamic=dict(temporal=1)))

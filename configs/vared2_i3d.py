@@ -1,0 +1,21 @@
+# VA-RED2 of MMAction2's I3D-ResNet-50 on Kinetics-400, from its zoo checkpoint.
+_base_ = 'mmaction::recognition/i3d/i3d_imagenet-pretrained-r50_8xb8-32x2x1-100e_kinetics400-rgb.py'
+custom_imports = dict(imports=['vared2_mmaction'])
+
+model = dict(
+    backbone=dict(type='VARED2ResNet3d', pretrained=None, dynamic=dict()),
+    neck=dict(type='SoftModulationGateNeck'),
+    cls_head=dict(type='VARED2I3DHead'),
+)
+load_from = (
+    'https://download.openmmlab.com/mmaction/v1.0/recognition/'
+    'i3d/i3d_imagenet-pretrained-r50_8xb8-32x2x1-100e_kinetics400-rgb/'
+    'i3d_imagenet-pretrained-r50_8xb8-32x2x1-100e_kinetics400-rgb_20220812-e213c223.pth'
+)
+
+custom_hooks = [dict(type='BudgetScheduleHook', begin=5, ramp=10)]
+train_cfg = dict(_delete_=True, type='EpochBasedTrainLoop', max_epochs=40, val_begin=1, val_interval=5)
+optim_wrapper = dict(optimizer=dict(lr=0.005))
+param_scheduler = [dict(type='CosineAnnealingLR', T_max=40, eta_min=0, by_epoch=True)]
+val_evaluator = [dict(type='AccMetric'), dict(type='ComputeMetric')]
+test_evaluator = val_evaluator
