@@ -14,7 +14,7 @@ load_from = (
 )
 
 custom_hooks = [dict(type='BudgetScheduleHook', begin=5, ramp=10)]
-train_cfg = dict(_delete_=True, type='EpochBasedTrainLoop', max_epochs=40, val_begin=1, val_interval=5)
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=40, val_begin=1, val_interval=5)
 optim_wrapper = dict(optimizer=dict(lr=0.005))
 param_scheduler = [dict(type='CosineAnnealingLR', T_max=40, eta_min=0, by_epoch=True)]
 val_evaluator = [dict(type='AccMetric'), dict(type='ComputeMetric')]

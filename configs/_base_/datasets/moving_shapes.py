@@ -1,0 +1,47 @@
+# Generated videos of 24 frames, see tools/make_moving_shapes.py; a clip's 8 frames span the video.
+data_root = 'data/moving_shapes'
+
+frames = dict(type='SampleFrames', clip_len=8, frame_interval=3, num_clips=1)
+format_inputs = [dict(type='FormatShape', input_format='NCTHW'), dict(type='PackActionInputs')]
+train_pipeline = [
+    dict(type='DecordInit', num_threads=1),
+    frames,
+    dict(type='DecordDecode'),
+    dict(type='Resize', scale=(56, 56), keep_ratio=False),
+    dict(type='RandomCrop', size=48),  # no Flip: left and right are classes
+    *format_inputs,
+]
+test_pipeline = [
+    dict(type='DecordInit', num_threads=1),
+    dict(test_mode=True, **frames),
+    dict(type='DecordDecode'),
+    dict(type='Resize', scale=(56, 56), keep_ratio=False),
+    dict(type='CenterCrop', crop_size=48),
+    *format_inputs,
+]
+
+dataset = dict(type='VideoDataset', data_prefix=dict(video=data_root))
+testing = dict(pipeline=test_pipeline, test_mode=True, **dataset)
+loader = dict(num_workers=2, persistent_workers=True)
+in_order = dict(type='DefaultSampler', shuffle=False)
+train_dataloader = dict(
+    batch_size=16,
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(ann_file=f'{data_root}/train.txt', pipeline=train_pipeline, **dataset),
+    **loader,
+)
+val_dataloader = dict(
+    batch_size=32,
+    sampler=in_order,
+    dataset=dict(ann_file=f'{data_root}/val.txt', **testing),
+    **loader,
+)
+test_dataloader = dict(
+    batch_size=32,
+    sampler=in_order,
+    dataset=dict(ann_file=f'{data_root}/test.txt', **testing),
+    **loader,
+)
+
+val_evaluator = dict(type='AccMetric')
+test_evaluator = val_evaluator

@@ -1,0 +1,46 @@
+# The static twin of the demo: a stock R(2+1)D with half the blocks and a quarter of the channels of
+# R(2+1)D-18, on the moving-shapes data set.
+_base_ = [
+    '../_base_/datasets/moving_shapes.py',
+    '../_base_/schedules/demo.py',
+    'mmaction::_base_/default_runtime.py',
+]
+custom_imports = dict(imports=['vared2_mmaction'])  # mends the installed releases
+
+model = dict(
+    type='Recognizer3D',
+    backbone=dict(
+        type='ResNet2Plus1d',
+        depth=18,
+        stage_blocks=(1, 1, 1, 1),
+        base_channels=16,
+        pretrained=None,
+        pretrained2d=False,
+        norm_eval=False,
+        conv_cfg=dict(type='Conv2plus1d'),
+        norm_cfg=dict(type='BN3d'),
+        conv1_kernel=(3, 5, 5),
+        conv1_stride_t=1,
+        pool1_stride_t=1,
+        temporal_strides=(1, 1, 2, 2),
+        zero_init_residual=False,
+    ),
+    cls_head=dict(
+        type='I3DHead',
+        num_classes=14,
+        in_channels=128,
+        dropout_ratio=0.2,
+        average_clips='prob',
+    ),
+    data_preprocessor=dict(
+        type='ActionDataPreprocessor',
+        mean=[128.0] * 3,
+        std=[40.0] * 3,
+        format_shape='NCTHW',
+    ),
+)
+default_hooks = dict(
+    checkpoint=dict(interval=5, max_keep_ckpts=1, save_best='acc/top1'),
+    logger=dict(interval=35),
+)
+env_cfg = dict(dist_cfg=dict(backend='gloo'))

@@ -1,0 +1,96 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""Small stock backbones and their dynamic twins."""
+
+from typing import Any
+
+from mmaction.registry import MODELS
+from mmaction.utils import register_all_modules
+from mmengine.logging import MMLogger
+from torch import nn
+
+from vared2_mmaction import dynamize
+
+register_all_modules()
+
+_PATHWAY = {'type': 'resnet3d', 'depth': 50, 'pretrained': None, 'conv1_stride_t': 1}
+_PATHWAY['pool1_stride_t'] = 1
+
+# Name: (config of the stock backbone, shape of its input).
+STOCK: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
+    'ResNet': ({'depth': 18}, (8, 3, 32, 32)),
+    'ResNet3d': ({'depth': 50, 'pretrained': None, 'base_channels': 8}, (2, 3, 16, 32, 32)),
+    'ResNet2Plus1d': (
+        {
+            'depth': 18,
+            'pretrained': None,
+            'pretrained2d': False,
+            'base_channels': 8,
+            'conv_cfg': {'type': 'Conv2plus1d'},
+            'temporal_strides': (1, 2, 2, 2),
+            'zero_init_residual': False,
+        },
+        (2, 3, 8, 32, 32),
+    ),
+    'X3D': ({'gamma_w': 1, 'gamma_b': 2.25, 'gamma_d': 1}, (2, 3, 5, 32, 32)),
+    'ResNet3dSlowOnly': (
+        {'depth': 50, 'pretrained': None, 'lateral': False, 'base_channels': 8},
+        (2, 3, 4, 32, 32),
+    ),
+    'ResNet3dSlowFast': (
+        {
+            'pretrained': None,
+            'resample_rate': 4,
+            'speed_ratio': 4,
+            'channel_ratio': 4,
+            'slow_pathway': {
+                **_PATHWAY,
+                'lateral': True,
+                'conv1_kernel': (1, 7, 7),
+                'base_channels': 8,
+                'inflate': (0, 0, 1, 1),
+            },
+            'fast_pathway': {
+                **_PATHWAY,
+                'lateral': False,
+                'conv1_kernel': (5, 7, 7),
+                'base_channels': 2,
+            },
+        },
+        (2, 3, 16, 32, 32),
+    ),
+    'ResNet3dCSN': (
+        {'depth': 50, 'pretrained': None, 'pretrained2d': False, 'base_channels': 8},
+        (2, 3, 8, 32, 32),
+    ),
+    'ResNetTSM': (
+        {'depth': 18, 'pretrained': None, 'pretrained2d': False, 'num_segments': 4},
+        (8, 3, 32, 32),
+    ),
+    'C3D': ({'out_dim': 512}, (2, 3, 16, 16, 16)),
+}
+NAMED = ('ResNet', 'ResNet3d', 'ResNet2Plus1d', 'X3D')
+
+
+def stock(name: str, **kwargs: Any) -> nn.Module:
+    """A stock backbone, initialised."""
+    config, _ = STOCK[name]
+    backbone = MODELS.build({'type': f'mmaction.{name}', **config, **kwargs})
+    MMLogger.get_current_instance().setLevel('ERROR')
+    backbone.init_weights()
+    return backbone
+
+
+def dynamic(name: str, options: dict[str, Any] | None = None, **kwargs: Any) -> nn.Module:
+    """The dynamic twin: a named class where there is one, else through dynamize."""
+    config, _ = STOCK[name]
+    segments = {'num_segments': 4} if name == 'ResNet' else {}
+    if name not in NAMED:
+        return dynamize(stock(name, **kwargs), **(options or {}))
+    return MODELS.build(
+        {'type': f'VARED2{name}', 'dynamic': options or {}, **config, **segments, **kwargs}
+    )
+
+
+def listed(features: Any) -> tuple:
+    """Features of one or of several pathways, as a tuple."""
+    return features if isinstance(features, tuple) else (features,)

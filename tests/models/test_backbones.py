@@ -1,0 +1,252 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""Parity with the stock networks."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from vared2_mmaction import dynamize, force_policy, static_cost
+from vared2_mmaction.models import dynamic_layers, to_static
+from vared2_mmaction.models.dynamize import is_own_parameter
+
+from .backbones import NAMED, STOCK, dynamic, listed, stock
+
+
+def relative(found, expected):
+    pairs = zip(listed(found), listed(expected), strict=True)
+    return max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs)
+
+
+@pytest.mark.parametrize('name', STOCK)
+def test_full_policy_is_the_stock_network(name):
+    twin, net, x = stock(name), dynamic(name), torch.randn(STOCK[name][1])
+    keys = net.load_state_dict(twin.state_dict(), strict=False)
+    assert keys.unexpected_keys == []
+    assert keys.missing_keys
+    assert all(is_own_parameter(key) for key in keys.missing_keys)
+    for training in (True, False):
+        net.train(training)
+        twin.train(training)
+        with force_policy(net, 0, 0), torch.random.fork_rng():
+            features, decisions = net(x)
+        with torch.random.fork_rng():
+            expected = twin(x)
+        assert relative(features, expected) <= 1e-5
+        assert torch.equal(decisions[..., 0], decisions[..., 1])
+    assert type(to_static(net)) is type(twin)
+    static = to_static(net)
+    static.eval()
+    assert relative(static(x), twin(x)) == 0
+    assert set(static.state_dict()) == set(twin.state_dict())
+
+
+@pytest.mark.parametrize('name', STOCK)
+def test_skipping_equals_the_training_function(name):
+    """With statistics frozen, training mode and evaluation mode are one function."""
+    net, x = dynamic(name), torch.randn(STOCK[name][1])
+    randomise(net)
+    net.eval()
+    with torch.no_grad():
+        skipped, decisions = net(x)
+        for layer in dynamic_layers(net).values():
+            layer.training = True  # one convolution for all clips, but BatchNorm stays frozen
+        dense, again = net(x)
+    assert decisions[:, 1:, 3:5].unique().numel() > 1
+    assert relative(skipped, dense) <= 1e-4
+    torch.testing.assert_close(decisions, again)
+
+
+@pytest.mark.parametrize('name', STOCK)
+def test_compute_equals_what_is_executed(name):
+    """Convolutions for convolutions, to the last multiply-add, for a clip alone."""
+    net, shape = dynamic(name), STOCK[name][1]
+    randomise(net)
+    net.eval()
+    clip = torch.randn(shape[0] // 2, *shape[1:])
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        _, decisions = net(clip)
+    convolutions = counter.get_flop_counts()['Global'][torch.ops.aten.convolution] // 2
+    cost = decisions[0].sum(0)
+    assert cost[0].item() == convolutions
+    assert 0 < cost[0] / cost[1] <= 1
+    twin = stock(name)
+    twin.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        twin(clip)
+    counts = counter.get_flop_counts()['Global']
+    assert cost[1].item() == counts[torch.ops.aten.convolution] // 2
+    assert static_cost(net, clip.shape) == sum(counts.values()) // 2
+    assert static_cost(twin, clip.shape) == sum(counts.values()) // 2
+
+
+@pytest.mark.parametrize('name', STOCK)
+def test_gradient_of_the_cost_reaches_every_gate(name):
+    net, x = dynamic(name), torch.randn(STOCK[name][1])
+    net.train()
+    features, decisions = net(x)
+    decisions[..., 0].sum().backward(retain_graph=True)
+    layers = dynamic_layers(net)
+    assert len(layers) == decisions.shape[1] - 1
+    for layer in layers.values():
+        assert layer.gate.fc2.weight.grad.abs().sum() > 0
+    sum(f.sum() for f in listed(features)).backward()
+    unused = [key for key, p in net.named_parameters() if p.requires_grad and p.grad is None]
+    assert unused == []
+
+
+@pytest.mark.parametrize('name', ['ResNet3d', 'ResNet3dSlowOnly', 'ResNet2Plus1d'])
+def test_gradient_checkpointing_keeps_the_gradient_of_decisions(name):
+    net, x = dynamic(name), torch.randn(STOCK[name][1])
+    saving = dynamic(name, with_cp=True)
+    saving.load_state_dict(net.state_dict())
+    gradients = []
+    for model in (net, saving):
+        model.train()
+        features, decisions = model(x)
+        (features.mean() + decisions[..., 0].sum() / 1e6).backward()
+        gradients.append({k: p.grad for k, p in model.named_parameters()})
+    for key, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][key], gradient, rtol=1e-3, atol=1e-5)
+    gates = [g for key, g in gradients[1].items() if key.endswith('gate.fc2.bias')]
+    assert all(g.abs().sum() > 0 for g in gates)
+
+
+@pytest.mark.parametrize('name', [*NAMED, 'C3D', 'ResNet3dSlowOnly'])
+def test_copies_and_pickles_are_equal_and_apart(name):
+    net, x = dynamic(name), torch.randn(STOCK[name][1])
+    net.eval()
+    with torch.no_grad():
+        expected, decisions = net(x)
+        for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+            features, again = other(x)
+            assert relative(features, expected) == 0
+            assert torch.equal(again, decisions)
+            with force_policy(other, 1, 1):
+                assert torch.equal(net(x)[1], decisions)
+
+
+def test_initialisation_leaves_gates_and_cheap_operations_alone():
+    for name in ('C3D', 'ResNet', 'ResNet3d'):  # C3D initialises every nn.Linear
+        net = dynamic(name)
+        before = {k: v.clone() for k, v in net.state_dict().items() if is_own_parameter(k)}
+        net.init_weights()
+        after = net.state_dict()
+        assert all(torch.equal(v, after[k]) for k, v in before.items())
+    layer = next(iter(dynamic_layers(net).values()))
+    assert layer.temporal_options.cheap[0].weight.eq(1).all()  # a frame starts as its neighbour
+
+
+def test_a_static_checkpoint_starts_nearly_unchanged():
+    for name in NAMED:
+        twin, net, x = stock(name), dynamic(name), torch.randn(STOCK[name][1])
+        net.load_state_dict(twin.state_dict(), strict=False)
+        twin.eval()
+        net.eval()
+        with torch.no_grad():
+            found, expected = net(x)[0], twin(x)
+        assert torch.nn.functional.cosine_similarity(found.flatten(), expected.flatten(), 0) > 0.9
+
+
+def test_which_layers_are_dynamic():
+    layers = dynamic_layers(dynamic('ResNet2Plus1d'))
+    assert len(layers) == 2 * 16  # each convolution of a block has a spatial and a temporal one
+    assert not any(s in name for name in layers for s in ('downsample', 'lateral', 'se_module'))
+    assert all(name.startswith('layer') for name in layers)
+    assert len(dynamic_layers(dynamic('C3D'))) == 7  # no residual stages: all but the first
+    only = dynamic('ResNet3d', {'layers': r'layer4\..*conv2'})
+    assert list(dynamic_layers(only)) == [f'layer4.{i}.conv2.conv' for i in range(3)]
+    with pytest.raises(ValueError, match=r"dynamic\.layers: no convolution .* 'layer9'.*conv1"):
+        dynamic('ResNet3d', {'layers': 'layer9'})
+
+
+@pytest.mark.parametrize(('key', 'column'), [('channel', 3), ('temporal', 4)])
+def test_one_dimension_alone(key, column):
+    net, x = dynamic('ResNet3d', {key: 1}), torch.randn(STOCK['ResNet3d'][1])
+    net.eval()
+    with torch.no_grad(), force_policy(net, 2, 2):
+        _, decisions = net(x)
+    assert (decisions[..., column] == 0).all()
+    assert (decisions[:, 1:, 7 - column] > 0).any()
+    assert decisions[..., 0].sum() < decisions[..., 1].sum()
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'chanel': 2}, "unknown option 'chanel'.*channel"),
+        ({'channel': 5}, r'dynamic\.channel=5'),
+        ({'temporal': 0}, r'dynamic\.temporal=0'),
+        ({'channel': 1, 'temporal': 1}, 'nothing is dynamic'),
+        ({'channel_operation': 'magic'}, r"dynamic\.channel_operation='magic'.*affine"),
+        ({'gate': {'hidden': 3}}, r"dynamic\.gate.*unknown option 'hidden'.*hidden_channels"),
+        ({'gate': {'dominance': 2}}, 'gate.dominance=2'),
+    ],
+)
+def test_wrong_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        dynamic('ResNet3d', options)
+
+
+def test_2d_backbones_need_the_number_of_segments():
+    with pytest.raises(ValueError, match=r'num_segments is missing: .*ResNet'):
+        dynamize(stock('ResNet'))
+    with pytest.raises(ValueError, match='is dynamic already'):
+        dynamize(dynamic('ResNet3d'))
+    net = dynamic('ResNet')
+    with pytest.raises(ValueError, match=r'layer1\.0\.conv1\.conv: .* num_segments is 4'):
+        net(torch.randn(6, 3, 32, 32))
+
+
+def test_pooled_segments_of_tsm():
+    net = dynamic('ResNetTSM', num_segments=4, temporal_pool=True)
+    twin = to_static(net)
+    x = torch.randn(8, 3, 32, 32)
+    net.eval()
+    twin.eval()
+    with torch.no_grad(), force_policy(net, 0, 0):
+        features, decisions = net(x)
+        torch.testing.assert_close(features, twin(x))
+    assert decisions.shape[0] == 8
+    layers = dynamic_layers(net)
+    assert layers['layer1.0.conv2.conv'].num_segments == 4
+    assert layers['layer2.net.0.conv2.conv'].num_segments == 2
+
+
+def test_forced_policies():
+    net, x = dynamic('ResNet2Plus1d'), torch.randn(STOCK['ResNet2Plus1d'][1])
+    net.eval()
+    ratios = []
+    for p in range(4):
+        with torch.no_grad(), force_policy(net, p, p):
+            cost = net(x)[1].sum(1)
+        ratios.append((cost[0, 0] / cost[0, 1]).item())
+    assert ratios[0] == 1
+    assert ratios[1] > ratios[2] == ratios[3]  # clamped to what the layer has
+    assert not any(layer.gate._forward_hooks for layer in dynamic_layers(net).values())
+    with pytest.raises(ValueError, match='channel=-1'), force_policy(net, -1):
+        pass
+    with pytest.raises(ValueError, match='no dynamic layer'), force_policy(stock('ResNet3d')):
+        pass
+
+
+@pytest.mark.parametrize(
+    ('name', 'shape', 'same'),
+    [('ResNet3d', (3, 16, 32, 32), (1, 3, 16, 32, 32)), ('ResNet', (3, 32, 32), (4, 3, 32, 32))],
+)
+def test_static_cost_of_one_clip(name, shape, same):
+    net = dynamic(name)
+    assert static_cost(net, shape) == static_cost(net, same) > 0
+    with pytest.raises(ValueError, match=r'input_shape=\(1, 2\): expected'):
+        static_cost(net, (1, 2))
+
+
+def randomise(net):
+    """Give every clip and layer some answer of its own, and cheap operations some weight."""
+    for layer in dynamic_layers(net).values():
+        torch.nn.init.normal_(layer.gate.fc2.weight, std=2)
+        torch.nn.init.normal_(layer.gate.fc2.bias, std=1)
+        for operation in (*layer.channel_options.cheap, *layer.temporal_options.cheap):
+            torch.nn.init.normal_(operation.weight, std=0.3)

@@ -1,0 +1,144 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""The skipping path equals the dense one, and costs what it says."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from vared2_mmaction.ops import DynamicConv3d, Modulation, collect
+
+from .layers import CASES, Case, build, clips, dense, every_modulation
+
+names = [case.name for case in CASES]
+
+
+@pytest.mark.parametrize('case', CASES, ids=names)
+@pytest.mark.parametrize(
+    ('dtype', 'tolerance'), [(torch.float64, 1e-9), (torch.float32, 1e-4)], ids=['f64', 'f32']
+)
+def test_training_and_skipping_equal_the_dense_function(case, dtype, tolerance):
+    layer, x = build(case, dtype), clips(case, 3, dtype)
+    for modulation in every_modulation(layer, x):
+        expected = dense(layer, x, modulation)
+        scale = expected.abs().max()
+        for training in (True, False):
+            y, _ = layer.train(training).modulate(x, modulation)
+            assert y.shape == expected.shape
+            assert (y - expected).abs().max() <= tolerance * scale
+
+
+@pytest.mark.parametrize('case', CASES, ids=names)
+def test_a_clip_alone_equals_the_clip_in_a_mixed_batch(case):
+    layer, x = build(case), clips(case, 9)
+    choices = every_modulation(layer, x)
+    mixed = Modulation(
+        *(torch.stack([choices[n % len(choices)][d][n] for n in range(9)]) for d in range(2))
+    )
+    y, decision = layer.modulate(x, mixed)
+    assert len(decision.policy.unique(dim=0)) == min(9, len(choices))
+    for n in range(9):
+        alone, own = layer.modulate(x[n, None], Modulation(*(v[n, None] for v in mixed)))
+        torch.testing.assert_close(alone[0], y[n], rtol=1e-9, atol=1e-9)
+        assert own.executed == decision.executed[n]
+        assert own.overhead == decision.overhead[n]
+        assert own.static == decision.static
+
+
+@pytest.mark.parametrize('case', CASES, ids=names)
+def test_cost_is_what_the_flop_counter_counts(case):
+    layer, x = build(case, torch.float32), clips(case, 1, torch.float32)
+    stock = nn.Conv3d if case.rank == 3 else nn.Conv2d
+    for modulation in every_modulation(layer, x):
+        with FlopCounterMode(display=False) as counter:
+            _, decision = layer.modulate(x, modulation)
+        counts = {name: sum(ops.values()) // 2 for name, ops in counter.get_flop_counts().items()}
+        cheap = counts.get('ChannelOptions', 0) + counts.get('TemporalOptions', 0)
+        assert decision.executed.item() == counts['Global'] - cheap
+        if case.kinds == ('depthwise', 'depthwise'):  # the counter does not see elementwise work
+            assert decision.overhead.item() == cheap + layer.gate.macs()
+    frames = x if case.rank == 3 else x.transpose(1, 2).flatten(0, 1)
+    with FlopCounterMode(display=False) as counter:
+        stock.forward.__get__(layer)(frames)
+    assert decision.static == counter.get_total_flops() // 2
+
+
+def test_forward_keeps_stock_shapes_and_reports():
+    for case in CASES:
+        layer, x = build(case), clips(case, 2)
+        stock = nn.Conv3d if case.rank == 3 else nn.Conv2d
+        x = x if case.rank == 3 else x.transpose(1, 2).flatten(0, 1)
+        with collect() as decisions:
+            y = layer(x)
+        assert y.shape == stock.forward.__get__(layer)(x).shape
+        assert list(decisions.layers) == [case.name]
+    assert layer(x).shape == y.shape  # outside a scope it reports to nobody
+
+
+@pytest.mark.parametrize('training', [True, False])
+@pytest.mark.parametrize('name', ['odd', 'groups', 'not normalised', '2d groups'])
+def test_gradients_against_finite_differences(name, training):
+    case = CASES[names.index(name)]
+    layer, x = build(case), clips(case, 2)[..., :4, :4].clone().requires_grad_()
+    layer.train(training)
+    choices = every_modulation(layer, x)
+    parameters = [layer.weight, *layer.channel_options.parameters()]
+    parameters += list(layer.temporal_options.parameters())
+    for modulation in (choices[0], choices[-1]):
+        inputs = [x, *parameters]
+        assert torch.autograd.gradcheck(
+            lambda *_, m=modulation: layer.modulate(x, m)[0], inputs, fast_mode=True
+        )
+    # At zero an option switches off: there the function has a one-sided derivative only.
+    weights = [(0.1 + 0.8 * torch.rand_like(v)).requires_grad_() for v in choices[0]]
+    assert torch.autograd.gradcheck(lambda *v: layer.modulate(x, Modulation(*v))[0], weights)
+
+
+def test_every_parameter_has_a_gradient_in_training_whatever_is_off():
+    layer, x = build(CASES[0], torch.float32).train(), clips(CASES[0], 2, torch.float32)
+    with torch.no_grad():
+        layer.gate.fc2.bias.fill_(-5)  # all off but the floored cheapest
+    with collect() as decisions:
+        y = layer(x)
+    (y.sum() + decisions.layers['plain'][0].executed.sum()).backward()
+    assert [name for name, p in layer.named_parameters() if p.grad is None] == []
+
+
+def test_autocast_keeps_the_reduced_precision_of_the_stock_layer():
+    layer, x = build(CASES[0], torch.float32), clips(CASES[0], 2, torch.float32)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+        assert layer.train()(x).dtype == torch.bfloat16
+
+
+def test_reduced_precision_and_empty_batch():
+    layer, x = build(CASES[0], torch.bfloat16), clips(CASES[0], 2, torch.bfloat16)
+    assert layer(x).dtype == torch.bfloat16
+    layer = build(CASES[0])
+    assert layer(clips(CASES[0], 0)).shape[:2] == (0, 8)
+
+
+def test_errors_name_layer_and_shape():
+    layer = build(Case('stage.conv', {'in_channels': 2, 'out_channels': 4, 'kernel_size': 1}))
+    with pytest.raises(ValueError, match=r'stage\.conv: expected clips .* got \(2, 3, 4, 4\)'):
+        layer(torch.zeros(2, 3, 4, 4))
+    frames = build(
+        Case('stem', {'in_channels': 2, 'out_channels': 4, 'kernel_size': 1}, frames=4, rank=2)
+    )
+    with pytest.raises(ValueError, match=r'stem: .* num_segments is 4, got \(6, 2, 4, 4\)'):
+        frames(torch.zeros(6, 2, 4, 4))
+    with torch.no_grad():
+        layer.gate.fc2.bias.fill_(float('nan'))
+    with pytest.raises(FloatingPointError, match=r'stage\.conv'):
+        layer(torch.zeros(1, 2, 4, 4, 4, dtype=torch.float64))
+
+
+def test_converted_layer_shares_the_parameters_of_the_stock_one():
+    conv = nn.Conv3d(4, 8, 3)
+    case = CASES[0]
+    made = build(case)
+    layer = DynamicConv3d.convert_from(conv, made.gate, made.channel_options, made.temporal_options)
+    assert layer.weight is conv.weight
+    assert {k for k in layer.state_dict() if '.' not in k} == set(conv.state_dict())
+    assert isinstance(layer, nn.Conv3d)
+    assert layer.stride == conv.stride

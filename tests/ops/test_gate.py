@@ -1,0 +1,103 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""Gate, straight-through cost and options."""
+
+import pytest
+import torch
+
+from vared2_mmaction.ops import SoftModulationGate, kept
+from vared2_mmaction.ops.decision import policy, straight_through
+from vared2_mmaction.ops.gate import descriptor
+from vared2_mmaction.ops.options import check_num_options
+
+
+def test_starts_with_all_options_open_and_the_dear_one_dominant():
+    gate = SoftModulationGate(4, 3, 3, dominance=0.9).eval()
+    for v in gate(torch.randn(5, 4, 8, 6, 6), 3):
+        assert (v > 0).all()
+        shares = v / v.sum(1, keepdim=True)
+        torch.testing.assert_close(shares[:, 0], torch.full((5,), 0.9), atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize('training', [True, False])
+def test_no_clip_ends_with_every_option_off(training):
+    gate = SoftModulationGate(4, 3, 4).train(training)
+    for _ in range(20):
+        torch.nn.init.normal_(gate.fc2.weight, std=3)
+        torch.nn.init.normal_(gate.fc2.bias, mean=-3, std=3)
+        for v in gate(torch.randn(16, 4, 4, 3, 3), 3):
+            assert ((v >= 0) & (v <= 1)).all()  # rounded to 1 where tanh saturates
+            assert (v > 0).any(1).all()
+    torch.nn.init.constant_(gate.fc2.bias, -50)
+    channel, temporal = gate(torch.randn(2, 4, 4, 3, 3), 3)
+    assert policy((channel, temporal)).tolist() == [[2, 2], [2, 2]]
+    assert channel[0].tolist() == pytest.approx([0, 0, gate.floor])
+
+
+def test_descriptor_tells_a_still_clip_from_a_moving_one_at_any_length():
+    frame = torch.randn(1, 3, 1, 5, 5)
+    still, longer = frame.expand(-1, -1, 4, -1, -1), frame.expand(-1, -1, 9, -1, -1)
+    moving = torch.stack([frame[:, :, 0].roll(t, -1) for t in range(4)], 2)
+    torch.testing.assert_close(descriptor(still, True), descriptor(longer, True))
+    torch.testing.assert_close(descriptor(still, False), descriptor(moving, False))
+    assert (descriptor(still, True)[:, 3:] == 0).all()
+    assert (descriptor(moving, True)[:, 3:] > 0.1).all()
+    assert (descriptor(frame, True)[:, 3:] == 0).all()
+
+
+def test_one_clip_trains_as_it_is_evaluated():
+    gate = SoftModulationGate(4, 3, 3)
+    x = torch.randn(1, 4, 4, 3, 3)
+    for trained, evaluated in zip(gate.train()(x, 3), gate.eval()(x, 3), strict=True):
+        torch.testing.assert_close(trained, evaluated)
+    assert gate.train()(torch.randn(2, 4, 4, 3, 3), 3).channel.shape == (2, 3)
+    assert gate.bn.num_batches_tracked == 1
+
+
+def test_straight_through_is_exact_and_pushes_at_the_dearest_open_option():
+    sizes = (12_345_678_901, 7_654_321_001, 3_000_000_007)
+    v = torch.tensor([[0.3, 0.2, 0.1], [0, 0.7, 0.1], [0, 0, 0.2], [0.1, 0, 0]], requires_grad=True)
+    cost = straight_through(v, sizes)
+    assert cost.tolist() == [sizes[0], sizes[1], sizes[2], sizes[0]]
+    cost.sum().backward()
+    # Closing the dearest open option saves what the next open one does not cost.
+    assert v.grad[0].tolist() == pytest.approx([sizes[0] - sizes[1], 0, 0])
+    assert v.grad[1, 1:].tolist() == pytest.approx([sizes[1] - sizes[2], 0])
+    assert (v.grad[torch.arange(4), [0, 1, 2, 0]] > 0).all()
+
+
+def test_the_gradient_of_the_cost_reaches_the_gate():
+    gate = SoftModulationGate(4, 3, 3)
+    for v in gate(torch.randn(6, 4, 4, 3, 3), 3):
+        gate.zero_grad()
+        straight_through(v, (4, 2, 1)).sum().backward(retain_graph=True)
+        assert gate.fc2.weight.grad.abs().sum() > 0
+        assert gate.fc1.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ('length', 'options', 'expected'),
+    [
+        (8, 3, (8, 4, 2)),
+        (7, 3, (7, 4, 2)),
+        (3, 4, (3, 2)),
+        (2, 3, (2, 1)),
+        (1, 3, (1,)),
+        (16, 1, (16,)),
+    ],
+)
+def test_options_of_a_dimension(length, options, expected):
+    assert kept(length, options) == expected
+
+
+@pytest.mark.parametrize('wrong', [0, 5, 2.0, '3', None, True])
+def test_wrong_numbers_of_options(wrong):
+    with pytest.raises(ValueError, match=r'dynamic\.channel=.*from 1 .* to 4'):
+        check_num_options(wrong, 'dynamic.channel')
+
+
+@pytest.mark.parametrize(
+    'wrong', [{'dominance': 1.0}, {'floor': 0}, {'hidden_channels': 0}], ids=lambda w: next(iter(w))
+)
+def test_wrong_gate_options_are_named(wrong):
+    with pytest.raises(ValueError, match=f'gate.{next(iter(wrong))}'):
+        SoftModulationGate(4, 3, 3, **wrong)

@@ -1,0 +1,24 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""Tests a checkpoint: MMAction2's flags, with vared2_mmaction registered."""
+
+from mmengine.config import Config
+
+import vared2_mmaction  # noqa: F401  (registers the models and mends the OpenMMLab releases)
+from vared2_mmaction.apis import cli
+from vared2_mmaction.apis.check import check_config
+
+
+def main() -> None:
+    parser = cli.test_parser()
+    args = cli.parse_args(parser)
+    cfg = Config.fromfile(args.config)
+    try:
+        cli.merge_test_args(cfg, args)
+    except ValueError as error:
+        parser.error(str(error))
+    check_config(cfg, 'test')
+    cli.build_runner(cfg).test()
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,203 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""Known defects of the OpenMMLab releases, mended when this package is imported.
+
+The only place that knows them. Each function names the defect; each can go when it is gone.
+"""
+
+import codecs
+import functools
+import importlib.metadata
+import importlib.util
+import os
+import sys
+import types
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def apply() -> None:
+    """Mend what is broken; must run before ``mmaction.models`` is imported."""
+    _provide_importlib_metadata()
+    _provide_missing_localizer()
+    _allow_checkpoints_of_the_trainer()
+    _name_undecodable_videos()
+    _draw_predictions()
+    _start_distributed_on_cpu()
+
+
+def _provide_importlib_metadata() -> None:
+    """mmaction.utils.dependency imports a backport that mmaction2 does not declare."""
+    if importlib.util.find_spec('importlib_metadata') is None:
+        sys.modules['importlib_metadata'] = importlib.metadata
+
+
+def _provide_missing_localizer() -> None:
+    """The mmaction2 1.2.0 wheel lacks mmaction/models/localizers/drn, which it imports."""
+    package = importlib.util.find_spec('mmaction')
+    assert package is not None
+    assert package.origin is not None
+    if (Path(package.origin).parent / 'models' / 'localizers' / 'drn').exists():
+        return
+
+    class DRN:
+        """Stands for the localizer that the release lacks."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            raise ImportError(
+                'DRN is missing from the installed mmaction2 release; install mmaction2 from its '
+                'repository to use it'
+            )
+
+    name = 'mmaction.models.localizers.drn'
+    parent, module = types.ModuleType(name), types.ModuleType(f'{name}.drn')
+    parent.__path__ = []
+    module.DRN = parent.drn = DRN  # type: ignore[attr-defined]
+    parent.drn = module  # type: ignore[attr-defined]
+    sys.modules.setdefault(name, parent)
+    sys.modules.setdefault(f'{name}.drn', module)
+
+
+def _allow_checkpoints_of_the_trainer() -> None:
+    """PyTorch >= 2.6 loads weights only and refuses the logs in a trainer's checkpoint.
+
+    The protection stays on. Exactly the harmless globals that such a checkpoint holds are
+    allowed; what else a file asks for is refused by name.
+    """
+    import numpy as np
+    from mmengine.logging.history_buffer import HistoryBuffer
+
+    try:
+        from numpy._core import multiarray
+    except ImportError:  # numpy < 2
+        from numpy.core import multiarray  # type: ignore[no-redef]
+
+    def getattr_of_history_buffer(owner: Any, name: str) -> Any:
+        if owner is not HistoryBuffer or name not in ('min', 'max', 'mean', 'current'):
+            raise ValueError(
+                f'checkpoint asks for attribute {name!r} of {owner!r}; only the statistics of '
+                'HistoryBuffer are allowed'
+            )
+        return getattr(owner, name)
+
+    float_dtypes = {type(np.dtype(kind)) for kind in ('f4', 'f8', 'i4', 'i8')}
+    torch.serialization.add_safe_globals(
+        [
+            HistoryBuffer,
+            np.dtype,
+            np.ndarray,
+            codecs.encode,
+            (codecs.encode, '_codecs.encode'),
+            (getattr_of_history_buffer, 'builtins.getattr'),
+            *[
+                (getattr(multiarray, function), f'numpy.{core}.multiarray.{function}')
+                for function in ('_reconstruct', 'scalar')
+                for core in ('_core', 'core')
+            ],
+            *float_dtypes,
+        ]
+    )
+
+
+def _name_undecodable_videos() -> None:
+    """decord sees bytes, so its error does not say which video of the data set is broken."""
+    from mmaction.datasets.transforms.loading import DecordDecode, DecordInit
+
+    for transform, step in ((DecordInit, 'opened'), (DecordDecode, 'decoded')):
+        original = transform.transform
+
+        @functools.wraps(original)
+        def named(self: Any, results: dict, _original: Any = original, _step: str = step) -> dict:
+            try:
+                return _original(self, results)
+            except ImportError:
+                raise
+            except Exception as error:
+                raise RuntimeError(
+                    f'video {str(results.get("filename", "<array>"))!r} cannot be {_step}: '
+                    f'expected a video file that decord can decode ({error})'
+                ) from error
+
+        if not hasattr(original, '__wrapped__'):
+            transform.transform = named
+
+
+def _draw_predictions() -> None:
+    """VisualizationHook (test.py --show) fails on any clip and finds no prediction to write.
+
+    It permutes the five dimensions (views, C, T, H, W) as if they were four, hands ``show`` to a
+    visualizer that calls it ``show_frames``, and the visualizer looks for ``pred_labels`` where
+    heads write ``pred_label``.
+    """
+    from mmaction.engine.hooks.visualization_hook import VisualizationHook
+
+    def draw_samples(
+        self: Any, batch_idx: int, data_batch: dict, data_samples: Sequence[Any], step: int = 0
+    ) -> None:
+        if not self.enable:
+            return
+        if batch_idx == 0 or not hasattr(self, '_batch_size'):
+            self._batch_size = len(data_samples)  # the last batch may be smaller
+        first = batch_idx * self._batch_size
+        for number, sample in enumerate(data_samples, start=first):
+            if number % self.interval == 0:
+                _draw_sample(self, data_batch['inputs'][number - first], sample, number, step)
+
+    VisualizationHook._draw_samples = draw_samples
+
+
+def _draw_sample(hook: Any, inputs: torch.Tensor, sample: Any, number: int, step: int) -> None:
+    """Draws the first view of one sample; ``inputs`` is (views, C, T, H, W) or (T, C, H, W)."""
+    from mmengine.structures import LabelData
+
+    frames = inputs[0].transpose(0, 1) if inputs.ndim == 5 else inputs
+    if frames.ndim != 4 or frames.shape[1] != 3:
+        raise ValueError(
+            f'only RGB clips can be drawn, of shape (views, 3, T, H, W) or (T, 3, H, W): '
+            f'sample {number} has {tuple(inputs.shape)}'
+        )
+    drawn = sample.new()
+    if 'gt_label' in drawn:
+        drawn.gt_labels = drawn.gt_label
+    if 'pred_label' in drawn:
+        drawn.pred_labels = LabelData(item=drawn.pred_label, score=drawn.pred_score)
+    name = os.path.basename(sample.get('filename') or sample.get('frame_dir') or str(number))
+    options = {key: value for key, value in hook.draw_args.items() if key != 'show'}
+    wait_time = options.pop('wait_time', 0)
+    if hook.out_dir is not None:
+        options['out_path'] = os.path.join(hook.out_dir, f'{name}_{step}')
+    video = frames.permute(0, 2, 3, 1).cpu().numpy().astype('uint8')
+    images = hook._visualizer.add_datasample(
+        name, video=video, data_sample=drawn, step=step, **options
+    )
+    if hook.show and images is not None:  # other ranks draw nothing
+        for index, image in enumerate(images, start=1):
+            pause = wait_time if index == len(images) else 1 / options.get('fps', 4)
+            hook._visualizer.show(image, f'frame {index} of {name}', pause)
+
+
+def _start_distributed_on_cpu() -> None:
+    """MMEngine selects a CUDA device for every process, also where there is none."""
+    from mmengine.device import is_cuda_available
+    from mmengine.dist import utils
+
+    original = utils._init_dist_pytorch
+
+    def init_dist(backend: str, init_backend: str = 'torch', **kwargs: Any) -> None:
+        accelerated = is_cuda_available() or any(
+            getattr(utils, f'is_{device}_available')() for device in ('mlu', 'npu', 'musa')
+        )
+        if accelerated or init_backend != 'torch':
+            original(backend, init_backend=init_backend, **kwargs)
+        elif backend != 'gloo':
+            raise ValueError(
+                f'env_cfg.dist_cfg.backend={backend!r} needs a GPU, and none is available; on CPU '
+                'use env_cfg.dist_cfg.backend=gloo and model_wrapper_cfg.type='
+                'MMDistributedDataParallel'
+            )
+        else:
+            torch.distributed.init_process_group(backend=backend, **kwargs)
+
+    utils._init_dist_pytorch = init_dist

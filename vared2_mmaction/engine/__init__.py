@@ -1,0 +1,6 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""Hooks of the training loop."""
+
+from .budget_hook import BudgetScheduleHook
+
+__all__ = ['BudgetScheduleHook']

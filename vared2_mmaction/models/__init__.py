@@ -1,0 +1,29 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""What MMAction2 sees: backbones, neck, heads and loss in its registries."""
+
+from .backbones import VARED2X3D, VARED2ResNet, VARED2ResNet2Plus1d, VARED2ResNet3d
+from .dynamize import DynamicFeatures, dynamize
+from .heads import VARED2I3DHead, VARED2TSNHead, VARED2X3DHead
+from .losses import ComputationBudgetLoss
+from .neck import ModulatedFeatures, SoftModulationGateNeck
+from .policy import dynamic_layers, force_policy
+from .static import static_cost, to_static
+
+__all__ = [
+    'VARED2X3D',
+    'ComputationBudgetLoss',
+    'DynamicFeatures',
+    'ModulatedFeatures',
+    'SoftModulationGateNeck',
+    'VARED2I3DHead',
+    'VARED2ResNet',
+    'VARED2ResNet2Plus1d',
+    'VARED2ResNet3d',
+    'VARED2TSNHead',
+    'VARED2X3DHead',
+    'dynamic_layers',
+    'dynamize',
+    'force_policy',
+    'static_cost',
+    'to_static',
+]

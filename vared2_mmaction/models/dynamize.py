@@ -1,0 +1,225 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""Make any CNN backbone dynamic, in place and without touching its forward."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from mmaction.registry import MODELS
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.utils.checkpoint import checkpoint
+
+from ..ops import DynamicConv2d, DynamicConv3d, collect, report_fixed
+from ..ops.decision import Decisions
+from .layers import DynamicOptions, clip_length, make_layers_dynamic
+
+OWN_PARTS = ('gate', 'channel_options', 'temporal_options')
+DECISION_COLUMNS = ('executed', 'static', 'overhead', 'p_c', 'p_t', 'segment')
+
+
+class DynamicFeatures(NamedTuple):
+    """What a dynamic backbone returns."""
+
+    features: Any
+    """Those of the stock backbone: a tensor or a tuple of tensors."""
+    decisions: Tensor
+    """(N, 1 + layers, 6) in float64, a row for each clip; from a 2-D backbone (N T, ...), a row
+    for each frame, alike within a clip. Columns: ``DECISION_COLUMNS``. The first layer stands
+    for all that is not dynamic; costs are multiply-adds a clip."""
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        """Explain a stock neck or head that treats the pair as a tensor."""
+        raise TypeError(
+            'the features and decisions of a dynamic backbone reached '
+            f'{getattr(func, "__name__", func)}: the model needs '
+            "neck=dict(type='SoftModulationGateNeck') and a VARED2 head"
+        )
+
+
+class DynamicBackbone(nn.Module):
+    """Mixin: a stock backbone that returns its decisions beside its features.
+
+    Args:
+        dynamic: Options of :class:`~vared2_mmaction.models.layers.DynamicOptions`.
+    """
+
+    dynamic_layers: tuple[str, ...]
+    clip_length: int | None
+    """Frames of a clip in a 2-D backbone; None in a 3-D one, whose input has a time axis."""
+
+    def __init__(self, *args: Any, dynamic: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._make_dynamic(DynamicOptions.parse(dict(dynamic or {})))
+
+    def _make_dynamic(self, options: DynamicOptions) -> None:
+        self.dynamic_layers = make_layers_dynamic(self, options)
+        layers = [self.get_submodule(name) for name in self.dynamic_layers]
+        frames = any(isinstance(layer, DynamicConv2d) for layer in layers)
+        self.clip_length = clip_length(self, options) if frames else None
+        for module in list(self.modules()):
+            if isinstance(module, _ConvNd) and not isinstance(
+                module, DynamicConv2d | DynamicConv3d
+            ):
+                module.register_forward_hook(report_convolution)
+            if getattr(module, 'with_cp', False) and module is not self:
+                _checkpoint_without_reentry(module)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> DynamicFeatures:
+        """Extract features; arguments are those of the stock backbone."""
+        with collect() as decisions:
+            features = super().forward(x, *args, **kwargs)
+        return DynamicFeatures(features, self._tabulate(decisions, x))
+
+    def _tabulate(self, decisions: Decisions, x: Tensor) -> Tensor:
+        segments = self.clip_length or 1
+        clips = x.shape[0] // segments
+        zeros = torch.zeros(clips, len(DECISION_COLUMNS), dtype=torch.float64, device=x.device)
+        fixed = zeros.clone()
+        fixed[:, :2] = decisions.fixed / max(clips, 1)
+        rows = [fixed]
+        for name in self.dynamic_layers:
+            row = zeros
+            for d in decisions.layers.get(name, []):  # more than one where a layer is run again
+                cost = torch.stack((d.executed, torch.full_like(d.executed, d.static), d.overhead))
+                columns = (row[:, :3] + cost.T, d.policy.double(), zeros[:, 5:])
+                row = torch.cat(columns, 1)
+            rows.append(row)
+        table = torch.stack(rows, 1)
+        if self.clip_length is None:
+            return table
+        table = table.repeat_interleave(segments, 0)
+        table[..., -1] = torch.arange(segments, device=x.device).repeat(clips)[:, None]
+        return table
+
+    def init_weights(self, *args: Any, **kwargs: Any) -> None:
+        """Initialise as the stock backbone does; gates and cheap operations keep their own."""
+        own = {k: v.clone() for k, v in self.state_dict().items() if is_own_parameter(k)}
+        loaded = []
+
+        def note_load(*_: Any) -> None:
+            loaded.append(True)
+
+        handle = self.register_load_state_dict_post_hook(note_load)
+        try:
+            if (stock := getattr(super(), 'init_weights', None)) is not None:
+                stock(*args, **kwargs)
+        finally:
+            handle.remove()
+        if not loaded:  # a checkpoint may hold gates of its own
+            self.load_state_dict(own, strict=False)
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Tensor], prefix: str, *args: Any
+    ) -> None:
+        self._check_checkpoint(
+            {k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)}, prefix
+        )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _check_checkpoint(self, given: Mapping[str, Tensor], prefix: str) -> None:
+        """Refuse the checkpoint of another network; MMEngine would only log what differs."""
+        dynamic = any(is_own_parameter(key) for key in given)
+        static = not dynamic or not all(is_own_parameter(key) for key in given)
+        for key, value in self.state_dict().items():
+            wanted = dynamic if is_own_parameter(key) else static
+            if not wanted or key.endswith('num_batches_tracked'):
+                continue
+            found = given.get(key)
+            if found is None or found.shape != value.shape:
+                what = 'nothing' if found is None else f'shape {tuple(found.shape)}'
+                raise RuntimeError(
+                    f'checkpoint of another network: expected {prefix}{key} of shape '
+                    f'{tuple(value.shape)} for {type(self).__name__}, found {what}'
+                )
+
+
+def is_own_parameter(key: str) -> bool:
+    """Whether a state-dict key belongs to a gate or a cheap operation."""
+    return any(part in OWN_PARTS for part in key.split('.'))
+
+
+def dynamize(backbone: nn.Module, **dynamic: Any) -> nn.Module:
+    """Make a CNN backbone dynamic, in place.
+
+    All stock parameter names stay, so that a stock checkpoint loads with nothing but gates and
+    cheap operations missing. The forward then returns :class:`DynamicFeatures`.
+
+    Args:
+        backbone: Any backbone built of ``nn.Conv2d`` or ``nn.Conv3d``.
+        **dynamic: Options of :class:`~vared2_mmaction.models.layers.DynamicOptions`.
+
+    Returns:
+        The same object.
+
+    Raises:
+        ValueError: If an option is wrong, or the backbone has nothing to make dynamic.
+
+    Examples:
+        >>> from mmaction.registry import MODELS
+        >>> from vared2_mmaction import dynamize
+        >>> slow_only = MODELS.build(dict(type='ResNet3dSlowOnly', depth=50, lateral=False))
+        >>> features, decisions = dynamize(slow_only, temporal=2)(clips)
+    """
+    if isinstance(backbone, DynamicBackbone):
+        raise ValueError(f'{type(backbone).__name__} is dynamic already')
+    options = DynamicOptions.parse(dynamic)
+    backbone.__class__ = _derive(DynamicBackbone, type(backbone))
+    backbone._make_dynamic(options)  # type: ignore[operator]
+    return backbone
+
+
+@MODELS.register_module(name='VARED2Backbone')
+def build_dynamic_backbone(backbone: dict, dynamic: Mapping[str, Any] | None = None) -> nn.Module:
+    """Any MMAction2 backbone, made dynamic from a config.
+
+    Args:
+        backbone: Config of the stock backbone.
+        dynamic: Options of :class:`~vared2_mmaction.models.layers.DynamicOptions`.
+    """
+    return dynamize(MODELS.build(backbone), **(dynamic or {}))
+
+
+class _Checkpointed(nn.Module):
+    """Mixin: a block that keeps its input only and is run again in the backward pass.
+
+    Stock blocks ask for the re-entrant variant, which runs them without gradient first: their
+    decisions would have none.
+    """
+
+    def forward(self, *args: Any) -> Any:
+        if torch.is_grad_enabled():
+            return checkpoint(super().forward, *args, use_reentrant=False)
+        return super().forward(*args)
+
+
+def _checkpoint_without_reentry(block: nn.Module) -> None:
+    block.with_cp = False  # type: ignore[assignment]
+    block.__class__ = _derive(_Checkpointed, type(block))
+
+
+def _make_derived(mixin: Any, stock: Any) -> type[nn.Module]:
+    """A class of both, whose objects can be pickled and copied."""
+
+    def reduce(self: nn.Module, protocol: Any) -> Any:
+        return _rebuild, (mixin, stock), self.__dict__
+
+    members = {'__reduce_ex__': reduce, '__module__': __name__}
+    return type(f'{mixin.__name__}[{stock.__name__}]', (mixin, stock), members)
+
+
+# One class for each pair, so that copies of an object are of its class.
+_derive: Callable[[Any, Any], type[nn.Module]] = functools.cache(_make_derived)
+
+
+def _rebuild(mixin: type[nn.Module], stock: type[nn.Module]) -> nn.Module:
+    derived = _derive(mixin, stock)
+    return derived.__new__(derived)
+
+
+def report_convolution(conv: nn.Module, args: Any, output: Tensor) -> None:
+    report_fixed(output.numel() * conv.weight[0].numel())  # type: ignore[index]

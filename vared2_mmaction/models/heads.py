@@ -1,0 +1,90 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""Stock heads that also see the compute of each view."""
+
+from typing import Any
+
+import torch
+from mmaction.models.heads import I3DHead, TSNHead, X3DHead
+from mmaction.registry import MODELS
+from mmaction.structures import ActionDataSample
+from torch import Tensor, nn
+
+from .neck import ModulatedFeatures
+
+
+class BudgetHead(nn.Module):
+    """Mixin: a stock head with the computation-budget loss.
+
+    In training it adds ``loss_budget`` and logs ``compute_ratio``; in test it puts
+    ``compute_ratio``, ``compute_gmacs``, ``overhead_gmacs`` (means over views) and ``policy``,
+    (views, layers, 2), on every data sample.
+
+    Args:
+        loss_budget: Config of the budget loss.
+    """
+
+    def __init__(self, *args: Any, loss_budget: dict | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.loss_budget = MODELS.build({'type': 'ComputationBudgetLoss', **(loss_budget or {})})
+
+    def forward(self, x: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """Classify; the answer is that of the stock head."""
+        return super().forward(self._modulated(x).features, *args, **kwargs)
+
+    def loss(self, feats: Any, data_samples: list[ActionDataSample], **kwargs: Any) -> dict:
+        """Stock losses and ``loss_budget``; ``compute_ratio`` is for the log only."""
+        x = self._modulated(feats)
+        scores = self(x, **kwargs)
+        losses = self.loss_by_feat(scores, data_samples)  # type: ignore[operator]
+        ratio = x.ratio.view(len(data_samples), -1).mean(1)
+        losses['loss_budget'] = self.loss_budget(ratio, self._correct(scores, data_samples))
+        losses['compute_ratio'] = ratio.detach().mean().float()
+        return losses
+
+    def predict(
+        self, feats: Any, data_samples: list[ActionDataSample], **kwargs: Any
+    ) -> list[ActionDataSample]:
+        """Stock predictions with the compute of each video."""
+        x = self._modulated(feats)
+        samples = super().predict(x, data_samples, **kwargs)  # type: ignore[misc]
+        views = len(x.ratio) // len(samples)
+        ratios = x.ratio.view(-1, views).mean(1).tolist()
+        costs = (x.cost.view(-1, views, 3).mean(1) / 1e9).tolist()
+        for i, sample in enumerate(samples):
+            sample.compute_ratio = ratios[i]
+            sample.compute_gmacs, _, sample.overhead_gmacs = costs[i]
+            sample.policy = x.policy[i * views : (i + 1) * views]
+        return samples
+
+    def _correct(self, scores: Tensor, data_samples: list[ActionDataSample]) -> Tensor:
+        """Whether each clip is classified correctly, (N,); all are where labels are many."""
+        if self.multi_class:
+            return scores.new_ones(len(scores))
+        labels = torch.stack([sample.gt_label for sample in data_samples]).to(scores.device)
+        # A soft label (mixup, cutmix) is a distribution: its likeliest class is the one to meet.
+        labels = labels.argmax(1) if labels.shape[1] > 1 else labels[:, 0]
+        return (scores.detach().argmax(1) == labels).to(scores.dtype)
+
+    def _modulated(self, x: Any) -> ModulatedFeatures:
+        # The chunks of `max_testing_views` come back as a plain tuple.
+        if not isinstance(x, tuple) or len(x) != len(ModulatedFeatures._fields):
+            raise TypeError(
+                f'{type(self).__name__} expects what SoftModulationGateNeck returns, got '
+                f'{type(x).__name__}: the model needs neck=dict(type="SoftModulationGateNeck")'
+            )
+        return ModulatedFeatures(*x)
+
+
+@MODELS.register_module()
+class VARED2TSNHead(BudgetHead, TSNHead):
+    """TSN's head with the budget loss."""
+
+
+@MODELS.register_module()
+class VARED2I3DHead(BudgetHead, I3DHead):
+    """I3D's and R(2+1)D's head with the budget loss."""
+
+
+@MODELS.register_module()
+class VARED2X3DHead(BudgetHead, X3DHead):
+    """X3D's head with the budget loss."""

@@ -1,0 +1,175 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""Which convolutions of a backbone become dynamic, and how."""
+
+import inspect
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from mmaction.registry import MODELS
+from mmcv.cnn.bricks import wrappers
+from torch import nn
+
+from ..ops import (
+    CHEAP_OPERATIONS,
+    ChannelOptions,
+    DynamicConv2d,
+    DynamicConv3d,
+    SoftModulationGate,
+    TemporalOptions,
+)
+from ..ops.options import check_num_options
+
+MODELS.register_module(module=SoftModulationGate)
+
+# Exact types: another subclass may compute something else and stays as it is. mmcv's wrappers
+# differ from the stock layers for empty tensors in old PyTorch releases only.
+CONVOLUTIONS: dict[type[nn.Module], type[DynamicConv2d] | type[DynamicConv3d]] = {
+    nn.Conv2d: DynamicConv2d,
+    nn.Conv3d: DynamicConv3d,
+    wrappers.Conv2d: DynamicConv2d,
+    wrappers.Conv3d: DynamicConv3d,
+}
+_RESIDUAL_STAGE = re.compile(r'(^|\.)layer\d+\.')
+_BESIDE_THE_STAGES = re.compile(r'downsample|lateral|se_module|non_local')
+
+
+@dataclass
+class DynamicOptions:
+    """The ``dynamic`` argument of a backbone.
+
+    Args:
+        channel: Number of channel options, 1 to 4; 1 gives a temporal-only network.
+        temporal: Number of temporal options, 1 to 4; 1 gives a channel-only network.
+        layers: Regular expression searched in the names of the backbone's convolutions; those it
+            is found in become dynamic. None takes the convolutions of all residual stages, without
+            downsampling, lateral, squeeze-and-excitation and non-local branches; in a backbone
+            without residual stages, all but the first.
+        gate: Config of the gate of each layer, by default a ``SoftModulationGate``.
+        channel_operation: Cheap operation that rebuilds channels: 'affine' or 'depthwise'.
+        temporal_operation: Cheap operation that rebuilds frames: 'affine' or 'depthwise'.
+        normalise: Whether the weights of a dimension's options are scaled to sum to one.
+        num_segments: For a 2-D backbone, the number of frames of a clip (the segments of TSN).
+            None takes the backbone's own ``num_segments``.
+    """
+
+    channel: int = 3
+    temporal: int = 3
+    layers: str | None = None
+    gate: dict = field(default_factory=dict)
+    channel_operation: str = 'affine'
+    temporal_operation: str = 'affine'
+    normalise: bool = True
+    num_segments: int | None = None
+
+    @classmethod
+    def parse(cls, options: dict[str, Any]) -> 'DynamicOptions':
+        """Check options given by a user.
+
+        Raises:
+            ValueError: Naming the key that is wrong, and what was expected.
+        """
+        known = [f.name for f in fields(cls)]
+        if unknown := [key for key in options if key not in known]:
+            raise ValueError(f'dynamic has an unknown option {unknown[0]!r}: expected {known}')
+        self = cls(**options)
+        check_num_options(self.channel, 'dynamic.channel')
+        check_num_options(self.temporal, 'dynamic.temporal')
+        if self.channel == self.temporal == 1:
+            raise ValueError('dynamic.channel and dynamic.temporal are both 1: nothing is dynamic')
+        for key in ('channel_operation', 'temporal_operation'):
+            if getattr(self, key) not in CHEAP_OPERATIONS:
+                raise ValueError(
+                    f'dynamic.{key}={getattr(self, key)!r}: '
+                    f'expected one of {list(CHEAP_OPERATIONS)}'
+                )
+        if self.num_segments is not None and self.num_segments < 1:
+            raise ValueError(f'num_segments={self.num_segments!r}: expected at least 1')
+        self._check_gate()
+        return self
+
+    def _check_gate(self) -> None:
+        if self.gate.get('type', 'SoftModulationGate') != 'SoftModulationGate':
+            return
+        given = {'in_channels', 'channel_options', 'temporal_options'}
+        known = sorted(set(inspect.signature(SoftModulationGate).parameters) - given)
+        if unknown := [key for key in self.gate if key not in (*known, 'type')]:
+            raise ValueError(f'dynamic.gate has an unknown option {unknown[0]!r}: expected {known}')
+
+
+def make_layers_dynamic(backbone: nn.Module, options: DynamicOptions) -> tuple[str, ...]:
+    """Replace convolutions of a backbone in place.
+
+    Returns:
+        Names of the dynamic layers, in the order of registration.
+    """
+    convolutions = [
+        name for name, module in backbone.named_modules() if type(module) in CONVOLUTIONS
+    ]
+    chosen = list(_choose(convolutions, options.layers))
+    if not chosen:
+        wanted = 'to make dynamic' if options.layers is None else f'matches {options.layers!r}'
+        raise ValueError(
+            f'dynamic.layers: no convolution of {type(backbone).__name__} {wanted}; its '
+            f'convolutions are {convolutions}'
+        )
+    for name in chosen:
+        parent, _, attribute = name.rpartition('.')
+        owner = backbone.get_submodule(parent)
+        setattr(owner, attribute, _convert(backbone, name, options))
+    return tuple(chosen)
+
+
+def _choose(convolutions: list[str], pattern: str | None) -> Iterator[str]:
+    if pattern is not None:
+        yield from (name for name in convolutions if re.search(pattern, name))
+        return
+    candidates = [name for name in convolutions if _RESIDUAL_STAGE.search(name)]
+    for name in candidates or convolutions[1:]:
+        if not _BESIDE_THE_STAGES.search(name):
+            yield name
+
+
+def _convert(backbone: nn.Module, name: str, options: DynamicOptions) -> nn.Module:
+    conv = backbone.get_submodule(name)
+    assert isinstance(conv, nn.Conv2d | nn.Conv3d)
+    channel = ChannelOptions(conv.out_channels, options.channel, options.channel_operation)
+    temporal = TemporalOptions(conv.out_channels, options.temporal, options.temporal_operation)
+    gate = MODELS.build(
+        {
+            'type': 'SoftModulationGate',
+            **options.gate,
+            'in_channels': conv.in_channels,
+            'channel_options': len(channel.kept),
+            'temporal_options': temporal.num_options,
+        }
+    )
+    dynamic = CONVOLUTIONS[type(conv)]
+    layer = dynamic.convert_from(conv, gate, channel, temporal, options.normalise, name)
+    if isinstance(layer, DynamicConv2d):
+        layer.num_segments = _segments(backbone, name, options)
+    return layer
+
+
+def _segments(backbone: nn.Module, name: str, options: DynamicOptions) -> int:
+    """Number of frames of a clip that a 2-D layer sees."""
+    segments = clip_length(backbone, options)
+    if getattr(backbone, 'temporal_pool', False) and not name.startswith('layer1.'):
+        return segments // 2  # TSM pools time before its second stage
+    return segments
+
+
+def clip_length(backbone: nn.Module, options: DynamicOptions) -> int:
+    """Number of frames of a clip at the input of a 2-D backbone.
+
+    Raises:
+        ValueError: If neither the options nor the backbone know it.
+    """
+    segments = options.num_segments or getattr(backbone, 'num_segments', None)
+    if segments is None:
+        raise ValueError(
+            f'num_segments is missing: {type(backbone).__name__} is a 2-D backbone, whose time '
+            'axis are the segments; give the number of frames of a clip'
+        )
+    return segments

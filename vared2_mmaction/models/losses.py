@@ -1,0 +1,48 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""The computation-budget loss."""
+
+from mmaction.registry import MODELS
+from torch import Tensor, nn
+
+
+@MODELS.register_module()
+class ComputationBudgetLoss(nn.Module):
+    """``loss_weight * mean_n mu(n) * max(rho(n) - budget, 0)^2``.
+
+    After the efficiency loss of VA-RED2 (Pan et al., ICLR 2021), which is the case budget = 0.
+
+    Args:
+        loss_weight: Weight lambda beside the classification loss.
+        budget: Share of the static network's multiply-adds, in [0, 1), under which a clip costs
+            nothing.
+        correct_only: Whether mu is 1 for correctly classified clips only, or for all.
+    """
+
+    def __init__(
+        self, loss_weight: float = 0.8, budget: float = 0.0, correct_only: bool = True
+    ) -> None:
+        super().__init__()
+        if loss_weight < 0:
+            raise ValueError(f'loss_budget.loss_weight={loss_weight!r}: expected at least 0')
+        if not 0 <= budget < 1:
+            raise ValueError(
+                f'loss_budget.budget={budget!r}: expected a share of the static compute in [0, 1)'
+            )
+        self.loss_weight = loss_weight
+        self.budget = budget
+        self.correct_only = correct_only
+
+    def forward(self, ratio: Tensor, correct: Tensor) -> Tensor:
+        """Compute the loss.
+
+        Args:
+            ratio: Compute ratio rho of each clip, (N,).
+            correct: Whether each clip is classified correctly, (N,).
+
+        Returns:
+            The loss, a scalar in float32.
+        """
+        excess = (ratio - self.budget).clamp(min=0).square()
+        if self.correct_only:
+            excess = excess * correct
+        return self.loss_weight * excess.mean().float()

@@ -1,0 +1,70 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""The neck: charge what a backbone decided against the cost of the static network."""
+
+from typing import Any, NamedTuple
+
+from mmaction.registry import MODELS
+from mmengine.model import BaseModule
+from torch import Tensor
+
+from .dynamize import DECISION_COLUMNS
+
+
+class ModulatedFeatures(NamedTuple):
+    """What the neck hands to the head; R views (clips) in all, those of a video together."""
+
+    features: Tensor
+    """Those of the stock backbone; of a 2-D one averaged over segments, (N, C, 1, H, W)."""
+    ratio: Tensor
+    """(R,) executed over static multiply-adds of the backbone's convolutions, in (0, 1]; the
+    gradient reaches the gates."""
+    cost: Tensor
+    """(R, 3) multiply-adds: executed, static, and those of gates and cheap operations."""
+    policy: Tensor
+    """(R, layers, 2): p_c and p_t of each dynamic layer."""
+
+    def squeeze(self, dim: int) -> 'ModulatedFeatures':
+        """Squeeze the features; ``Recognizer2D`` does so with what a neck returns."""
+        return self._replace(features=self.features.squeeze(dim))
+
+
+@MODELS.register_module()
+class SoftModulationGateNeck(BaseModule):
+    """Turn decisions into compute ratio and policy for the head.
+
+    Takes the pair that every dynamic backbone returns; has no parameters.
+    """
+
+    def forward(self, x: Any, data_samples: Any = None) -> tuple[ModulatedFeatures, dict]:
+        """Charge the decisions.
+
+        Args:
+            x: Features and decisions, (N, 1 + layers, 6), of a dynamic backbone; within
+                ``Recognizer2D`` (N, C, T, H, W) and (N, 1 + layers, T, 6).
+            data_samples: Not needed.
+
+        Returns:
+            Features with the compute of each view, and an empty dictionary of losses.
+
+        Raises:
+            TypeError: If x is not what a dynamic backbone returns.
+        """
+        features, decisions = _unpack(x)
+        if decisions.dim() == 4:
+            features = features.mean(2, keepdim=True)
+            first = decisions[0, 0, :, DECISION_COLUMNS.index('segment')] == 0
+            decisions = decisions[:, :, first].transpose(1, 2).flatten(0, 1)
+        cost = decisions[..., :3].sum(1)
+        policy = decisions[:, 1:, 3:5].detach().long()
+        return ModulatedFeatures(features, cost[:, 0] / cost[:, 1], cost.detach(), policy), {}
+
+
+def _unpack(x: Any) -> tuple[Any, Tensor]:
+    pair = isinstance(x, tuple | list) and len(x) == 2
+    if not pair or not isinstance(x[1], Tensor) or x[1].shape[-1:] != (len(DECISION_COLUMNS),):
+        found = f'a tensor of shape {tuple(x.shape)}' if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(
+            'SoftModulationGateNeck expects the features and decisions of a dynamic backbone '
+            f'(VARED2ResNet, VARED2ResNet3d, VARED2ResNet2Plus1d, VARED2X3D, dynamize), got {found}'
+        )
+    return x[0], x[1]

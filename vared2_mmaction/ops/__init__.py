@@ -1,0 +1,25 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""Pure tensor code: gate, cheap operations, dynamic convolution and their cost.
+
+Knows PyTorch and nothing else.
+"""
+
+from .cheap import CHEAP_OPERATIONS, ChannelOptions, TemporalOptions
+from .conv import DynamicConv2d, DynamicConv3d
+from .decision import LayerDecision, collect, report_fixed
+from .gate import Modulation, SoftModulationGate
+from .options import kept
+
+__all__ = [
+    'CHEAP_OPERATIONS',
+    'ChannelOptions',
+    'DynamicConv2d',
+    'DynamicConv3d',
+    'LayerDecision',
+    'Modulation',
+    'SoftModulationGate',
+    'TemporalOptions',
+    'collect',
+    'kept',
+    'report_fixed',
+]

@@ -1,0 +1,261 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""Convolutions that compute only what a clip needs."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from .cheap import ChannelOptions, TemporalOptions
+from .decision import LayerDecision, open_sum, policy, report, straight_through
+from .gate import Modulation
+from .options import kept
+
+
+class _DynamicConv(nn.modules.conv._ConvNd):
+    """What the dynamic convolutions of both ranks share; a layer is made by convert_from.
+
+    The layer is its stock convolution, with the same parameter names, and three parts of its own:
+    ``gate``, ``channel_options`` and ``temporal_options``.
+    """
+
+    gate: nn.Module
+    channel_options: ChannelOptions
+    temporal_options: TemporalOptions
+    layer_name: str
+    normalise: bool
+
+    @classmethod
+    def convert_from(
+        cls,
+        conv: nn.modules.conv._ConvNd,
+        gate: nn.Module,
+        channel_options: ChannelOptions,
+        temporal_options: TemporalOptions,
+        normalise: bool = True,
+        layer_name: str = '',
+    ) -> Self:
+        """Make a stock convolution dynamic; both share their parameters.
+
+        Args:
+            conv: The stock convolution.
+            gate: Maps (input clips (N, C, T, H, W), number of temporal options) to a
+                :class:`Modulation` and has a method ``macs()``.
+            channel_options: Channel options of conv's output channels.
+            temporal_options: Temporal options of conv's output channels.
+            normalise: Whether the weights of a dimension are scaled to sum to one.
+            layer_name: Name under which the layer reports its decisions.
+        """
+        self = cls.__new__(cls)
+        nn.Module.__init__(self)
+        self.__dict__.update({k: v for k, v in conv.__dict__.items() if not k.startswith('_')})
+        self._reversed_padding_repeated_twice = conv._reversed_padding_repeated_twice
+        self.register_parameter('weight', conv.weight)
+        self.register_parameter('bias', conv.bias)  # type: ignore[arg-type]
+        self.gate = gate
+        self.channel_options = channel_options
+        self.temporal_options = temporal_options
+        self.normalise = normalise
+        self.layer_name = layer_name
+        return self.train(conv.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve; shapes are those of the stock convolution."""
+        clips = self._to_clips(x)
+        modulation = self.gate(clips, len(self._frame_options(clips)))
+        y, decision = self.modulate(clips, modulation)
+        report(self.layer_name, decision)
+        return self._from_clips(y)
+
+    def modulate(self, clips: Tensor, modulation: Modulation) -> tuple[Tensor, LayerDecision]:
+        """Blend the options with given weights.
+
+        In training all options come from one convolution, that of the dearest option any clip
+        has on. In evaluation the clips are grouped by policy, and each group executes no more
+        than its own.
+
+        Args:
+            clips: Input, (N, C_in, T, H, W).
+            modulation: Weights of the options.
+
+        Returns:
+            Output (N, C_out, T', H', W'), and what was decided.
+        """
+        chosen = policy(modulation)
+        groups = self._groups(chosen)
+        if groups is None:
+            y = self._blend(clips, modulation)
+        else:
+            parts = [self._blend(clips[i], Modulation(*(v[i] for v in modulation))) for i in groups]
+            y = torch.cat(parts)[torch.argsort(torch.cat(groups))]
+        return y, self._decide(clips, y, modulation, chosen)
+
+    def _groups(self, chosen: Tensor) -> list[Tensor] | None:
+        """Rows of the clips that are executed together, or None for all at once."""
+        if self.training or len(chosen) < 2:
+            return None
+        policies, group = torch.unique(chosen, dim=0, return_inverse=True)
+        if len(policies) == 1:
+            return None
+        return [torch.nonzero(group == i).flatten() for i in range(len(policies))]
+
+    def _blend(self, clips: Tensor, modulation: Modulation) -> Tensor:
+        """Execute clips with one convolution, that of the dearest option on among them."""
+        active = [(v > 0).any(0).nonzero().flatten().tolist() for v in modulation]
+        if len(clips) == 0:
+            active = [[0], [0]]
+        if not all(active):
+            raise FloatingPointError(f'{self.layer_name}: the weights of the gate are not finite')
+        channel, temporal = active
+        computed = self._convolve(clips, self.channel_options.kept[channel[0]], 2 ** temporal[0])
+        weights = [
+            self._weights(v, on, computed.dtype) for v, on in zip(modulation, active, strict=True)
+        ]
+        if self.training and weights[0] is not None:
+            weights[0] = weights[0] + self._unused(channel, temporal)
+        y = self.channel_options(computed, weights[0], channel)
+        return self.temporal_options(y, weights[1], temporal, self._output_frames(clips.shape[2]))
+
+    def _weights(self, v: Tensor, active: Sequence[int], dtype: torch.dtype) -> Tensor | None:
+        if self.normalise:
+            if len(active) == 1 and not self.training:
+                return None  # v / v
+            v = v / v.sum(1, keepdim=True)
+        return v.to(dtype)
+
+    def _unused(self, channel: Sequence[int], temporal: Sequence[int]) -> Tensor:
+        """Zero that depends on the cheap operations left out: each has a gradient in every step.
+
+        Distributed training waits for the gradient of every parameter.
+        """
+        options = ((self.channel_options, channel), (self.temporal_options, temporal))
+        zero = self.weight.new_zeros(())
+        for dimension, active in options:
+            for i, operation in enumerate(dimension.cheap, 1):
+                if i not in active:
+                    zero = zero + 0 * sum(p.sum() for p in operation.parameters())
+        return zero
+
+    def _decide(
+        self, clips: Tensor, y: Tensor, modulation: Modulation, chosen: Tensor
+    ) -> LayerDecision:
+        frames, area = y.shape[2], y.shape[3] * y.shape[4]
+        per_element = self.weight[0].numel() * area
+        frame_options = self._frame_options(clips)
+        with torch.autocast(clips.device.type, enabled=False):
+            computed_frames = straight_through(modulation.temporal, frame_options)
+            channels = straight_through(modulation.channel, self.channel_options.kept)
+            channel_macs = [
+                self.channel_options.macs(i) for i in range(modulation.channel.shape[1])
+            ]
+            temporal_macs = [
+                self.temporal_options.macs(j, frames) for j in range(len(frame_options))
+            ]
+            cheap = computed_frames.detach() * open_sum(modulation.channel, channel_macs)
+            cheap = (cheap + open_sum(modulation.temporal, temporal_macs)) * area
+        return LayerDecision(
+            policy=chosen,
+            executed=per_element * channels * computed_frames,
+            overhead=cheap + self.gate.macs(),  # type: ignore[operator]
+            static=per_element * self.out_channels * frames,
+        )
+
+    def _frame_options(self, clips: Tensor) -> tuple[int, ...]:
+        return kept(self._output_frames(clips.shape[2]), self.temporal_options.num_options)
+
+    def _filtered(self, x: Tensor, channels: int, stride: tuple[int, ...]) -> Tensor:
+        """The first output channels of the convolution."""
+        padding: Any = self.padding
+        if self.padding_mode != 'zeros' or isinstance(padding, str):
+            mode = 'constant' if self.padding_mode == 'zeros' else self.padding_mode
+            x = F.pad(x, self._reversed_padding_repeated_twice, mode=mode)
+            padding = 0
+        convolve = F.conv2d if len(stride) == 2 else F.conv3d
+        parts, per_group = [], self.out_channels // self.groups
+        for start, stop in _whole_groups(channels, per_group):
+            first, groups = start // per_group, -(-(stop - start) // per_group)
+            inputs = self.weight.shape[1]
+            parts.append(
+                convolve(
+                    x[:, first * inputs : (first + groups) * inputs],
+                    self.weight[start:stop],
+                    None if self.bias is None else self.bias[start:stop],
+                    stride,
+                    padding,
+                    self.dilation,
+                    groups,
+                )
+            )
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    def _to_clips(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _from_clips(self, y: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _output_frames(self, frames: int) -> int:
+        raise NotImplementedError
+
+    def _convolve(self, clips: Tensor, channels: int, temporal_stride: int) -> Tensor:
+        raise NotImplementedError
+
+
+class DynamicConv3d(_DynamicConv, nn.Conv3d):
+    """A 3-D convolution over clips, (N, C, T, H, W)."""
+
+    def _to_clips(self, x: Tensor) -> Tensor:
+        if x.dim() != 5:
+            raise ValueError(
+                f'{self.layer_name}: expected clips (N, C, T, H, W), got {tuple(x.shape)}'
+            )
+        return x
+
+    def _from_clips(self, y: Tensor) -> Tensor:
+        return y
+
+    def _output_frames(self, frames: int) -> int:
+        extent = self.dilation[0] * (self.kernel_size[0] - 1) + 1
+        padding = sum(self._reversed_padding_repeated_twice[-2:])
+        return (frames + padding - extent) // self.stride[0] + 1
+
+    def _convolve(self, clips: Tensor, channels: int, temporal_stride: int) -> Tensor:
+        stride = (self.stride[0] * temporal_stride, *self.stride[1:])
+        return self._filtered(clips, channels, stride)
+
+
+class DynamicConv2d(_DynamicConv, nn.Conv2d):
+    """A 2-D convolution over frames, (N T, C, H, W), whose clips have ``num_segments`` frames."""
+
+    num_segments: int
+
+    def _to_clips(self, x: Tensor) -> Tensor:
+        if x.dim() != 4 or x.shape[0] % self.num_segments:
+            raise ValueError(
+                f'{self.layer_name}: expected frames (N * {self.num_segments}, C, H, W), because '
+                f'num_segments is {self.num_segments}, got {tuple(x.shape)}'
+            )
+        return x.view(-1, self.num_segments, *x.shape[1:]).transpose(1, 2)
+
+    def _from_clips(self, y: Tensor) -> Tensor:
+        return y.transpose(1, 2).flatten(0, 1)
+
+    def _output_frames(self, frames: int) -> int:
+        return frames
+
+    def _convolve(self, clips: Tensor, channels: int, temporal_stride: int) -> Tensor:
+        frames = clips.transpose(1, 2)[:, ::temporal_stride]
+        y = self._filtered(frames.flatten(0, 1), channels, self.stride)
+        return y.view(*frames.shape[:2], *y.shape[1:]).transpose(1, 2)
+
+
+def _whole_groups(channels: int, per_group: int) -> Iterator[tuple[int, int]]:
+    """Cut the first channels so that no cut crosses a group that is only begun."""
+    whole = channels // per_group * per_group
+    if whole:
+        yield 0, whole
+    if channels > whole:
+        yield whole, channels

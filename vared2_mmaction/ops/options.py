@@ -1,0 +1,35 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""What the options of a layer are: how many channels and frames option i computes."""
+
+MAX_OPTIONS = 4
+
+
+def check_num_options(num_options: int, dimension: str) -> int:
+    """Return ``num_options`` if a dimension can have so many.
+
+    Raises:
+        ValueError: If it is not a whole number from 1 (the dimension is switched off) to 4.
+    """
+    whole = isinstance(num_options, int) and not isinstance(num_options, bool)
+    if not whole or not 1 <= num_options <= MAX_OPTIONS:
+        raise ValueError(
+            f'{dimension}={num_options!r}: expected the number of {dimension} options, a whole '
+            f'number from 1 (no {dimension} reduction) to {MAX_OPTIONS}'
+        )
+    return num_options
+
+
+def kept(length: int, num_options: int) -> tuple[int, ...]:
+    """Channels or frames that each option computes: ceil(length / 2^i).
+
+    A short dimension has fewer options: those that would compute as much as the option before
+    them are left out, and so are temporal strides longer than the clip.
+
+    Args:
+        length: Number of output channels or output frames.
+        num_options: Number of options asked for.
+
+    Returns:
+        Strictly falling numbers, the first of them ``length``.
+    """
+    return tuple(-(-length // 2**i) for i in range(num_options) if i == 0 or 2**i <= length)
