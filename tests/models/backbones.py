@@ -29,7 +29,7 @@ STOCK: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
             'temporal_strides': (1, 2, 2, 2),
             'zero_init_residual': False,
         },
-        (2, 3, 8, 32, 32),
+        (2, 3, 8, 40, 40),
     ),
     'X3D': ({'gamma_w': 1, 'gamma_b': 2.25, 'gamma_d': 1}, (2, 3, 5, 32, 32)),
     'ResNet3dSlowOnly': (

@@ -143,7 +143,7 @@ def dense(layer: DynamicConv2d | DynamicConv3d, x: Tensor, modulation: Modulatio
         option = full.clone()
         for c in range(k, channels):
             operation = layer.channel_options.cheap[i - 1]
-            option[:, c : c + 1] = operation(full[:, c % k, None], slice(c - k, c - k + 1))
+            option[:, c, None] = rebuild(operation, full[:, c % k, None], slice(c - k, c - k + 1))
         mixed += weights[0][:, i].view(-1, 1, 1, 1, 1) * option
     y = torch.zeros_like(full)
     for j in range(weights[1].shape[1]):
@@ -152,6 +152,14 @@ def dense(layer: DynamicConv2d | DynamicConv3d, x: Tensor, modulation: Modulatio
             if offset := t % 2**j:
                 maps = slice((offset - 1) * channels, offset * channels)
                 source = mixed[:, :, t - offset, None]
-                option[:, :, t, None] = layer.temporal_options.cheap[j - 1](source, maps)
+                option[:, :, t, None] = rebuild(layer.temporal_options.cheap[j - 1], source, maps)
         y += weights[1][:, j].view(-1, 1, 1, 1, 1) * option
     return y
+
+
+def rebuild(operation: nn.Module, x: Tensor, maps: slice) -> Tensor:
+    """A cheap operation on its own."""
+    weight, bias = operation.weight[maps], operation.bias[maps]
+    if operation.macs_per_element == 1:
+        return x * weight.view(1, -1, 1, 1, 1) + bias.view(1, -1, 1, 1, 1)
+    return nn.functional.conv3d(x, weight, bias, padding=(0, 1, 1), groups=len(weight))

@@ -19,6 +19,21 @@ OWN_PARTS = ('gate', 'channel_options', 'temporal_options')
 DECISION_COLUMNS = ('executed', 'static', 'overhead', 'p_c', 'p_t', 'segment')
 
 
+def explain_to_stock_parts(pair: type) -> type:
+    """Give a tuple an answer to torch functions, for stock necks and heads that call one on it."""
+
+    def refuse(cls: type, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> None:
+        raise TypeError(
+            'the features and decisions of a dynamic backbone reached '
+            f'{getattr(func, "__name__", func)}: the model needs '
+            "neck=dict(type='SoftModulationGateNeck') and a VARED2 head"
+        )
+
+    pair.__torch_function__ = classmethod(refuse)  # type: ignore[attr-defined]
+    return pair
+
+
+@explain_to_stock_parts
 class DynamicFeatures(NamedTuple):
     """What a dynamic backbone returns."""
 
@@ -28,17 +43,6 @@ class DynamicFeatures(NamedTuple):
     """(N, 1 + layers, 6) in float64, a row for each clip; from a 2-D backbone (N T, ...), a row
     for each frame, alike within a clip. Columns: ``DECISION_COLUMNS``. The first layer stands
     for all that is not dynamic; costs are multiply-adds a clip."""
-
-    @classmethod
-    def __torch_function__(
-        cls, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
-        """Explain a stock neck or head that treats the pair as a tensor."""
-        raise TypeError(
-            'the features and decisions of a dynamic backbone reached '
-            f'{getattr(func, "__name__", func)}: the model needs '
-            "neck=dict(type='SoftModulationGateNeck') and a VARED2 head"
-        )
 
 
 class DynamicBackbone(nn.Module):

@@ -7,9 +7,10 @@ from mmaction.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor
 
-from .dynamize import DECISION_COLUMNS
+from .dynamize import DECISION_COLUMNS, explain_to_stock_parts
 
 
+@explain_to_stock_parts
 class ModulatedFeatures(NamedTuple):
     """What the neck hands to the head; R views (clips) in all, those of a video together."""
 

@@ -3,12 +3,12 @@
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .mix import Mix, Region, Source
 from .options import kept
 
 
@@ -27,22 +27,22 @@ class PerChannelAffine(nn.Module):
         self.weight = nn.Parameter(torch.full((maps,), float(gain)))
         self.bias = nn.Parameter(torch.zeros(maps))
 
-    def forward(self, x: Tensor, maps: slice, scale: Tensor | None = None) -> Tensor:
-        """Rebuild some maps.
+    def forward(self, x: Tensor, region: Region, maps: slice, scale: Tensor | None) -> Source:
+        """Rebuild maps from a region of other maps.
 
         Args:
-            x: Source of each of these maps, (N, maps, T, H, W).
-            maps: Which of the operation's maps these are.
-            scale: Factor for each clip, (N,).
+            x: Computed maps, (N, C, T, H, W).
+            region: The source of each rebuilt map in x.
+            maps: Which of the operation's maps are rebuilt.
+            scale: Factor for each clip, (N, 1), or None.
 
         Returns:
-            The rebuilt maps, of the shape of x.
+            The source with factors that make it the scaled rebuilt maps.
         """
-        weight, bias = self.weight[maps].to(x.dtype), self.bias[maps].to(x.dtype)
-        if scale is not None:  # fold the factor into the map's two numbers, not into the map
-            weight, bias = (scale[:, None] * p for p in (weight, bias))
-        shape = (-1, x.shape[1], 1, 1, 1)
-        return torch.addcmul(bias.view(shape), x, weight.view(shape))
+        weight, bias = (p[maps][None].to(x.dtype) for p in (self.weight, self.bias))
+        if scale is not None:
+            weight, bias = scale * weight, scale * bias
+        return Source(x, region, weight, bias)
 
 
 class DepthwiseSpatial(nn.Module):
@@ -62,20 +62,61 @@ class DepthwiseSpatial(nn.Module):
         with torch.no_grad():
             self.weight[..., 1, 1] = gain
 
-    def forward(self, x: Tensor, maps: slice, scale: Tensor | None = None) -> Tensor:
-        """Rebuild some maps; see :meth:`PerChannelAffine.forward`."""
-        weight, bias = self.weight[maps], self.bias[maps]
-        y = F.conv3d(x, weight, bias, padding=(0, 1, 1), groups=x.shape[1])
-        return y if scale is None else y * _per_clip(scale, y)
+    def forward(self, x: Tensor, region: Region, maps: slice, scale: Tensor | None) -> Source:
+        """Rebuild maps; see :meth:`PerChannelAffine.forward`."""
+        source = x[region]
+        groups = source.shape[1]
+        y = F.conv3d(source, self.weight[maps], self.bias[maps], padding=(0, 1, 1), groups=groups)
+        return Source(y, _EVERYTHING, None if scale is None else scale.expand(-1, groups))
 
 
 CHEAP_OPERATIONS: dict[str, type[PerChannelAffine] | type[DepthwiseSpatial]] = {
     'affine': PerChannelAffine,
     'depthwise': DepthwiseSpatial,
 }
+_ALL = slice(None)
+_EVERYTHING: Region = (_ALL, _ALL, _ALL)
 
 
-class ChannelOptions(nn.Module):
+class _Options(nn.Module):
+    """What the options of both dimensions share: the sum of computed and rebuilt maps.
+
+    Args:
+        channels: Output channels C of the layer.
+        maps: Number of maps that each cheaper option rebuilds.
+        kind: Name of the cheap operation, a key of ``CHEAP_OPERATIONS``.
+        gain: Initial weight of the cheap operations.
+    """
+
+    def __init__(self, channels: int, maps: Sequence[int], kind: str, gain: float) -> None:
+        super().__init__()
+        make = CHEAP_OPERATIONS[kind]
+        self.channels = channels
+        self.macs_per_element = make.macs_per_element
+        self.cheap = nn.ModuleList(make(m, gain) for m in maps)
+
+    def _direct(
+        self,
+        x: Tensor,
+        region: Region,
+        weights: Tensor | None,
+        options: Sequence[int],
+        every: bool,
+    ) -> Source:
+        """A region that these options compute; every says that their weights sum to one."""
+        if weights is None or every:
+            return Source(x, region, None)
+        channels = len(range(x.shape[1])[region[1]])
+        return Source(x, region, weights[:, options].sum(1, keepdim=True).expand(-1, channels))
+
+    def _rebuilt(
+        self, x: Tensor, region: Region, weights: Tensor | None, option: int, maps: slice
+    ) -> Source:
+        scale = None if weights is None else weights[:, option, None]
+        return self.cheap[option - 1](x, region, maps, scale)
+
+
+class ChannelOptions(_Options):
     """All channel options of a layer, from one convolution.
 
     Option i keeps the first k_i = ceil(C / 2^i) channels and makes channel c from channel
@@ -88,14 +129,13 @@ class ChannelOptions(nn.Module):
     """
 
     def __init__(self, channels: int, num_options: int, kind: str) -> None:
-        super().__init__()
-        self.channels = channels
-        self.kept = kept(channels, num_options)
-        make = CHEAP_OPERATIONS[kind]
-        self.macs_per_element = make.macs_per_element
-        self.cheap = nn.ModuleList(make(channels - k, gain=0) for k in self.kept[1:])
+        sizes = kept(channels, num_options)
+        super().__init__(channels, [channels - k for k in sizes[1:]], kind, gain=0)
+        self.kept = sizes
 
-    def forward(self, z: Tensor, weights: Tensor | None, active: Sequence[int]) -> Tensor:
+    def forward(
+        self, z: Tensor, weights: Tensor | None, active: Sequence[int], normalised: bool = False
+    ) -> Tensor:
         """Blend the active options.
 
         Args:
@@ -103,51 +143,38 @@ class ChannelOptions(nn.Module):
             weights: Weights of all options, (N, options), or None for a single option of
                 weight one.
             active: Indices of the options to blend, rising.
+            normalised: Whether the weights of the active options sum to one.
 
         Returns:
             All channels, (N, C, T, H, W).
         """
-        if weights is None and active[0] == 0:
+        if active[0] == 0 and (weights is None or (normalised and len(active) == 1)):
             return z
-        bounds = [0, *(self.kept[i] for i in reversed(active)), self.channels]
-        segments = [
-            self._segment(z, weights, active, start, stop)
-            for start, stop in itertools.pairwise(bounds)
-            if start < stop
-        ]
-        return segments[0] if len(segments) == 1 else torch.cat(segments, 1)
-
-    def _segment(
-        self, z: Tensor, weights: Tensor | None, active: Sequence[int], start: int, stop: int
-    ) -> Tensor:
-        """Channels start to stop, which every active option either computes or rebuilds."""
-        direct = [i for i in active if self.kept[i] >= stop]
-        terms = [_weighted(z[:, start:stop], weights, direct)] if direct else []
-        for option in active:
-            if self.kept[option] < stop:
-                scale = None if weights is None else weights[:, option]
-                terms.append(self._rebuild(z, option, start, stop, scale))
-        return _sum(terms)
-
-    def _rebuild(
-        self, z: Tensor, option: int, start: int, stop: int, scale: Tensor | None
-    ) -> Tensor:
-        k, operation, parts = self.kept[option], self.cheap[option - 1], []
-        for block in range(start // k * k, stop, k):
-            low, high = max(start, block), min(stop, block + k)
-            parts.append(
-                operation(z[:, low - block : high - block], slice(low - k, high - k), scale)
-            )
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        cuts = {0, self.channels}
+        for option in active:  # where a source ends, a segment ends
+            cuts.update(range(self.kept[option], self.channels, self.kept[option]))
+        mix = Mix()
+        for start, stop in itertools.pairwise(sorted(cuts)):
+            direct = [i for i in active if self.kept[i] >= stop]
+            sources = []
+            if direct:
+                region = (_ALL, slice(start, stop), _ALL)
+                every = normalised and len(direct) == len(active)
+                sources.append(self._direct(z, region, weights, direct, every))
+            for option in active:
+                if (k := self.kept[option]) < stop:
+                    region = (_ALL, slice(start % k, start % k + stop - start), _ALL)
+                    maps = slice(start - k, stop - k)
+                    sources.append(self._rebuilt(z, region, weights, option, maps))
+            mix.add((_ALL, slice(start, stop), _ALL), sources)
+        return mix.write((z.shape[0], self.channels, *z.shape[2:]))
 
     def macs(self, option: int) -> int:
         """Multiply-adds of an option's cheap operation for each element of one channel."""
-        if option == 0:
-            return 0
         return (self.channels - self.kept[option]) * self.macs_per_element
 
 
-class TemporalOptions(nn.Module):
+class TemporalOptions(_Options):
     """All temporal options of a layer, from one convolution.
 
     Option j keeps frames 0, R, 2R, ... with R = 2^j; each yields the R - 1 frames after it
@@ -160,17 +187,17 @@ class TemporalOptions(nn.Module):
     """
 
     def __init__(self, channels: int, num_options: int, kind: str) -> None:
-        super().__init__()
-        self.channels = channels
+        maps = [(2**j - 1) * channels for j in range(1, num_options)]
+        super().__init__(channels, maps, kind, gain=1)
         self.num_options = num_options
-        make = CHEAP_OPERATIONS[kind]
-        self.macs_per_element = make.macs_per_element
-        self.cheap = nn.ModuleList(
-            make((2**j - 1) * channels, gain=1) for j in range(1, num_options)
-        )
 
     def forward(
-        self, y: Tensor, weights: Tensor | None, active: Sequence[int], frames: int
+        self,
+        y: Tensor,
+        weights: Tensor | None,
+        active: Sequence[int],
+        frames: int,
+        normalised: bool = False,
     ) -> Tensor:
         """Blend the active options.
 
@@ -180,72 +207,36 @@ class TemporalOptions(nn.Module):
                 weight one.
             active: Indices of the options to blend, rising.
             frames: Output frames T of the layer.
+            normalised: Whether the weights of the active options sum to one.
 
         Returns:
             All frames, (N, C, T, H, W).
         """
-        if weights is None and active[0] == 0:
+        if active[0] == 0 and (weights is None or (normalised and len(active) == 1)):
             return y
         period, step = 2 ** active[-1], 2 ** active[0]
-        phases = []
+        mix = Mix()
         for phase in range(min(period, frames)):
             length = -(-(frames - phase) // period)
-            terms = []
+
+            def every(first: int, length: int = length) -> Region:
+                start, stride = first // step, period // step
+                return _ALL, _ALL, slice(start, start + (length - 1) * stride + 1, stride)
+
             direct = [j for j in active if phase % 2**j == 0]
+            sources = []
             if direct:
-                terms.append(_weighted(_every(y, phase, period, step, length), weights, direct))
+                whole = normalised and len(direct) == len(active)
+                sources.append(self._direct(y, every(phase), weights, direct, whole))
             for option in active:
-                offset = phase % 2**option
-                if offset:
-                    source = _every(y, phase - offset, period, step, length)
+                if offset := phase % 2**option:
                     maps = slice((offset - 1) * self.channels, offset * self.channels)
-                    scale = None if weights is None else weights[:, option]
-                    terms.append(self.cheap[option - 1](source, maps, scale))
-            phases.append(_sum(terms))
-        return phases[0] if len(phases) == 1 else _Interleave.apply(frames, *phases)
+                    region = every(phase - offset)
+                    sources.append(self._rebuilt(y, region, weights, option, maps))
+            mix.add((_ALL, _ALL, slice(phase, None, period)), sources)
+        return mix.write((*y.shape[:2], frames, *y.shape[3:]))
 
     def macs(self, option: int, frames: int) -> int:
         """Multiply-adds of an option's cheap operation for each element of one frame."""
-        if option == 0:
-            return 0
         rebuilt = frames - -(-frames // 2**option)
         return rebuilt * self.channels * self.macs_per_element
-
-
-class _Interleave(torch.autograd.Function):
-    """Lay phases side by side in time; the gradient of each is a view, not a copy."""
-
-    @staticmethod
-    def forward(ctx: Any, frames: int, *phases: Tensor) -> Tensor:
-        n, c, _, h, w = phases[0].shape
-        ctx.period = len(phases)
-        out = phases[0].new_empty((n, c, frames, h, w))
-        for i, phase in enumerate(phases):
-            out[:, :, i :: len(phases)] = phase
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        return (None, *(grads[0][:, :, i :: ctx.period] for i in range(ctx.period)))
-
-
-def _every(y: Tensor, first: int, period: int, step: int, length: int) -> Tensor:
-    """Frames first, first + period, ... of a clip of which every step-th frame is in y."""
-    return y[:, :, first // step :: period // step][:, :, :length]
-
-
-def _weighted(x: Tensor, weights: Tensor | None, options: list[int]) -> Tensor:
-    if weights is None:
-        return x
-    return x * _per_clip(weights[:, options].sum(1), x)
-
-
-def _per_clip(scale: Tensor, x: Tensor) -> Tensor:
-    return scale.to(x.dtype).view(-1, 1, 1, 1, 1)
-
-
-def _sum(terms: list[Tensor]) -> Tensor:
-    total = terms[0]
-    for term in terms[1:]:
-        total = total + term
-    return total

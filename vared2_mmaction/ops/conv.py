@@ -53,7 +53,7 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         nn.Module.__init__(self)
         self.__dict__.update({k: v for k, v in conv.__dict__.items() if not k.startswith('_')})
         self._reversed_padding_repeated_twice = conv._reversed_padding_repeated_twice
-        self.register_parameter('weight', conv.weight)
+        self.register_parameter('weight', conv.weight)  # type: ignore[arg-type]
         self.register_parameter('bias', conv.bias)  # type: ignore[arg-type]
         self.gate = gate
         self.channel_options = channel_options
@@ -114,10 +114,9 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         weights = [
             self._weights(v, on, computed.dtype) for v, on in zip(modulation, active, strict=True)
         ]
-        if self.training and weights[0] is not None:
-            weights[0] = weights[0] + self._unused(channel, temporal)
-        y = self.channel_options(computed, weights[0], channel)
-        return self.temporal_options(y, weights[1], temporal, self._output_frames(clips.shape[2]))
+        y = self.channel_options(computed, weights[0], channel, self.normalise)
+        frames = self._output_frames(clips.shape[2])
+        return self.temporal_options(y, weights[1], temporal, frames, self.normalise)
 
     def _weights(self, v: Tensor, active: Sequence[int], dtype: torch.dtype) -> Tensor | None:
         if self.normalise:
@@ -125,19 +124,6 @@ class _DynamicConv(nn.modules.conv._ConvNd):
                 return None  # v / v
             v = v / v.sum(1, keepdim=True)
         return v.to(dtype)
-
-    def _unused(self, channel: Sequence[int], temporal: Sequence[int]) -> Tensor:
-        """Zero that depends on the cheap operations left out: each has a gradient in every step.
-
-        Distributed training waits for the gradient of every parameter.
-        """
-        options = ((self.channel_options, channel), (self.temporal_options, temporal))
-        zero = self.weight.new_zeros(())
-        for dimension, active in options:
-            for i, operation in enumerate(dimension.cheap, 1):
-                if i not in active:
-                    zero = zero + 0 * sum(p.sum() for p in operation.parameters())
-        return zero
 
     def _decide(
         self, clips: Tensor, y: Tensor, modulation: Modulation, chosen: Tensor
@@ -156,9 +142,18 @@ class _DynamicConv(nn.modules.conv._ConvNd):
             ]
             cheap = computed_frames.detach() * open_sum(modulation.channel, channel_macs)
             cheap = (cheap + open_sum(modulation.temporal, temporal_macs)) * area
+        executed = per_element * channels * computed_frames
+        if self.training:
+            # Distributed training waits for a gradient of every parameter in every step, and an
+            # option that is off for all clips leaves its cheap operation unused.
+            cheap_parameters = (
+                *self.channel_options.parameters(),
+                *self.temporal_options.parameters(),
+            )
+            executed = executed + 0 * sum(p.sum() for p in cheap_parameters)
         return LayerDecision(
             policy=chosen,
-            executed=per_element * channels * computed_frames,
+            executed=executed,
             overhead=cheap + self.gate.macs(),  # type: ignore[operator]
             static=per_element * self.out_channels * frames,
         )

@@ -102,7 +102,8 @@ class SoftModulationGate(nn.Module):
             temporal_options: Number of temporal options that the clip's length allows.
         """
         with torch.autocast(x.device.type, enabled=False):
-            described = descriptor(x, self.motion).to(self.fc1.weight.dtype)
+            # Features are not trained to please the gate, and the backward pass is spared.
+            described = descriptor(x.detach(), self.motion).to(self.fc1.weight.dtype)
             hidden = torch.tanh(self._normalise(self.fc1(described)))
             v = torch.tanh(self.fc2(hidden))
         channel, temporal = v[:, : self.channel_options], v[:, self.channel_options :]

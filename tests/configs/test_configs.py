@@ -1,0 +1,181 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""Every config file: what it says, and that it runs."""
+
+import ast
+import functools
+from pathlib import Path
+
+import pytest
+import torch
+from mmaction.registry import HOOKS, MODELS, TRANSFORMS
+from mmaction.structures import ActionDataSample
+from mmaction.utils import register_all_modules
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmengine.evaluator import Evaluator
+from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import OptimWrapper
+
+from vared2_mmaction.models import dynamic_layers
+
+ROOT = Path(__file__).resolve().parents[2] / 'configs'
+PATHS = {str(path.relative_to(ROOT)): path for path in sorted(ROOT.rglob('*.py'))}
+FILES = [name for name in PATHS if not name.startswith('_base_')]
+DYNAMIC = [name for name in FILES if Path(name).stem.startswith('vared2')]
+FROM_OUR_STATIC = [name for name in DYNAMIC if '/' in name]  # the others start from MMAction2's
+SPLITS = ('train', 'val', 'test')
+VIEWS = 2
+
+
+@functools.cache
+def load(name):
+    register_all_modules()
+    return Config.fromfile(PATHS[name])
+
+
+def pipeline(cfg, split):
+    return cfg[f'{split}_dataloader'].dataset.pipeline
+
+
+def frames(cfg, split):
+    (step,) = [step for step in pipeline(cfg, split) if step.type == 'SampleFrames']
+    return step
+
+
+def static_twin(name):
+    """The file that a dynamic config's checkpoint comes from."""
+    stem = Path(load(name).load_from).parent.name
+    return str(Path(name).with_name(f'{stem}.py'))
+
+
+def test_there_are_recipes_for_every_data_set():
+    folders = {Path(name).parent.name for name in FILES}
+    assert folders >= {'', 'demo', 'kinetics400', 'mini_kinetics200', 'moments_in_time'}
+    assert {'vared2_tsn.py', 'vared2_i3d.py', 'vared2_r2plus1d.py', 'vared2_x3d.py'} <= set(FILES)
+
+
+def test_every_config_has_a_work_folder_of_its_own():
+    stems = [Path(name).stem for name in FILES]
+    assert len(set(stems)) == len(stems)
+    assert all('work_dir' not in load(name) for name in FILES)
+
+
+@pytest.mark.parametrize('name', PATHS)
+def test_a_config_fits_on_a_screen(name):
+    assert len(PATHS[name].read_text().splitlines()) <= 60
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_parts_outside_the_model_build(name):
+    cfg = load(name)
+    assert 'vared2_mmaction' in cfg.custom_imports.imports
+    hooks = [HOOKS.build(hook) for hook in cfg.get('custom_hooks', [])]
+    metrics = [Evaluator(cfg[f'{split}_evaluator']).metrics for split in ('val', 'test')]
+    if name in DYNAMIC:
+        assert 'BudgetScheduleHook' in [type(hook).__name__ for hook in hooks]
+        for split in metrics:
+            assert {type(metric).__name__ for metric in split} >= {'AccMetric', 'ComputeMetric'}
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_splits_sample_the_same_frames(name):
+    train = frames(load(name), 'train')
+    for split in ('val', 'test'):
+        step = frames(load(name), split)
+        assert step.test_mode
+        for key in ('clip_len', 'frame_interval', 'target_fps'):
+            assert step.get(key) == train.get(key), (split, key)
+    labelled = [part for part in Path(name).stem.split('_') if part in ('8f', '16f', '32f')]
+    if labelled:  # a clip spans 64 frames, however many of them it holds
+        assert train.clip_len == int(labelled[0][:-1])
+        assert train.clip_len * train.frame_interval == 64
+
+
+@pytest.mark.parametrize('name', FROM_OUR_STATIC)
+def test_a_dynamic_config_differs_from_its_static_twin_in_the_model_alone(name):
+    cfg, twin = load(name), static_twin(name)
+    stem = Path(name).stem.replace('vared2_', 'static_')
+    assert twin in FILES
+    assert stem.startswith(Path(twin).stem)
+    static = load(twin)
+    assert cfg.load_from == f'work_dirs/{Path(twin).stem}/epoch_{static.train_cfg.max_epochs}.pth'
+    model, stock = cfg.model.to_dict(), static.model.to_dict()
+    assert model.pop('neck') == {'type': 'SoftModulationGateNeck'}
+    for part in ('backbone', 'cls_head'):
+        assert model[part]['type'] == 'VARED2' + stock[part].pop('type')
+        for key in ('type', 'dynamic', 'loss_budget'):
+            model[part].pop(key, None)
+    model['backbone']['pretrained'] = stock['backbone']['pretrained'] = None
+    assert model == stock
+    for split in SPLITS:
+        assert cfg[f'{split}_dataloader'] == static[f'{split}_dataloader']
+
+
+@functools.cache
+def run_pipeline(steps, filename):
+    video = {'filename': filename, 'label': 1, 'start_index': 0, 'modality': 'RGB'}
+    packed = Compose([TRANSFORMS.build(step) for step in ast.literal_eval(steps)])(video)
+    return tuple(packed['inputs'].shape), packed['inputs'].dtype, packed['data_samples'].gt_label
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_pipelines_read_a_video_shorter_than_a_clip(name, videos):
+    cfg = load(name)
+    for split in SPLITS:
+        steps = repr([step.to_dict() for step in pipeline(cfg, split)])
+        shape, dtype, label = run_pipeline(steps, str(videos / 'test0.mp4'))
+        step = frames(cfg, split)
+        if cfg.model.type == 'Recognizer2D':
+            assert shape[0] % (step.clip_len * step.num_clips) == 0
+            assert len(shape) == 4
+        else:
+            assert shape[0] % step.num_clips == 0
+            assert shape[2] == step.clip_len
+        assert shape[1] == 3
+        assert dtype == torch.uint8
+        assert label.tolist() == [1]
+
+
+def batch(cfg, videos, views):
+    step, size = frames(cfg, 'train'), 32
+    length = step.clip_len * step.get('num_clips', 1)
+    shape = (views, 3, length, size, size)
+    if cfg.model.type == 'Recognizer2D':
+        shape = (views * length, 3, size, size)
+    return {
+        'inputs': [torch.randint(256, shape, dtype=torch.uint8) for _ in range(videos)],
+        'data_samples': [ActionDataSample().set_gt_label(i) for i in range(videos)],
+    }
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_model_trains_and_tests_for_a_step(name):
+    cfg = Config.fromfile(PATHS[name])
+    cfg.model.backbone.pretrained = None
+    model = revert_sync_batchnorm(MODELS.build(cfg.model))
+    # Statistics of a few pixels make gradients of any size.
+    sgd = torch.optim.SGD(model.parameters(), lr=0.01)
+    optimizer = OptimWrapper(sgd, clip_grad={'max_norm': 1})
+    sgd.zero_grad = lambda **kwargs: None  # keep the gradients
+
+    log = model.train_step(batch(cfg, videos=2, views=1), optimizer)
+    assert all(torch.isfinite(value) for value in log.values()), log
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+    assert all(p.grad.any() for p in model.cls_head.parameters())
+    model.eval()
+    with torch.no_grad():
+        (sample,) = model.test_step(batch(cfg, videos=1, views=VIEWS))
+    assert sample.pred_score.shape == (cfg.model.cls_head.num_classes,)
+    assert sample.pred_score.isfinite().all()
+
+    layers = dynamic_layers(model)
+    assert bool(layers) == (name in DYNAMIC)
+    if layers:
+        assert log['loss_budget'] >= 0
+        assert 0 < log['compute_ratio'] <= 1
+        assert 0 < sample.compute_ratio <= 1
+        assert sample.policy.shape == (VIEWS, len(layers), 2)
+        moved = {k: layer.gate.fc1.weight.grad.any() for k, layer in layers.items()}
+        assert any(moved.values())
+        # A short clip leaves late layers nothing to choose in a network without channel options.
+        assert all(moved[k] for k, layer in layers.items() if len(layer.channel_options.kept) > 1)

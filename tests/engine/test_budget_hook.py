@@ -1,0 +1,35 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""Phases of the budget loss."""
+
+from types import SimpleNamespace
+
+import pytest
+from torch import nn
+
+from vared2_mmaction.engine import BudgetScheduleHook
+from vared2_mmaction.models import ComputationBudgetLoss
+
+
+@pytest.mark.parametrize(
+    ('begin', 'ramp', 'factors'),
+    [(0, 0, [1, 1, 1]), (2, 0, [0, 0, 1, 1]), (1, 3, [0, 0.25, 0.5, 0.75, 1, 1])],
+)
+def test_weight_of_each_epoch(begin, ramp, factors):
+    loss = ComputationBudgetLoss(0.8)
+    hook = BudgetScheduleHook(begin, ramp)
+    runner = SimpleNamespace(model=nn.Sequential(loss), epoch=0)
+    hook.before_run(runner)
+    for runner.epoch, factor in enumerate(factors):
+        hook.before_train_epoch(runner)
+        assert loss.loss_weight == pytest.approx(0.8 * factor)
+    hook.before_train_epoch(runner)  # a resumed run starts anywhere
+    assert loss.loss_weight == pytest.approx(0.8 * factors[-1])
+    hook.after_run(runner)
+    assert loss.loss_weight == 0.8
+
+
+def test_mistakes_are_named():
+    with pytest.raises(ValueError, match='begin=-1'):
+        BudgetScheduleHook(-1)
+    with pytest.raises(ValueError, match='no ComputationBudgetLoss.*VARED2 head'):
+        BudgetScheduleHook().before_run(SimpleNamespace(model=nn.Linear(1, 1)))

@@ -1,0 +1,32 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""A tiny set of video files: a square that moves to the right (0) or down (1)."""
+
+import cv2
+import numpy as np
+
+WIDTH, HEIGHT = 64, 48  # decord fails on some widths that are no multiple of 32
+# Split: number of frames of each of its videos.
+SPLITS = {'train': (12, 14, 16, 18, 20, 12), 'val': (12, 16), 'test': (13, 16, 20)}
+
+
+def write_videos(folder):
+    """Writes the videos, and a list "video label" for each split; returns the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, lengths in SPLITS.items():
+        names = [f'{split}{i}.mp4' for i in range(len(lengths))]
+        for i, (name, frames) in enumerate(zip(names, lengths, strict=True)):
+            _write(folder / name, frames, label=i % 2)
+        lines = [f'{name} {i % 2}\n' for i, name in enumerate(names)]
+        (folder / f'{split}.txt').write_text(''.join(lines))
+    return folder
+
+
+def _write(path, frames, label):
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'mp4v'), 12, (WIDTH, HEIGHT))
+    assert writer.isOpened(), f'{path} cannot be written: OpenCV has no mp4v encoder'
+    for t in range(frames):
+        image = np.full((HEIGHT, WIDTH, 3), 60, np.uint8)
+        x, y = (4 + t, 14) if label == 0 else (18, 2 + t)
+        image[y : y + 10, x : x + 10] = (40, 200, 240)
+        writer.write(image)
+    writer.release()

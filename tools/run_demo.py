@@ -1,0 +1,119 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""The demo: make a video set, train and test a static network and its VA-RED2 twin, compare.
+
+Every step leaves a file and is skipped where that is there; an interrupted training goes on from
+its last checkpoint.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from rich.console import Console
+from rich.progress import Progress
+
+import vared2_mmaction
+from vared2_mmaction.apis import compare
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / 'configs' / 'demo'
+NETWORKS = {'static R(2+1)D': 'static_r2plus1d', 'VA-RED2 R(2+1)D': 'vared2_r2plus1d'}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--work-dir', default='work_dirs/demo', help='where everything is written')
+    parser.add_argument('--timed-clips', type=int, default=100, help='clips that are timed')
+    args = parser.parse_args()
+    os.chdir(ROOT)
+    console = Console()
+    console.rule('video set')
+    run('tools/make_moving_shapes.py', 'data/moving_shapes')
+    work_dir = Path(args.work_dir)
+    for title, name in NETWORKS.items():
+        console.rule(f'training: {title}')
+        train(name, work_dir / name)
+        console.rule(f'testing: {title}')
+        test(name, work_dir / name)
+    console.rule('timing')
+    show(console, work_dir, args.timed_clips)
+
+
+def run(*command: str) -> None:
+    """Run one of the tools, its output visible; stop where it fails."""
+    subprocess.run([sys.executable, *command], check=True)
+
+
+def final_checkpoint(name: str, folder: Path) -> Path:
+    epochs = Config.fromfile(CONFIGS / f'{name}.py').train_cfg.max_epochs
+    return folder / f'epoch_{epochs}.pth'
+
+
+def train(name: str, folder: Path) -> None:
+    if final_checkpoint(name, folder).exists():
+        print(f'{final_checkpoint(name, folder)} is there: nothing to train')
+        return
+    resume = ['--resume'] if (folder / 'last_checkpoint').exists() else []
+    run(
+        'tools/train.py',
+        str(CONFIGS / f'{name}.py'),
+        '--work-dir',
+        str(folder),
+        '--seed',
+        '0',
+        *resume,
+    )
+
+
+def test(name: str, folder: Path) -> None:
+    checkpoint, dump = final_checkpoint(name, folder), folder / 'test.pkl'
+    if dump.exists() and dump.stat().st_mtime > checkpoint.stat().st_mtime:
+        print(f'{dump} is there: nothing to test')
+        return
+    partial = folder / 'partial.pkl'
+    run(
+        'tools/test.py',
+        str(CONFIGS / f'{name}.py'),
+        str(checkpoint),
+        '--work-dir',
+        str(folder),
+        '--dump',
+        str(partial),
+    )
+    partial.replace(dump)
+
+
+def show(console: Console, work_dir: Path, timed_clips: int) -> None:
+    models, cfg = [], None
+    for name in NETWORKS.values():
+        checkpoint = final_checkpoint(name, work_dir / name)
+        model, cfg = compare.load_recognizer(str(CONFIGS / f'{name}.py'), str(checkpoint))
+        models.append(model)
+    batches = compare.decoded_videos(cfg, timed_clips)
+    with Progress(console=console) as progress:
+        task = progress.add_task('clips, both networks in turn', total=len(batches) + 5)
+        seconds = compare.time_alternately(models, batches, progress=lambda: progress.advance(task))
+    clip = batches[0]['inputs'][0].shape
+    static_gmacs = vared2_mmaction.static_cost(models[0].backbone, clip) / 1e9
+    results = [
+        compare.summarise(
+            title, str(work_dir / name / 'test.pkl'), compare.median_ms(s), static_gmacs
+        )
+        for (title, name), s in zip(NETWORKS.items(), seconds, strict=True)
+    ]
+    views, _, frames, height, width = clip
+    console.print(
+        compare.table(
+            results,
+            f'Test set, {views} view of {frames} x {height} x {width}; time of batch size 1, median '
+            f'of {len(batches)} clips in turn, {torch.get_num_threads()} threads, float32',
+        )
+    )
+
+
+if __name__ == '__main__':
+    main()
