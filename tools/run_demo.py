@@ -98,7 +98,7 @@ def show(console: Console, work_dir: Path, timed_clips: int) -> None:
         task = progress.add_task('clips, both networks in turn', total=len(batches) + 5)
         seconds = compare.time_alternately(models, batches, progress=lambda: progress.advance(task))
     clip = batches[0]['inputs'][0].shape
-    static_gmacs = vared2_mmaction.static_cost(models[0].backbone, clip) / 1e9
+    static_gmacs = vared2_mmaction.static_cost(models[0].get_submodule('backbone'), clip) / 1e9
     results = [
         compare.summarise(
             title, str(work_dir / name / 'test.pkl'), compare.median_ms(s), static_gmacs

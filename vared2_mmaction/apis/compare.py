@@ -99,7 +99,7 @@ def time_alternately(
     seconds: list[list[float]] = [[] for _ in models]
     for i, batch in enumerate([*batches[:warmup], *batches]):
         for model, times in zip(models, seconds, strict=True):
-            data = model.data_preprocessor(batch, False)
+            data = model.data_preprocessor(batch, False)  # type: ignore[operator]
             start = time.perf_counter()
             model(**data, mode='predict')
             if i >= warmup:

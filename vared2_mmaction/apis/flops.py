@@ -8,23 +8,33 @@ operations. In evaluation expected and executed are equal, layer by layer, or an
 
 from __future__ import annotations
 
+import copy
+import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from rich.table import Table
+from mmaction.models.recognizers import Recognizer2D, Recognizer3D
+from mmaction.registry import DATASETS, MODELS
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.runner import load_checkpoint
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..models.dynamize import DynamicBackbone, DynamicFeatures, is_own_parameter
 from ..models.static import to_static
+from .check import check_config
 
 _RESIDUAL_STAGE = re.compile(r'((?P<pathway>.+?)\.)?(?P<stage>layer\d+)(?=[._]|$)')
+
+
+_CROPS = {'CenterCrop': 1, 'ThreeCrop': 3, 'TenCrop': 10}
 
 
 class CostMismatchError(RuntimeError):
@@ -79,29 +89,6 @@ class CostTable:
     """Executed over static multiply-adds of the backbone's convolutions, mean over videos."""
     overhead_ratio: float
     """Overhead over static multiply-adds of the network."""
-
-    def render(self) -> Table:
-        """The table to print; costs in GMACs."""
-        digits = 3 if self.total.static >= 1e9 else 6
-        table = Table(title='GMACs a clip', caption_justify='left')
-        table.add_column('stage')
-        for name in ('parameters', 'static', 'expected', 'executed', 'overhead'):
-            table.add_column(name, justify='right', no_wrap=True)
-        for row in (*self.rows, self.total):
-            if row is self.total:
-                table.add_section()
-            static, executed, overhead, expected, least, most = (
-                f'{macs / 1e9:.{digits}f}'
-                for macs in (
-                    *(row.static, row.executed, row.overhead),
-                    *(row.expected, row.expected_min, row.expected_max),
-                )
-            )
-            if self.videos > 1:
-                expected = f'{expected} ({least}–{most})'
-            parameters = f'{row.parameters:,}'
-            table.add_row(row.stage, parameters, static, expected, executed, overhead)
-        return table
 
 
 def measure(model: nn.Module, videos: Iterable[Iterable[Tensor]]) -> CostTable:
@@ -336,3 +323,184 @@ def _row(stage: str, parameters: np.ndarray, costs: np.ndarray) -> Row:
         executed=mean.executed,
         overhead=mean.overhead,
     )
+
+
+def load_model(cfg: Config, checkpoint: str | None = None) -> tuple[nn.Module, str]:
+    """Build a config's recognizer.
+
+    Args:
+        cfg: The config; its ``load_from`` is not looked at.
+        checkpoint: Path or URL; one of the static network has no gates, which then stay as
+            initialised.
+
+    Returns:
+        The model, and where its weights are from.
+
+    Raises:
+        ValueError: If the config is wrong, or the checkpoint is that of another network.
+        FileNotFoundError: If there is no such checkpoint.
+    """
+    cfg = copy.deepcopy(cfg)
+    cfg.load_from = None
+    (cfg.model.get('test_cfg') or {}).pop('max_testing_views', None)  # clips come one at a time
+    check_config(cfg)
+    init_default_scope(cfg.get('default_scope') or 'mmaction')
+    model = MODELS.build(cfg.model)
+    if not isinstance(model, Recognizer2D | Recognizer3D):
+        raise ValueError(
+            f'model.type={cfg.model.type!r}: expected a Recognizer2D or a Recognizer3D'
+        )
+    if checkpoint is None:
+        return model, 'no checkpoint, weights as built'
+    if '://' not in checkpoint and not os.path.isfile(checkpoint):
+        raise FileNotFoundError(f'CHECKPOINT={checkpoint!r}: no such file')
+    try:
+        loaded = load_checkpoint(model, checkpoint, map_location='cpu', logger='silent')
+    except Exception as error:  # whatever unpickling some file may raise
+        raise ValueError(f'CHECKPOINT={checkpoint!r} cannot be loaded: {error}') from error
+    missing = _missing_gates(model, loaded.get('state_dict', loaded), checkpoint)
+    without = ', which has no gates: they are as initialised' if missing else ''
+    return model, f'checkpoint {checkpoint}{without}'
+
+
+def _missing_gates(model: nn.Module, given: dict[str, Any], checkpoint: str) -> bool:
+    """Whether a checkpoint lacks the gates; MMEngine would only log any other difference."""
+    given = {key.removeprefix('module.'): value for key, value in given.items()}
+    missing = False
+    for key, parameter in model.named_parameters():
+        found = getattr(given.get(key), 'shape', None)
+        if found is None and is_own_parameter(key):
+            missing = True
+        elif found != parameter.shape:
+            what = 'nothing' if found is None else f'shape {tuple(found)}'
+            raise ValueError(
+                f'CHECKPOINT={checkpoint!r} is of another network: expected {key} of shape '
+                f'{tuple(parameter.shape)}, found {what}'
+            )
+    return missing
+
+
+class Views(NamedTuple):
+    """What a test pipeline makes of a video."""
+
+    frames: int
+    """Frames of a clip."""
+    clips: int
+    """Clips along time."""
+    crops: int
+    size: tuple[int, int] | None
+    """Height and width, None where the pipeline leaves them open."""
+
+
+def views_of_pipeline(cfg: Config, model: nn.Module, split: str = 'test') -> Views | None:
+    """Read clips and crops from the pipeline of a split; None where it does not tell."""
+    pipeline = (cfg.get(f'{split}_dataloader') or {}).get('dataset', {}).get('pipeline') or []
+    frames = clips = 0
+    crops, size = 1, None
+    for step in pipeline:
+        kind = str(step['type']).rpartition('.')[2]
+        if 'clip_len' in step:
+            positions = step.get('num_sample_positions', 10 if kind == 'DenseSampleFrames' else 1)
+            repeats = positions * (2 if step.get('twice_sample') else 1)
+            frames, clips = step['clip_len'], step.get('num_clips', 1) * repeats
+            if isinstance(model, Recognizer2D):  # sampled clips are the segments of one
+                taken = frames * clips
+                frames = clip_frames(model) or taken // repeats
+                clips = taken // frames
+        elif kind in _CROPS:
+            crops, size = _CROPS[kind], step['crop_size']
+        elif kind == 'Resize':
+            size = None if step.get('keep_ratio', True) else step['scale']
+    if not clips:
+        return None
+    if size is not None:
+        size = (size, size) if isinstance(size, int) else (size[1], size[0])
+    return Views(frames, clips, crops, size)
+
+
+def clip_frames(model: nn.Module) -> int | None:
+    """Frames of a clip, where a 2-D backbone nails them down."""
+    backbone: Any = model.backbone
+    return getattr(backbone, 'clip_length', None) or getattr(backbone, 'num_segments', None)
+
+
+def default_shape(cfg: Config, model: nn.Module, split: str = 'test') -> tuple[int, ...]:
+    """The clip (C, T, H, W) of a split's pipeline."""
+    views = views_of_pipeline(cfg, model, split)
+    if views is None or views.size is None:
+        raise ValueError(
+            f'--shape is needed: the pipeline of {split}_dataloader does not tell the clip'
+        )
+    backbone: Any = model.backbone
+    convolutions = (m for m in backbone.modules() if isinstance(m, _ConvNd))
+    channels = next((convolution.in_channels for convolution in convolutions), 3)
+    return (channels, views.frames, *views.size)
+
+
+def full_shape(model: nn.Module, shape: Sequence[int], views: Views | None) -> tuple[int, ...]:
+    """The clip (C, T, H, W) that ``--shape`` asks for.
+
+    Raises:
+        ValueError: If the shape has the wrong rank, or a number below 1.
+    """
+    frames = isinstance(model, Recognizer2D)
+    wanted = 'C H W' if frames else 'C T H W'
+    if len(shape) != len(wanted.split()) or min(shape) < 1:
+        given = ' '.join(map(str, shape))
+        raise ValueError(
+            f'--shape {given}: expected {wanted}, whole numbers from 1, for a '
+            f'{type(model).__name__}'
+        )
+    if not frames:
+        return tuple(shape)
+    segments = clip_frames(model) or (views.frames if views else 1)
+    return (shape[0], segments, *shape[1:])
+
+
+def random_clip(model: nn.Module, clip: Sequence[int], seed: int = 0) -> Tensor:
+    """A seeded clip (C, T, H, W) as the recognizer takes it."""
+    c, t, h, w = clip
+    shape = (1, t, c, h, w) if isinstance(model, Recognizer2D) else (1, 1, c, t, h, w)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def read_videos(
+    cfg: Config, model: nn.Module, number: int, split: str = 'test'
+) -> Iterator[Iterator[Tensor]]:
+    """Clips of some videos of a split, spread evenly over its list; decoded when asked for.
+
+    Raises:
+        ValueError: If the config has no such split, or a video cannot be read.
+        FileNotFoundError: If an annotation file or a video is missing.
+    """
+    cfg = copy.deepcopy(cfg)
+    cfg.load_from = None
+    loader = cfg.get(f'{split}_dataloader')
+    if loader is None:
+        raise ValueError(f'--split={split}: the config has no {split}_dataloader')
+    check_config(cfg, split)
+    dataset = DATASETS.build(loader.dataset)
+    number = min(number, len(dataset))
+    for i in np.linspace(0, len(dataset) - 1, number).round().astype(int).tolist():
+        try:
+            packed = dataset[i]
+        except RuntimeError as error:
+            raise ValueError(str(error)) from error
+        yield _clips_of_video(cfg, model, split, packed)
+
+
+def _clips_of_video(
+    cfg: Config, model: nn.Module, split: str, packed: dict[str, Any]
+) -> Iterator[Tensor]:
+    inputs, frames = packed['inputs'], 1
+    if isinstance(model, Recognizer2D):
+        views = views_of_pipeline(cfg, model, split)
+        frames = clip_frames(model) or (views.frames if views else len(inputs))
+        if len(inputs) % frames:
+            raise ValueError(
+                f'{split}_dataloader.dataset.pipeline takes {len(inputs)} frames of a video: '
+                f'expected clips of {frames}, the num_segments of the backbone'
+            )
+    for clip in inputs.split(frames):
+        data = {'inputs': [clip], 'data_samples': [packed['data_samples']]}
+        yield model.data_preprocessor(data, training=False)['inputs']  # type: ignore[operator]

@@ -27,7 +27,7 @@ class PerChannelAffine(nn.Module):
         self.weight = nn.Parameter(torch.full((maps,), float(gain)))
         self.bias = nn.Parameter(torch.zeros(maps))
 
-    def forward(self, x: Tensor, region: Region, maps: slice, scale: Tensor | None) -> Source:
+    def rebuild(self, x: Tensor, region: Region, maps: slice, scale: Tensor | None) -> Source:
         """Rebuild maps from a region of other maps.
 
         Args:
@@ -62,8 +62,8 @@ class DepthwiseSpatial(nn.Module):
         with torch.no_grad():
             self.weight[..., 1, 1] = gain
 
-    def forward(self, x: Tensor, region: Region, maps: slice, scale: Tensor | None) -> Source:
-        """Rebuild maps; see :meth:`PerChannelAffine.forward`."""
+    def rebuild(self, x: Tensor, region: Region, maps: slice, scale: Tensor | None) -> Source:
+        """Rebuild maps; see :meth:`PerChannelAffine.rebuild`."""
         source = x[region]
         groups = source.shape[1]
         y = F.conv3d(source, self.weight[maps], self.bias[maps], padding=(0, 1, 1), groups=groups)
@@ -113,7 +113,9 @@ class _Options(nn.Module):
         self, x: Tensor, region: Region, weights: Tensor | None, option: int, maps: slice
     ) -> Source:
         scale = None if weights is None else weights[:, option, None]
-        return self.cheap[option - 1](x, region, maps, scale)
+        operation = self.cheap[option - 1]
+        assert isinstance(operation, PerChannelAffine | DepthwiseSpatial)
+        return operation.rebuild(x, region, maps, scale)
 
 
 class ChannelOptions(_Options):

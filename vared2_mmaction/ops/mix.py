@@ -56,7 +56,7 @@ class Mix:
             shifts = [s.shift for s in merged if s.shift is not None]
             terms = [(place(s.maps), s.region, place(s.factor)) for s in merged]
             plan.append((target, terms, place(sum(shifts[1:], shifts[0]) if shifts else None)))
-        return _Write.apply(shape, plan, *tensors)  # type: ignore[no-any-return]
+        return _Write.apply(shape, plan, *tensors)
 
 
 def _merge(sources: list[Source]) -> list[Source]:
