@@ -7,7 +7,7 @@ model = dict(
     neck=dict(type='SoftModulationGateNeck'),
     cls_head=dict(type='VARED2I3DHead', loss_budget=dict(loss_weight=2.0, budget=0.4)),
 )
-load_from = 'work_dirs/demo/static_r2plus1d/epoch_30.pth'
+load_from = 'work_dirs/demo/static_r2plus1d/epoch_24.pth'
 
 max_epochs = 12
 train_cfg = dict(max_epochs=max_epochs)

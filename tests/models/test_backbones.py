@@ -150,6 +150,21 @@ def test_a_static_checkpoint_starts_nearly_unchanged():
         assert torch.nn.functional.cosine_similarity(found.flatten(), expected.flatten(), 0) > 0.9
 
 
+@pytest.mark.parametrize('bias', [-5, 5])
+def test_every_parameter_has_a_gradient_whatever_is_off(bias):
+    """Distributed training waits for all of them."""
+    net, x = dynamic('ResNet2Plus1d'), torch.randn(STOCK['ResNet2Plus1d'][1])
+    for layer in dynamic_layers(net).values():
+        with torch.no_grad():
+            layer.gate.fc2.bias.fill_(-5)
+            layer.gate.fc2.bias[::3] = bias  # the dear option of both dimensions
+    net.train()
+    features, decisions = net(x)
+    assert decisions[:, 1:, 3].unique().tolist() == [0 if bias > 0 else 2]
+    (features.sum() + decisions[..., 0].sum()).backward()
+    assert [key for key, p in net.named_parameters() if p.grad is None] == []
+
+
 def test_which_layers_are_dynamic():
     layers = dynamic_layers(dynamic('ResNet2Plus1d'))
     assert len(layers) == 2 * 16  # each convolution of a block has a spatial and a temporal one

@@ -137,8 +137,8 @@ def _stay(rng: np.random.Generator, pose: Pose, num_frames: int, size: int) -> l
     return [Track.at_rest(pose, num_frames)]
 
 
-#: Class name -> motion, in label order. Those that start with ``shows`` are told by the shape, in any
-#: frame; the others by motion only.
+#: Class name -> motion, in label order. Those that start with ``shows`` are told by the shape, in
+#: any frame; the others by the motion.
 MOTIONS: dict[str, Motion] = {
     'shows_star': _stay,
     'shows_cross': _stay,

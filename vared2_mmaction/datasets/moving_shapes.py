@@ -213,7 +213,8 @@ def _write_all(
     """Writes ``clips`` and yields once for every one written."""
     if workers == 1 or len(clips) <= _CHUNK:
         for clip in clips:
-            yield _write_video(out, arguments, clip)
+            _write_video(out, arguments, clip)
+            yield
         return
     # Forked where that exists: a fresh process would import all of PyTorch, only to draw.
     method = 'fork' if 'fork' in multiprocessing.get_all_start_methods() else None

@@ -1,8 +1,7 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """Renders the clips of the moving-shapes data set: textured shapes on cluttered backgrounds.
 
-Everything wraps around at the border of the frame, so that where a subject is does not tell where
-it goes.
+The frame wraps around: what leaves it on one side comes back on the other.
 """
 
 from dataclasses import dataclass
@@ -16,8 +15,8 @@ SHAPE_CLASS = 'shows_'
 SUBJECTS = ('disc', 'square', 'triangle')
 SHAPES = (*SUBJECTS, 'star', 'cross', 'ring')
 
-# How hard the data set is. Grey values are of 0..255, lengths are shares of the frame's side, speeds
-# such shares per clip.
+# How hard the data set is. Grey values are of 0..255, lengths are shares of the frame's side,
+# speeds such shares per clip.
 RADIUS = (0.18, 0.25)
 START = (0.3, 0.7)
 CLUTTER_RADIUS = (0.03, 0.07)

@@ -6,17 +6,18 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from mmaction.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.checkpoint import checkpoint
 
 from ..ops import DynamicConv2d, DynamicConv3d, collect, report_fixed
-from ..ops.decision import Decisions
+from ..ops.decision import COLUMNS, Decisions, charge
 from .layers import DynamicOptions, clip_length, make_layers_dynamic
 
 OWN_PARTS = ('gate', 'channel_options', 'temporal_options')
-DECISION_COLUMNS = ('executed', 'static', 'overhead', 'p_c', 'p_t', 'segment')
+DECISION_COLUMNS = (*COLUMNS, 'segment')
 
 
 def explain_to_stock_parts(pair: type) -> type:
@@ -82,23 +83,27 @@ class DynamicBackbone(nn.Module):
     def _tabulate(self, decisions: Decisions, x: Tensor) -> Tensor:
         segments = self.clip_length or 1
         clips = x.shape[0] // segments
-        zeros = torch.zeros(clips, len(DECISION_COLUMNS), dtype=torch.float64, device=x.device)
-        fixed = zeros.clone()
-        fixed[:, :2] = decisions.fixed / max(clips, 1)
-        rows = [fixed]
-        for name in self.dynamic_layers:
-            row = zeros
-            for d in decisions.layers.get(name, []):  # more than one where a layer is run again
-                cost = torch.stack((d.executed, torch.full_like(d.executed, d.static), d.overhead))
-                columns = (row[:, :3] + cost.T, d.policy.double(), zeros[:, 5:])
-                row = torch.cat(columns, 1)
-            rows.append(row)
-        table = torch.stack(rows, 1)
+        reported = [(name, d) for name, many in decisions.layers.items() for d in many]
+        table = x.new_zeros(clips, 1 + len(self.dynamic_layers), len(DECISION_COLUMNS)).double()
+        table[:, 0, :2] = decisions.fixed / max(clips, 1)
+        if reported:
+            # A layer that is run more than once has one row, the sum.
+            rows = [1 + self.dynamic_layers.index(name) for name, _ in reported]
+            charged = F.pad(charge([d for _, d in reported]), (0, 1))
+            table = table.index_add(1, torch.tensor(rows, device=x.device), charged)
+        if self.training:
+            # Distributed training waits for a gradient of every parameter in every step, and an
+            # option that is off for all clips leaves its cheap operation unused.
+            table = table + 0 * self._sum_of_own_parameters()
         if self.clip_length is None:
             return table
         table = table.repeat_interleave(segments, 0)
         table[..., -1] = torch.arange(segments, device=x.device).repeat(clips)[:, None]
         return table
+
+    def _sum_of_own_parameters(self) -> Tensor:
+        own = [p.flatten().double() for k, p in self.named_parameters() if is_own_parameter(k)]
+        return torch.cat(own).sum()
 
     def init_weights(self, *args: Any, **kwargs: Any) -> None:
         """Initialise as the stock backbone does; gates and cheap operations keep their own."""

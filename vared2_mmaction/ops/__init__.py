@@ -6,7 +6,7 @@ Knows PyTorch and nothing else.
 
 from .cheap import CHEAP_OPERATIONS, ChannelOptions, TemporalOptions
 from .conv import DynamicConv2d, DynamicConv3d
-from .decision import LayerDecision, collect, report_fixed
+from .decision import LayerDecision, charge, collect, report_fixed
 from .gate import Modulation, SoftModulationGate
 from .options import kept
 
@@ -19,6 +19,7 @@ __all__ = [
     'Modulation',
     'SoftModulationGate',
     'TemporalOptions',
+    'charge',
     'collect',
     'kept',
     'report_fixed',

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from .cheap import ChannelOptions, TemporalOptions
-from .decision import LayerDecision, open_sum, policy, report, straight_through
+from .decision import LayerCost, LayerDecision, report
 from .gate import Modulation
 from .options import kept
 
@@ -84,35 +84,51 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         Returns:
             Output (N, C_out, T', H', W'), and what was decided.
         """
-        chosen = policy(modulation)
-        groups = self._groups(chosen)
-        if groups is None:
-            y = self._blend(clips, modulation)
+        groups = self._groups(modulation)
+        if len(groups) == 1:
+            y = self._blend(clips, modulation, *groups[0][1:])
         else:
-            parts = [self._blend(clips[i], Modulation(*(v[i] for v in modulation))) for i in groups]
-            y = torch.cat(parts)[torch.argsort(torch.cat(groups))]
-        return y, self._decide(clips, y, modulation, chosen)
+            parts, order = [], []
+            for rows, *active in groups:
+                group = Modulation(*(v[rows] for v in modulation))
+                parts.append(self._blend(clips[rows], group, *active))
+                order += rows
+            back = torch.tensor(order, device=clips.device).argsort()
+            y = torch.cat(parts)[back]
+        return y, LayerDecision(modulation, self._cost(clips, y))
 
-    def _groups(self, chosen: Tensor) -> list[Tensor] | None:
-        """Rows of the clips that are executed together, or None for all at once."""
-        if self.training or len(chosen) < 2:
-            return None
-        policies, group = torch.unique(chosen, dim=0, return_inverse=True)
-        if len(policies) == 1:
-            return None
-        return [torch.nonzero(group == i).flatten() for i in range(len(policies))]
+    def _groups(self, modulation: Modulation) -> list[tuple[list[int], list[int], list[int]]]:
+        """Clips that are executed together: their rows, and the options on among them."""
+        channels = modulation.channel.shape[1]
+        weights = torch.cat(modulation, 1).tolist()  # the one time the host waits for the device
+        groups: dict[Any, tuple[list[int], list[int], list[int]]] = {}
+        for row, v in enumerate(weights):
+            on = [
+                [i for i, weight in enumerate(part) if weight > 0]
+                for part in (v[:channels], v[channels:])
+            ]
+            if not all(on):
+                raise FloatingPointError(
+                    f'{self.layer_name}: the weights of the gate are not finite'
+                )
+            policy = None if self.training else (on[0][0], on[1][0])
+            rows, *active = groups.setdefault(policy, ([], [], []))
+            rows.append(row)
+            for known, new in zip(active, on, strict=True):
+                known.extend(i for i in new if i not in known)
+        for _, *active in groups.values():
+            for known in active:
+                known.sort()
+        return list(groups.values()) or [([], [0], [0])]
 
-    def _blend(self, clips: Tensor, modulation: Modulation) -> Tensor:
-        """Execute clips with one convolution, that of the dearest option on among them."""
-        active = [(v > 0).any(0).nonzero().flatten().tolist() for v in modulation]
-        if len(clips) == 0:
-            active = [[0], [0]]
-        if not all(active):
-            raise FloatingPointError(f'{self.layer_name}: the weights of the gate are not finite')
-        channel, temporal = active
+    def _blend(
+        self, clips: Tensor, modulation: Modulation, channel: list[int], temporal: list[int]
+    ) -> Tensor:
+        """Execute clips with one convolution, that of the dearest of the active options."""
         computed = self._convolve(clips, self.channel_options.kept[channel[0]], 2 ** temporal[0])
         weights = [
-            self._weights(v, on, computed.dtype) for v, on in zip(modulation, active, strict=True)
+            self._weights(v, on, computed.dtype)
+            for v, on in zip(modulation, (channel, temporal), strict=True)
         ]
         y = self.channel_options(computed, weights[0], channel, self.normalise)
         frames = self._output_frames(clips.shape[2])
@@ -120,42 +136,25 @@ class _DynamicConv(nn.modules.conv._ConvNd):
 
     def _weights(self, v: Tensor, active: Sequence[int], dtype: torch.dtype) -> Tensor | None:
         if self.normalise:
-            if len(active) == 1 and not self.training:
-                return None  # v / v
+            if len(active) == 1:
+                return None  # v / v, whose gradient is zero
             v = v / v.sum(1, keepdim=True)
         return v.to(dtype)
 
-    def _decide(
-        self, clips: Tensor, y: Tensor, modulation: Modulation, chosen: Tensor
-    ) -> LayerDecision:
+    def _cost(self, clips: Tensor, y: Tensor) -> LayerCost:
         frames, area = y.shape[2], y.shape[3] * y.shape[4]
-        per_element = self.weight[0].numel() * area
-        frame_options = self._frame_options(clips)
-        with torch.autocast(clips.device.type, enabled=False):
-            computed_frames = straight_through(modulation.temporal, frame_options)
-            channels = straight_through(modulation.channel, self.channel_options.kept)
-            channel_macs = [
-                self.channel_options.macs(i) for i in range(modulation.channel.shape[1])
-            ]
-            temporal_macs = [
-                self.temporal_options.macs(j, frames) for j in range(len(frame_options))
-            ]
-            cheap = computed_frames.detach() * open_sum(modulation.channel, channel_macs)
-            cheap = (cheap + open_sum(modulation.temporal, temporal_macs)) * area
-        executed = per_element * channels * computed_frames
-        if self.training:
-            # Distributed training waits for a gradient of every parameter in every step, and an
-            # option that is off for all clips leaves its cheap operation unused.
-            cheap_parameters = (
-                *self.channel_options.parameters(),
-                *self.temporal_options.parameters(),
-            )
-            executed = executed + 0 * sum(p.sum() for p in cheap_parameters)
-        return LayerDecision(
-            policy=chosen,
-            executed=executed,
-            overhead=cheap + self.gate.macs(),  # type: ignore[operator]
-            static=per_element * self.out_channels * frames,
+        channels, computed = self.channel_options.kept, self._frame_options(clips)
+        return LayerCost(
+            unit=self.weight[0].numel() * area,
+            channels=channels,
+            frames=computed,
+            channel_operation=tuple(
+                self.channel_options.macs(i) * area for i in range(len(channels))
+            ),
+            temporal_operation=tuple(
+                self.temporal_options.macs(j, frames) * area for j in range(len(computed))
+            ),
+            gate=self.gate.macs(),  # type: ignore[operator]
         )
 
     def _frame_options(self, clips: Tensor) -> tuple[int, ...]:

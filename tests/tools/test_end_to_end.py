@@ -1,0 +1,339 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""The commands, run as a user runs them, on a tiny video set and a tiny network."""
+
+import json
+import os
+import re
+import runpy
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import mmaction
+import mmengine
+import pytest
+import torch
+from mmaction.apis import ActionRecogInferencer, MMAction2Inferencer
+from mmaction.registry import MODELS
+from mmengine.config import Config
+
+from vared2_mmaction.models.dynamize import is_own_parameter
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOLS = ROOT / 'tools'
+STOCK_TOOLS = Path(mmaction.__file__).parent / '.mim' / 'tools'
+LAYERS = 16  # two for each of the two convolutions of the four blocks
+
+STATIC = f"""
+_base_ = {str(ROOT / 'configs' / 'demo' / 'static_r2plus1d.py')!r}
+model = dict(backbone=dict(base_channels=4), cls_head=dict(in_channels=32))
+prefix = dict(video='VIDEOS')
+loader = dict(batch_size=2, num_workers=0, persistent_workers=False)
+train_dataloader = dict(dataset=dict(ann_file='VIDEOS/train.txt', data_prefix=prefix), **loader)
+val_dataloader = dict(dataset=dict(ann_file='VIDEOS/val.txt', data_prefix=prefix), **loader)
+test_dataloader = dict(dataset=dict(ann_file='VIDEOS/test.txt', data_prefix=prefix), **loader)
+train_cfg = dict(max_epochs=1, val_begin=1, val_interval=1)
+default_hooks = dict(checkpoint=dict(interval=1, max_keep_ckpts=2), logger=dict(interval=1))
+env_cfg = dict(dist_cfg=dict(backend='gloo'))
+model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None)
+"""
+DYNAMIC = """
+_base_ = 'static.py'
+model = dict(
+    backbone=dict(type='VARED2ResNet2Plus1d', dynamic=dict()),
+    neck=dict(type='SoftModulationGateNeck'),
+    cls_head=dict(type='VARED2I3DHead'),
+)
+custom_hooks = [dict(type='BudgetScheduleHook')]
+val_evaluator = [dict(type='AccMetric'), dict(type='ComputeMetric')]
+test_evaluator = val_evaluator
+"""
+
+
+@pytest.fixture(scope='module')
+def folder(videos, tmp_path_factory):
+    """Working folder with the configs static.py and dynamic.py."""
+    folder = tmp_path_factory.mktemp('project')
+    (folder / 'static.py').write_text(STATIC.replace('VIDEOS', str(videos)))
+    (folder / 'dynamic.py').write_text(DYNAMIC)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def run(folder):
+    """Runs a command in the working folder and returns all that it printed."""
+
+    def run(*command):
+        with socket.socket() as free:
+            free.bind(('127.0.0.1', 0))
+            port = str(free.getsockname()[1])
+        given = {'PYTHONPATH': str(ROOT), 'PYTHON': sys.executable, 'PORT': port}
+        given |= {'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'}
+        if Path(command[0]).suffix == '.py':
+            command = (sys.executable, *command)
+        done = subprocess.run(
+            [str(part) for part in command],
+            cwd=folder,
+            env={**os.environ, **given},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=180,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout[-4000:]
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture(scope='module')
+def static_checkpoint(run, folder):
+    run(TOOLS / 'train.py', 'static.py', '--work-dir', 'static')
+    return folder / 'static' / 'epoch_1.pth'
+
+
+@pytest.fixture(scope='module')
+def trained(run, folder, static_checkpoint):
+    """What training from the static weights printed, and its checkpoint."""
+    options = ['--work-dir', 'dynamic', '--cfg-options', f'load_from={static_checkpoint}']
+    return run(TOOLS / 'train.py', 'dynamic.py', *options), folder / 'dynamic' / 'epoch_1.pth'
+
+
+@pytest.fixture(scope='module')
+def varied(trained, folder):
+    """The trained checkpoint with gates that answer differently for every clip and layer."""
+    return with_gates(trained[1], folder / 'varied.pth', bias=0.0, std=1.0)
+
+
+@pytest.fixture(scope='module')
+def closed(trained, folder):
+    """The trained checkpoint with gates that leave only the cheapest option on."""
+    return with_gates(trained[1], folder / 'closed.pth', bias=-5.0, std=0.0)
+
+
+def with_gates(source, target, bias, std):
+    checkpoint = torch.load(source)
+    random = torch.Generator().manual_seed(0)
+    for key, value in checkpoint['state_dict'].items():
+        if key.endswith('gate.fc2.bias'):
+            value.fill_(bias)
+        if key.endswith('gate.fc2.weight'):
+            value.normal_(std=std, generator=random)
+    torch.save(checkpoint, target)
+    return target
+
+
+def scalars(work_dir):
+    """Logged lines of the newest run in a work folder."""
+    newest = max(work_dir.glob('*/vis_data/scalars.json'), key=os.path.getmtime)
+    return [json.loads(line) for line in newest.read_text().splitlines()]
+
+
+def printed(output, name):
+    """The last value of a metric that a command printed."""
+    return float(re.findall(rf'{name}: ([\d.]+)', output)[-1])
+
+
+def test_training_logs_the_compute(trained, folder):
+    *train, validation = scalars(folder / 'dynamic')
+    assert len(train) == 3
+    assert all(0 < step['compute_ratio'] <= 1 and step['loss_budget'] >= 0 for step in train)
+    assert all(
+        step['loss'] == pytest.approx(step['loss_cls'] + step['loss_budget'], rel=1e-3)
+        for step in train
+    )
+    assert 0 < validation['compute/ratio'] <= 1
+    assert validation['compute/gmacs'] > 0
+    assert 0 <= validation['acc/top1'] <= 1
+    assert all('compute_ratio' not in step for step in scalars(folder / 'static'))
+
+
+def test_static_weights_load_with_only_own_parameters_missing(trained):
+    output, _ = trained
+    assert 'unexpected key' not in output
+    assert 'size mismatch' not in output
+    missing = re.search('missing keys in source state_dict: (.*)', output)[1].split(', ')
+    assert all(is_own_parameter(key) for key in missing)
+
+
+def test_checkpoint_of_the_trainer_loads_with_protection_on(trained):
+    checkpoint = torch.load(trained[1], weights_only=True)
+    assert checkpoint['meta']['epoch'] == 1
+    assert 'train/compute_ratio' in checkpoint['message_hub']['log_scalars']
+
+
+def test_training_resumes(run, trained, folder):
+    before = torch.load(trained[1])
+    output = run(
+        *(TOOLS / 'train.py', 'dynamic.py', '--work-dir', 'dynamic', '--resume'),
+        *('--cfg-options', 'train_cfg.max_epochs=2'),
+    )
+    assert f'resumed epoch: {before["meta"]["epoch"]}' in output
+    after = torch.load(folder / 'dynamic' / 'epoch_2.pth')
+    assert after['meta']['iter'] == 2 * before['meta']['iter']
+    assert {step['epoch'] for step in scalars(folder / 'dynamic') if 'loss' in step} == {2}
+
+
+def check_dump(path, output):
+    """Dumped samples carry their compute, and what was printed is their mean."""
+    samples = mmengine.load(path)
+    assert len(samples) == 3
+    for sample in samples:
+        assert sample['policy'].shape == (1, LAYERS, 2)
+        assert not sample['policy'].is_floating_point()
+        assert sample['policy'].min() >= 0
+        assert sample['policy'].max() <= 2
+    ratios = [sample['compute_ratio'] for sample in samples]
+    assert 0 < min(ratios) < 1
+    assert printed(output, 'compute/ratio') == pytest.approx(sum(ratios) / 3, abs=1e-4)
+    assert printed(output, 'compute/gmacs') > 0
+    right = sum(int(sample['pred_label']) == int(sample['gt_label']) for sample in samples)
+    assert printed(output, 'acc/top1') == pytest.approx(right / 3, abs=1e-4)
+    return samples
+
+
+@pytest.fixture(scope='module')
+def tested(run, varied, folder):
+    """What testing printed, and what it dumped."""
+    options = ['--dump', 'ours.pkl', '--show-dir', 'pictures', '--work-dir', 'test']
+    output = run(TOOLS / 'test.py', 'dynamic.py', varied, *options)
+    return output, check_dump(folder / 'ours.pkl', output)
+
+
+def test_dumped_policies_differ_between_layers_and_videos(tested):
+    policies = torch.cat([sample['policy'] for sample in tested[1]])
+    assert (policies != policies[:, :1]).any()
+    assert (policies != policies[:1]).any()
+
+
+def test_show_dir_holds_a_picture_of_every_frame(tested, folder):
+    pictures = list((folder / 'pictures').rglob('*.png'))
+    assert len(pictures) == 3 * 8
+
+
+def test_mmaction2s_own_tools_run_the_config(run, varied, tested, folder, static_checkpoint):
+    run(
+        *(STOCK_TOOLS / 'train.py', 'dynamic.py', '--work-dir', 'stock'),
+        *('--cfg-options', f'load_from={static_checkpoint}'),
+    )
+    assert all('compute_ratio' in step for step in scalars(folder / 'stock')[:-1])
+    output = run(STOCK_TOOLS / 'test.py', 'dynamic.py', varied, '--dump', 'stock.pkl')
+    for theirs, ours in zip(check_dump(folder / 'stock.pkl', output), tested[1], strict=True):
+        torch.testing.assert_close(theirs['pred_score'], ours['pred_score'])
+        assert theirs['compute_ratio'] == pytest.approx(ours['compute_ratio'])
+
+
+def test_distributed_training_with_closed_gates(run, closed, folder):
+    """Nothing is unused for DistributedDataParallel when most cheap operations do not run."""
+    run(
+        *(TOOLS / 'dist_train.sh', 'dynamic.py', '2', '--work-dir', 'distributed'),
+        *('--cfg-options', f'load_from={closed}', 'train_dataloader.batch_size=1'),
+    )
+    *train, validation = scalars(folder / 'distributed')
+    assert len(train) == 3  # six videos, two processes
+    assert all(step['compute_ratio'] < 0.7 for step in train)
+    assert validation['compute/ratio'] < 0.7
+
+
+def test_distributed_test_agrees_with_one_process(run, varied, tested, folder):
+    options = ['--dump', 'two.pkl', '--work-dir', 'distributed']
+    output = run(TOOLS / 'dist_test.sh', 'dynamic.py', varied, '2', *options)
+    together = check_dump(folder / 'two.pkl', output)
+    for one, two in zip(tested[1], together, strict=True):
+        assert two['compute_ratio'] == pytest.approx(one['compute_ratio'])
+        assert (two['policy'] == one['policy']).all()
+
+
+# MMAction2 1.2.0: MMAction2Inferencer documents return_datasamples, but refuses it.
+@pytest.mark.parametrize('inferencer', [ActionRecogInferencer, MMAction2Inferencer])
+def test_inferencers_give_the_compute(inferencer, varied, tested, folder, videos):
+    infer = inferencer(str(folder / 'dynamic.py'), str(varied), device='cpu')
+    result = infer(str(videos / 'test0.mp4'), return_datasamples=True)
+    (sample,) = result['predictions']
+    assert sample.compute_ratio == pytest.approx(tested[1][0]['compute_ratio'])
+    assert (sample.policy == tested[1][0]['policy']).all()
+
+
+def test_mmaction2_inferencer_classifies(varied, tested, folder, videos):
+    infer = MMAction2Inferencer(str(folder / 'dynamic.py'), str(varied), device='cpu')
+    (result,) = infer(str(videos / 'test0.mp4'))['predictions']
+    expected = tested[1][0]['pred_score'].tolist()
+    assert result['rec_scores'][0] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.fixture
+def fails(folder, monkeypatch, tmp_path):
+    """Trains in this process, where it must fail before a step, and returns the error's text."""
+
+    def fails(kind, *options, config='dynamic.py'):
+        monkeypatch.chdir(folder)
+        monkeypatch.setenv('LOCAL_RANK', '0')
+        argv = ['train.py', config, '--work-dir', str(tmp_path), '--cfg-options', *options]
+        monkeypatch.setattr(sys, 'argv', argv)
+        with pytest.raises(kind) as caught:
+            runpy.run_path(str(TOOLS / 'train.py'), run_name='__main__')
+        assert not list(tmp_path.rglob('scalars.json'))
+        return str(caught.value)
+
+    return fails
+
+
+def save_weights(path, backbone):
+    weights = MODELS.build(backbone).state_dict()
+    torch.save({'state_dict': {f'backbone.{k}': v for k, v in weights.items()}}, path)
+
+
+def deeper(backbone):
+    return {**backbone, 'stage_blocks': (2, 1, 1, 1)}
+
+
+def wider(backbone):
+    return {**backbone, 'base_channels': 8}
+
+
+def flat(backbone):
+    return {'type': 'ResNet', 'depth': 34}
+
+
+# A deeper network of the same widths has every weight that is asked for, and more.
+@pytest.mark.parametrize(
+    ('change', 'key'),
+    [
+        (deeper, 'backbone.layer1.1.conv1'),
+        (wider, 'backbone.conv1.conv.conv_s.weight'),
+        (flat, 'backbone.conv1.conv.conv_s.weight'),
+    ],
+)
+def test_checkpoint_of_another_network(change, key, fails, folder):
+    stock = Config.fromfile(folder / 'static.py').model.backbone
+    save_weights(folder / 'other.pth', change(stock))
+    assert key in fails(RuntimeError, f'load_from={folder / "other.pth"}')
+
+
+@pytest.mark.parametrize(
+    ('kind', 'option', 'named'),
+    [
+        (ValueError, 'model.backbone.dynamic.chanel=2', 'chanel'),
+        (ValueError, 'model.backbone.dynamic.gate.dominace=0.5', 'dominace'),
+        (ValueError, 'model.neck=None', 'model.neck'),
+        (ValueError, 'model.cls_head=None', 'model.cls_head'),
+        (ValueError, 'model.cls_head.type=I3DHead', 'VARED2I3DHead'),
+        (ValueError, 'model.backbone.type=VARED2Resnet3d', 'VARED2Resnet3d'),
+        (FileNotFoundError, 'load_from=nothing.pth', 'nothing.pth'),
+        (FileNotFoundError, 'train_dataloader.dataset.ann_file=no.txt', 'no.txt'),
+        (FileNotFoundError, 'val_dataloader.dataset.ann_file=no.txt', 'no.txt'),
+        (FileNotFoundError, 'train_dataloader.dataset.data_prefix.video=gone', 'gone/train0.mp4'),
+    ],
+)
+def test_mistakes_are_named_before_training(kind, option, named, fails):
+    assert named in fails(kind, option)
+
+
+def test_video_that_cannot_be_decoded_is_named(fails, folder):
+    (folder / 'broken.mp4').write_bytes(b'not a video' * 100)
+    (folder / 'broken.txt').write_text('broken.mp4 0\nbroken.mp4 1\n')
+    key = 'train_dataloader.dataset'
+    options = [f'{key}.ann_file={folder / "broken.txt"}', f'{key}.data_prefix.video={folder}']
+    assert str(folder / 'broken.mp4') in fails(RuntimeError, *options)
