@@ -109,8 +109,8 @@ def show(console: Console, work_dir: Path, timed_clips: int) -> None:
     console.print(
         compare.table(
             results,
-            f'Test set, {views} view of {frames} x {height} x {width}; time of batch size 1, median '
-            f'of {len(batches)} clips in turn, {torch.get_num_threads()} threads, float32',
+            f'Test set, {views} view of {frames} x {height} x {width}; time of batch size 1, '
+            f'median of {len(batches)} clips in turn, {torch.get_num_threads()} threads, float32',
         )
     )
 

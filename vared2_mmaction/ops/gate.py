@@ -56,7 +56,8 @@ class SoftModulationGate(nn.Module):
         hidden_channels: Width of the hidden layer.
         motion: Whether the descriptor sees motion.
         dominance: Share of the dear option in the initial weights of a dimension, in (0, 1). All
-            other options start open with what is left, so that every option gets a gradient.
+            other options start open, each with half the weight of the one before it, so that every
+            option gets a gradient.
         floor: Weight of the cheapest option where all options would be off, in (0, 1).
     """
 
@@ -126,7 +127,6 @@ class SoftModulationGate(nn.Module):
 
 
 def _initial_beta(num_options: int, dominance: float) -> Tensor:
-    """Biases from which ``num_options`` weights start: the dear one dominant, all open."""
-    shares = torch.full((num_options,), (1 - dominance) / max(num_options - 1, 1))
-    shares[0] = dominance
-    return torch.atanh(shares)
+    """Biases from which the weights of a dimension start: the dear one dominant, all open."""
+    rest = torch.tensor([0.5**i for i in range(num_options - 1)])
+    return torch.atanh(torch.cat((torch.tensor([dominance]), (1 - dominance) * rest / rest.sum())))
