@@ -26,6 +26,7 @@ def apply() -> None:
     _name_undecodable_videos()
     _draw_predictions()
     _start_distributed_on_cpu()
+    _return_data_samples()
 
 
 def _provide_importlib_metadata() -> None:
@@ -182,22 +183,56 @@ def _start_distributed_on_cpu() -> None:
     """MMEngine selects a CUDA device for every process, also where there is none."""
     from mmengine.device import is_cuda_available
     from mmengine.dist import utils
+    from mmengine.model import MMDistributedDataParallel
 
-    original = utils._init_dist_pytorch
+    original_start, original_wrap = utils._init_dist_pytorch, MMDistributedDataParallel.__init__
 
-    def init_dist(backend: str, init_backend: str = 'torch', **kwargs: Any) -> None:
+    @functools.wraps(original_start)
+    def start(backend: str, init_backend: str = 'torch', **kwargs: Any) -> None:
         accelerated = is_cuda_available() or any(
             getattr(utils, f'is_{device}_available')() for device in ('mlu', 'npu', 'musa')
         )
         if accelerated or init_backend != 'torch':
-            original(backend, init_backend=init_backend, **kwargs)
+            original_start(backend, init_backend=init_backend, **kwargs)
         elif backend != 'gloo':
             raise ValueError(
                 f'env_cfg.dist_cfg.backend={backend!r} needs a GPU, and none is available; on CPU '
-                'use env_cfg.dist_cfg.backend=gloo and model_wrapper_cfg.type='
-                'MMDistributedDataParallel'
+                'use env_cfg.dist_cfg.backend=gloo'
             )
         else:
             torch.distributed.init_process_group(backend=backend, **kwargs)
 
-    utils._init_dist_pytorch = init_dist
+    @functools.wraps(original_wrap)
+    def wrap(self: Any, module: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
+        if all(parameter.device.type == 'cpu' for parameter in module.parameters()):
+            kwargs['device_ids'] = None
+        original_wrap(self, module, *args, **kwargs)
+
+    if not hasattr(original_start, '__wrapped__'):
+        utils._init_dist_pytorch = start
+        MMDistributedDataParallel.__init__ = wrap
+
+
+def _return_data_samples() -> None:
+    """MMAction2Inferencer documents return_datasamples, refuses it, and keeps scores only."""
+    from mmaction.apis.inferencers import MMAction2Inferencer
+
+    original = MMAction2Inferencer.postprocess
+
+    @functools.wraps(original)
+    def postprocess(
+        self: Any,
+        preds: dict,
+        visualization: Any = None,
+        return_datasamples: bool = False,
+        **kwargs: Any,
+    ) -> dict:
+        result = original(self, preds, visualization, **kwargs)
+        if return_datasamples:
+            result['predictions'] = [sample for (sample,) in preds['rec']]
+        return result
+
+    if not hasattr(original, '__wrapped__'):
+        known = MMAction2Inferencer.postprocess_kwargs
+        MMAction2Inferencer.postprocess_kwargs = known | {'return_datasamples'}
+        MMAction2Inferencer.postprocess = postprocess

@@ -43,6 +43,5 @@ default_hooks = dict(
     checkpoint=dict(interval=5, max_keep_ckpts=1, save_best='acc/top1'),
     logger=dict(interval=35),
 )
-# Also on several CPU processes.
-env_cfg = dict(dist_cfg=dict(backend='gloo'))
-model_wrapper_cfg = dict(type='MMDistributedDataParallel')
+env_cfg = dict(dist_cfg=dict(backend='gloo'))  # also on several CPU processes
+work_dir = 'work_dirs/demo/static_r2plus1d'

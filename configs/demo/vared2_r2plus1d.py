@@ -18,3 +18,4 @@ param_scheduler = [
 ]
 val_evaluator = [dict(type='AccMetric'), dict(type='ComputeMetric')]
 test_evaluator = val_evaluator
+work_dir = 'work_dirs/demo/vared2_r2plus1d'

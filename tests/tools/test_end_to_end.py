@@ -36,7 +36,6 @@ test_dataloader = dict(dataset=dict(ann_file='VIDEOS/test.txt', data_prefix=pref
 train_cfg = dict(max_epochs=1, val_begin=1, val_interval=1)
 default_hooks = dict(checkpoint=dict(interval=1, max_keep_ckpts=2), logger=dict(interval=1))
 env_cfg = dict(dist_cfg=dict(backend='gloo'))
-model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None)
 """
 DYNAMIC = """
 _base_ = 'static.py'

@@ -134,7 +134,8 @@ class DynamicBackbone(nn.Module):
         """Refuse the checkpoint of another network; MMEngine would only log what differs."""
         dynamic = any(is_own_parameter(key) for key in given)
         static = not dynamic or not all(is_own_parameter(key) for key in given)
-        for key, value in self.state_dict().items():
+        own = self.state_dict()
+        for key, value in own.items():
             wanted = dynamic if is_own_parameter(key) else static
             if not wanted or key.endswith('num_batches_tracked'):
                 continue
@@ -145,6 +146,12 @@ class DynamicBackbone(nn.Module):
                     f'checkpoint of another network: expected {prefix}{key} of shape '
                     f'{tuple(value.shape)} for {type(self).__name__}, found {what}'
                 )
+        unknown = [key for key, value in given.items() if key not in own and value.dim() > 3]
+        if unknown:  # a convolution, of a deeper network for example
+            raise RuntimeError(
+                f'checkpoint of another network: {prefix}{unknown[0]} is no parameter of '
+                f'{type(self).__name__}'
+            )
 
 
 def is_own_parameter(key: str) -> bool:
