@@ -102,7 +102,7 @@ def trained(run, folder, static_checkpoint):
 
 @pytest.fixture(scope='module')
 def varied(trained, folder):
-    """The trained checkpoint with gates that answer differently for every clip and layer."""
+    """The trained checkpoint with gates that answer differently for every layer."""
     return with_gates(trained[1], folder / 'varied.pth', bias=0.0, std=1.0)
 
 
@@ -201,10 +201,9 @@ def tested(run, varied, folder):
     return output, check_dump(folder / 'ours.pkl', output)
 
 
-def test_dumped_policies_differ_between_layers_and_videos(tested):
+def test_dumped_policies_differ_between_layers(tested):
     policies = torch.cat([sample['policy'] for sample in tested[1]])
     assert (policies != policies[:, :1]).any()
-    assert (policies != policies[:1]).any()
 
 
 def test_show_dir_holds_a_picture_of_every_frame(tested, folder):
