@@ -12,6 +12,7 @@ from typing_extensions import Self
 from .cheap import ChannelOptions, TemporalOptions
 from .decision import LayerCost, LayerDecision, report
 from .gate import Modulation
+from .groups import Group, group_by_policy
 from .options import kept
 
 
@@ -84,55 +85,30 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         Returns:
             Output (N, C_out, T', H', W'), and what was decided.
         """
-        groups = self._groups(modulation)
+        try:
+            groups = group_by_policy(modulation, together=self.training)
+        except FloatingPointError as error:
+            raise FloatingPointError(f'{self.layer_name}: {error}') from error
         if len(groups) == 1:
-            y = self._blend(clips, modulation, *groups[0][1:])
+            y = self._blend(clips, modulation, groups[0])
         else:
-            parts, order = [], []
-            for rows, *active in groups:
-                group = Modulation(*(v[rows] for v in modulation))
-                parts.append(self._blend(clips[rows], group, *active))
-                order += rows
-            back = torch.tensor(order, device=clips.device).argsort()
-            y = torch.cat(parts)[back]
+            parts = [
+                self._blend(clips[g.rows], Modulation(*(v[g.rows] for v in modulation)), g)
+                for g in groups
+            ]
+            order = torch.tensor([row for g in groups for row in g.rows], device=clips.device)
+            y = torch.cat(parts)[order.argsort()]
         return y, LayerDecision(modulation, self._cost(clips, y))
 
-    def _groups(self, modulation: Modulation) -> list[tuple[list[int], list[int], list[int]]]:
-        """Clips that are executed together: their rows, and the options on among them."""
-        channels = modulation.channel.shape[1]
-        weights = torch.cat(modulation, 1).tolist()  # the one time the host waits for the device
-        groups: dict[Any, tuple[list[int], list[int], list[int]]] = {}
-        for row, v in enumerate(weights):
-            on = [
-                [i for i, weight in enumerate(part) if weight > 0]
-                for part in (v[:channels], v[channels:])
-            ]
-            if not all(on):
-                raise FloatingPointError(
-                    f'{self.layer_name}: the weights of the gate are not finite'
-                )
-            policy = None if self.training else (on[0][0], on[1][0])
-            rows, *active = groups.setdefault(policy, ([], [], []))
-            rows.append(row)
-            for known, new in zip(active, on, strict=True):
-                known.extend(i for i in new if i not in known)
-        for _, *active in groups.values():
-            for known in active:
-                known.sort()
-        return list(groups.values()) or [([], [0], [0])]
-
-    def _blend(
-        self, clips: Tensor, modulation: Modulation, channel: list[int], temporal: list[int]
-    ) -> Tensor:
-        """Execute clips with one convolution, that of the dearest of the active options."""
-        computed = self._convolve(clips, self.channel_options.kept[channel[0]], 2 ** temporal[0])
-        weights = [
-            self._weights(v, on, computed.dtype)
-            for v, on in zip(modulation, (channel, temporal), strict=True)
-        ]
-        y = self.channel_options(computed, weights[0], channel, self.normalise)
+    def _blend(self, clips: Tensor, modulation: Modulation, group: Group) -> Tensor:
+        """Execute a group's clips with one convolution, that of its dearest options."""
+        channels, stride = self.channel_options.kept[group.channel[0]], 2 ** group.temporal[0]
+        z = self._convolve(clips, channels, stride)
+        channel_weights = self._weights(modulation.channel, group.channel, z.dtype)
+        y = self.channel_options(z, channel_weights, group.channel, self.normalise)
+        temporal_weights = self._weights(modulation.temporal, group.temporal, z.dtype)
         frames = self._output_frames(clips.shape[2])
-        return self.temporal_options(y, weights[1], temporal, frames, self.normalise)
+        return self.temporal_options(y, temporal_weights, group.temporal, frames, self.normalise)
 
     def _weights(self, v: Tensor, active: Sequence[int], dtype: torch.dtype) -> Tensor | None:
         if self.normalise:
