@@ -54,6 +54,7 @@ def static_cost(model: nn.Module, input_shape: Sequence[int]) -> int:
     x = torch.empty(_full_shape(static, tuple(input_shape)), device='meta')
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         if isinstance(static, BaseRecognizer):
+            static.test_cfg = None  # one pass over the whole input, not in chunks of views
             feats, kwargs = static.extract_feat(x, test_mode=True)
             static.cls_head(feats, **kwargs)
         else:
