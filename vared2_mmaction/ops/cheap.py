@@ -27,22 +27,30 @@ class PerChannelAffine(nn.Module):
         self.weight = nn.Parameter(torch.full((maps,), float(gain)))
         self.bias = nn.Parameter(torch.zeros(maps))
 
-    def rebuild(self, x: Tensor, region: Region, maps: slice, scale: Tensor | None) -> Source:
+    def factors(self, scale: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """What :meth:`rebuild` needs for all maps.
+
+        Args:
+            scale: Factor for each clip, (N, 1), or None.
+            dtype: Type of the maps.
+        """
+        parameters = (p[None].to(dtype) for p in (self.weight, self.bias))
+        return tuple(p if scale is None else scale * p for p in parameters)
+
+    def rebuild(self, x: Tensor, region: Region, maps: slice, factors: tuple) -> Source:
         """Rebuild maps from a region of other maps.
 
         Args:
             x: Computed maps, (N, C, T, H, W).
             region: The source of each rebuilt map in x.
             maps: Which of the operation's maps are rebuilt.
-            scale: Factor for each clip, (N, 1), or None.
+            factors: What :meth:`factors` returned.
 
         Returns:
             The source with factors that make it the scaled rebuilt maps.
         """
-        weight, bias = (p[maps][None].to(x.dtype) for p in (self.weight, self.bias))
-        if scale is not None:
-            weight, bias = scale * weight, scale * bias
-        return Source(x, region, weight, bias)
+        weight, bias = factors
+        return Source(x, region, weight[:, maps], bias[:, maps])
 
 
 class DepthwiseSpatial(nn.Module):
@@ -62,8 +70,13 @@ class DepthwiseSpatial(nn.Module):
         with torch.no_grad():
             self.weight[..., 1, 1] = gain
 
-    def rebuild(self, x: Tensor, region: Region, maps: slice, scale: Tensor | None) -> Source:
+    def factors(self, scale: Tensor | None, dtype: torch.dtype) -> tuple[Tensor | None, ...]:
+        """What :meth:`rebuild` needs; see :meth:`PerChannelAffine.factors`."""
+        return (scale,)
+
+    def rebuild(self, x: Tensor, region: Region, maps: slice, factors: tuple) -> Source:
         """Rebuild maps; see :meth:`PerChannelAffine.rebuild`."""
+        (scale,) = factors
         source = x[region]
         groups = source.shape[1]
         y = F.conv3d(source, self.weight[maps], self.bias[maps], padding=(0, 1, 1), groups=groups)
@@ -109,13 +122,17 @@ class _Options(nn.Module):
         channels = len(range(x.shape[1])[region[1]])
         return Source(x, region, weights[:, options].sum(1, keepdim=True).expand(-1, channels))
 
-    def _rebuilt(
-        self, x: Tensor, region: Region, weights: Tensor | None, option: int, maps: slice
-    ) -> Source:
-        scale = None if weights is None else weights[:, option, None]
+    def _operation(self, option: int) -> PerChannelAffine | DepthwiseSpatial:
         operation = self.cheap[option - 1]
         assert isinstance(operation, PerChannelAffine | DepthwiseSpatial)
-        return operation.rebuild(x, region, maps, scale)
+        return operation
+
+    def _factors(
+        self, weights: Tensor | None, active: Sequence[int], dtype: torch.dtype
+    ) -> dict[int, tuple]:
+        """What each cheaper active option needs to rebuild maps, scaled by its weights."""
+        scales = {i: None if weights is None else weights[:, i, None] for i in active if i}
+        return {i: self._operation(i).factors(scale, dtype) for i, scale in scales.items()}
 
 
 class ChannelOptions(_Options):
@@ -155,7 +172,7 @@ class ChannelOptions(_Options):
         cuts = {0, self.channels}
         for option in active:  # where a source ends, a segment ends
             cuts.update(range(self.kept[option], self.channels, self.kept[option]))
-        mix = Mix()
+        mix, factors = Mix(), self._factors(weights, active, z.dtype)
         for start, stop in itertools.pairwise(sorted(cuts)):
             direct = [i for i in active if self.kept[i] >= stop]
             sources = []
@@ -167,7 +184,8 @@ class ChannelOptions(_Options):
                 if (k := self.kept[option]) < stop:
                     region = (_ALL, slice(start % k, start % k + stop - start), _ALL)
                     maps = slice(start - k, stop - k)
-                    sources.append(self._rebuilt(z, region, weights, option, maps))
+                    rebuild = self._operation(option).rebuild
+                    sources.append(rebuild(z, region, maps, factors[option]))
             mix.add((_ALL, slice(start, stop), _ALL), sources)
         return mix.write((z.shape[0], self.channels, *z.shape[2:]))
 
@@ -217,7 +235,7 @@ class TemporalOptions(_Options):
         if active[0] == 0 and (weights is None or (normalised and len(active) == 1)):
             return y
         period, step = 2 ** active[-1], 2 ** active[0]
-        mix = Mix()
+        mix, factors = Mix(), self._factors(weights, active, y.dtype)
         for phase in range(min(period, frames)):
             length = -(-(frames - phase) // period)
 
@@ -233,8 +251,8 @@ class TemporalOptions(_Options):
             for option in active:
                 if offset := phase % 2**option:
                     maps = slice((offset - 1) * self.channels, offset * self.channels)
-                    region = every(phase - offset)
-                    sources.append(self._rebuilt(y, region, weights, option, maps))
+                    rebuild = self._operation(option).rebuild
+                    sources.append(rebuild(y, every(phase - offset), maps, factors[option]))
             mix.add((_ALL, _ALL, slice(phase, None, period)), sources)
         return mix.write((*y.shape[:2], frames, *y.shape[3:]))
 

@@ -120,10 +120,9 @@ class SoftModulationGate(nn.Module):
     def _open(self, v: Tensor) -> Tensor:
         if v.shape[1] == 1:  # nothing to choose; the product keeps the gate in the graph
             return 1 + 0 * v
-        opened = v.clamp(min=0)
-        closed = (opened == 0).all(1, keepdim=True)
-        floored = v[:, -1:] + (self.floor - v[:, -1:]).detach()
-        return torch.cat((opened[:, :-1], torch.where(closed, floored, opened[:, -1:])), 1)
+        v = v.clamp(min=0)
+        closed = v.sum(1, keepdim=True) == 0
+        return torch.cat((v[:, :-1], v[:, -1:] + self.floor * closed), 1)
 
 
 def _initial_beta(num_options: int, dominance: float) -> Tensor:
