@@ -30,6 +30,8 @@ def main() -> None:
     parser.add_argument('--timed-clips', type=int, default=100, help='clips that are timed')
     args = parser.parse_args()
     os.chdir(ROOT)
+    # Threads that wait actively take the cores from the processes that decode videos.
+    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     console = Console()
     console.rule('video set')
     run('tools/make_moving_shapes.py', 'data/moving_shapes')

@@ -13,18 +13,17 @@ from .options import kept
 
 
 class PerChannelAffine(nn.Module):
-    """``weight * x + bias`` for every rebuilt map. One multiply-add an element.
+    """``weight * x + bias`` for every rebuilt map, a copy at first. One multiply-add an element.
 
     Args:
         maps: Number of maps that can be rebuilt.
-        gain: Initial weight; 1 copies the source, 0 starts from nothing.
     """
 
     macs_per_element = 1
 
-    def __init__(self, maps: int, gain: float) -> None:
+    def __init__(self, maps: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.full((maps,), float(gain)))
+        self.weight = nn.Parameter(torch.ones(maps))
         self.bias = nn.Parameter(torch.zeros(maps))
 
     def factors(self, scale: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -54,21 +53,22 @@ class PerChannelAffine(nn.Module):
 
 
 class DepthwiseSpatial(nn.Module):
-    """A 3 x 3 depthwise convolution for every rebuilt map. Nine multiply-adds an element.
+    """A 3 x 3 depthwise convolution for every rebuilt map, a copy at first.
+
+    Nine multiply-adds an element.
 
     Args:
         maps: Number of maps that can be rebuilt.
-        gain: Initial value of the kernel's centre, the rest of which starts at zero.
     """
 
     macs_per_element = 9
 
-    def __init__(self, maps: int, gain: float) -> None:
+    def __init__(self, maps: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(maps, 1, 1, 3, 3))
         self.bias = nn.Parameter(torch.zeros(maps))
         with torch.no_grad():
-            self.weight[..., 1, 1] = gain
+            self.weight[..., 1, 1] = 1
 
     def factors(self, scale: Tensor | None, dtype: torch.dtype) -> tuple[Tensor | None, ...]:
         """What :meth:`rebuild` needs; see :meth:`PerChannelAffine.factors`."""
@@ -98,15 +98,14 @@ class _Options(nn.Module):
         channels: Output channels C of the layer.
         maps: Number of maps that each cheaper option rebuilds.
         kind: Name of the cheap operation, a key of ``CHEAP_OPERATIONS``.
-        gain: Initial weight of the cheap operations.
     """
 
-    def __init__(self, channels: int, maps: Sequence[int], kind: str, gain: float) -> None:
+    def __init__(self, channels: int, maps: Sequence[int], kind: str) -> None:
         super().__init__()
         make = CHEAP_OPERATIONS[kind]
         self.channels = channels
         self.macs_per_element = make.macs_per_element
-        self.cheap = nn.ModuleList(make(m, gain) for m in maps)
+        self.cheap = nn.ModuleList(make(m) for m in maps)
 
     def _direct(
         self,
@@ -149,7 +148,7 @@ class ChannelOptions(_Options):
 
     def __init__(self, channels: int, num_options: int, kind: str) -> None:
         sizes = kept(channels, num_options)
-        super().__init__(channels, [channels - k for k in sizes[1:]], kind, gain=0)
+        super().__init__(channels, [channels - k for k in sizes[1:]], kind)
         self.kept = sizes
 
     def forward(
@@ -208,7 +207,7 @@ class TemporalOptions(_Options):
 
     def __init__(self, channels: int, num_options: int, kind: str) -> None:
         maps = [(2**j - 1) * channels for j in range(1, num_options)]
-        super().__init__(channels, maps, kind, gain=1)
+        super().__init__(channels, maps, kind)
         self.num_options = num_options
 
     def forward(
