@@ -47,8 +47,8 @@ class DynamicOptions:
             downsampling, lateral, squeeze-and-excitation and non-local branches; in a backbone
             without residual stages, all but the first.
         gate: Config of the gate of each layer, by default a ``SoftModulationGate``.
-        channel_operation: Cheap operation that rebuilds channels: 'affine' or 'depthwise'.
-        temporal_operation: Cheap operation that rebuilds frames: 'affine' or 'depthwise'.
+        channel_operation: Cheap operation that rebuilds channels: 'depthwise' or 'affine'.
+        temporal_operation: Cheap operation that rebuilds frames: 'depthwise' or 'affine'.
         normalise: Whether the weights of a dimension's options are scaled to sum to one.
         num_segments: For a 2-D backbone, the number of frames of a clip (the segments of TSN).
             None takes the backbone's own ``num_segments``.
@@ -58,8 +58,8 @@ class DynamicOptions:
     temporal: int = 3
     layers: str | None = None
     gate: dict = field(default_factory=dict)
-    channel_operation: str = 'affine'
-    temporal_operation: str = 'affine'
+    channel_operation: str = 'depthwise'
+    temporal_operation: str = 'depthwise'
     normalise: bool = True
     num_segments: int | None = None
 
