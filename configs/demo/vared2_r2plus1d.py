@@ -9,7 +9,7 @@ model = dict(
 )
 load_from = 'work_dirs/demo/static_r2plus1d/epoch_24.pth'
 
-max_epochs = 14
+max_epochs = 10
 train_cfg = dict(max_epochs=max_epochs, val_begin=2)
 # Adam gives every parameter the same pace: a gate's many weights would shift its answers far
 # faster than its biases do, which close options for all clips.

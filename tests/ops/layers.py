@@ -162,4 +162,4 @@ def rebuild(operation: nn.Module, x: Tensor, maps: slice) -> Tensor:
     weight, bias = operation.weight[maps], operation.bias[maps]
     if operation.macs_per_element == 1:
         return x * weight.view(1, -1, 1, 1, 1) + bias.view(1, -1, 1, 1, 1)
-    return nn.functional.conv3d(x, weight, bias, padding=(0, 1, 1), groups=len(weight))
+    return nn.functional.conv3d(x, weight[:, :, None], bias, padding=(0, 1, 1), groups=len(weight))

@@ -65,7 +65,7 @@ class DepthwiseSpatial(nn.Module):
 
     def __init__(self, maps: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(maps, 1, 1, 3, 3))
+        self.weight = nn.Parameter(torch.zeros(maps, 1, 3, 3))
         self.bias = nn.Parameter(torch.zeros(maps))
         with torch.no_grad():
             self.weight[..., 1, 1] = 1
@@ -77,9 +77,13 @@ class DepthwiseSpatial(nn.Module):
     def rebuild(self, x: Tensor, region: Region, maps: slice, factors: tuple) -> Source:
         """Rebuild maps; see :meth:`PerChannelAffine.rebuild`."""
         (scale,) = factors
-        source = x[region]
-        groups = source.shape[1]
-        y = F.conv3d(source, self.weight[maps], self.bias[maps], padding=(0, 1, 1), groups=groups)
+        source = x[region].transpose(1, 2)
+        n, frames, groups = source.shape[:3]
+        # Over frames in 2-D: several times as fast as the same convolution in 3-D.
+        y = F.conv2d(
+            source.flatten(0, 1), self.weight[maps], self.bias[maps], padding=1, groups=groups
+        )
+        y = y.view(n, frames, *y.shape[1:]).transpose(1, 2)
         return Source(y, _EVERYTHING, None if scale is None else scale.expand(-1, groups))
 
 
