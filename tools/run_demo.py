@@ -21,7 +21,7 @@ from vared2_mmaction.apis import compare
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / 'configs' / 'demo'
-NETWORKS = {'static R(2+1)D': 'static_r2plus1d', 'VA-RED2 R(2+1)D': 'vared2_r2plus1d'}
+NETWORKS = {'static': 'static_r2plus1d', 'VA-RED2': 'vared2_r2plus1d'}
 
 
 def main() -> None:
@@ -111,8 +111,10 @@ def show(console: Console, work_dir: Path, timed_clips: int) -> None:
     console.print(
         compare.table(
             results,
-            f'Test set, {views} view of {frames} x {height} x {width}; time of batch size 1, '
-            f'median of {len(batches)} clips in turn, {torch.get_num_threads()} threads, float32',
+            f'R(2+1)D on the test set, {views} view of {frames} x {height} x {width}: accuracy, '
+            'compute of a clip with gates and cheap operations, its share of the static '
+            f'convolutions, time at batch size 1: median of {len(batches)} clips in turn, '
+            f'{torch.get_num_threads()} threads, float32',
         )
     )
 

@@ -114,21 +114,17 @@ def median_ms(seconds: Sequence[float]) -> float:
 
 
 def table(results: Sequence[Result], title: str) -> Table:
-    """The comparison as a table."""
-    columns = (
-        'network',
-        'top-1 [%]',
-        'GMACs a clip: mean (min - max)',
-        'share of the static compute [%]',
-        'ms a clip',
-    )
+    """The comparison as a table; compute and time are those of a clip."""
+    columns = ('network', 'top-1 %', 'GMACs', 'min - max', 'share %', 'min - max', 'ms')
     drawn = Table(*columns, title=title)
     for result in results:
         drawn.add_row(
             result.name,
             f'{100 * result.top1:.1f}',
-            '{:.4f} ({:.4f} - {:.4f})'.format(*result.gmacs),
-            '{:.1f} ({:.1f} - {:.1f})'.format(*(100 * s for s in result.share)),
+            f'{result.gmacs[0]:.4f}',
+            '{:.4f} - {:.4f}'.format(*result.gmacs[1:]),
+            f'{100 * result.share[0]:.1f}',
+            '{:.1f} - {:.1f}'.format(*(100 * share for share in result.share[1:])),
             f'{result.milliseconds:.1f}',
         )
     return drawn
