@@ -68,9 +68,18 @@ def test_compute_equals_what_is_executed(name):
     clip = torch.randn(shape[0] // 2, *shape[1:])
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         _, decisions = net(clip)
-    convolutions = counter.get_flop_counts()['Global'][torch.ops.aten.convolution] // 2
+    counted = {
+        module: operations.get(torch.ops.aten.convolution, 0) // 2
+        for module, operations in counter.get_flop_counts().items()
+    }
+    cheap = sum(
+        n for m, n in counted.items() if m.endswith(('channel_options', 'temporal_options'))
+    )
+    convolutions = counted['Global'] - cheap
     cost = decisions[0].sum(0)
     assert cost[0].item() == convolutions
+    gates = sum(layer.gate.macs() for layer in dynamic_layers(net).values())
+    assert cost[2].item() == cheap + gates
     assert 0 < cost[0] / cost[1] <= 1
     twin = stock(name)
     twin.eval()
@@ -136,7 +145,30 @@ def test_initialisation_leaves_gates_and_cheap_operations_alone():
         after = net.state_dict()
         assert all(torch.equal(v, after[k]) for k, v in before.items())
     layer = next(iter(dynamic_layers(net).values()))
-    assert layer.temporal_options.cheap[0].weight.eq(1).all()  # a frame starts as its neighbour
+    for options in (layer.channel_options, layer.temporal_options):  # a copy at first
+        weight = options.cheap[0].weight
+        assert weight[..., 1, 1].eq(1).all()
+        assert weight.sum() == len(weight)
+
+
+def test_a_stock_backbone_may_have_gates_of_its_own():
+    class Gated(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = torch.nn.Conv3d(3, 4, 1)
+            self.gate = torch.nn.Conv3d(4, 4, 3, padding=1)
+
+        def forward(self, x):
+            x = self.stem(x)
+            return x * self.gate(x).sigmoid()
+
+    twin, net, x = Gated(), dynamize(Gated()), torch.randn(2, 3, 4, 6, 6)
+    assert list(dynamic_layers(net)) == ['gate']
+    keys = net.load_state_dict(twin.state_dict(), strict=False)
+    assert all(key.startswith(('gate.gate.', 'gate.channel', 'gate.temp')) for key in keys[0])
+    assert keys.unexpected_keys == []
+    with force_policy(net, 0, 0):
+        torch.testing.assert_close(net(x)[0], twin(x))
 
 
 def test_a_static_checkpoint_starts_nearly_unchanged():

@@ -66,6 +66,7 @@ class DynamicBackbone(nn.Module):
         layers = [self.get_submodule(name) for name in self.dynamic_layers]
         frames = any(isinstance(layer, DynamicConv2d) for layer in layers)
         self.clip_length = clip_length(self, options) if frames else None
+        self._own = tuple(f'{name}.{part}.' for name in self.dynamic_layers for part in OWN_PARTS)
         for module in list(self.modules()):
             if isinstance(module, _ConvNd) and not isinstance(
                 module, DynamicConv2d | DynamicConv3d
@@ -102,12 +103,12 @@ class DynamicBackbone(nn.Module):
         return table
 
     def _sum_of_own_parameters(self) -> Tensor:
-        own = [p.flatten().double() for k, p in self.named_parameters() if is_own_parameter(k)]
+        own = [p.flatten().double() for k, p in self.named_parameters() if k.startswith(self._own)]
         return torch.cat(own).sum()
 
     def init_weights(self, *args: Any, **kwargs: Any) -> None:
         """Initialise as the stock backbone does; gates and cheap operations keep their own."""
-        own = {k: v.clone() for k, v in self.state_dict().items() if is_own_parameter(k)}
+        own = {k: v.clone() for k, v in self.state_dict().items() if k.startswith(self._own)}
         loaded = []
 
         def note_load(*_: Any) -> None:
@@ -132,11 +133,11 @@ class DynamicBackbone(nn.Module):
 
     def _check_checkpoint(self, given: Mapping[str, Tensor], prefix: str) -> None:
         """Refuse the checkpoint of another network; MMEngine would only log what differs."""
-        dynamic = any(is_own_parameter(key) for key in given)
-        static = not dynamic or not all(is_own_parameter(key) for key in given)
+        dynamic = any(key.startswith(self._own) for key in given)
+        static = not dynamic or not all(key.startswith(self._own) for key in given)
         own = self.state_dict()
         for key, value in own.items():
-            wanted = dynamic if is_own_parameter(key) else static
+            wanted = dynamic if key.startswith(self._own) else static
             if not wanted or key.endswith('num_batches_tracked'):
                 continue
             found = given.get(key)
