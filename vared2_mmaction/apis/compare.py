@@ -11,12 +11,12 @@ import mmengine
 import numpy as np
 import torch
 from mmaction.evaluation import top_k_accuracy
-from mmaction.registry import MODELS
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
-from mmengine.runner import Runner, load_checkpoint
+from mmengine.runner import Runner
 from rich.table import Table
 from torch import nn
+
+from .flops import load_model
 
 
 @dataclass
@@ -63,9 +63,8 @@ def _spread(values: Sequence[float]) -> tuple[float, float, float]:
 def load_recognizer(config: str, checkpoint: str) -> tuple[nn.Module, Config]:
     """Build a recognizer of a config with the weights of a checkpoint, in evaluation mode."""
     cfg = Config.fromfile(config)
-    init_default_scope(cfg.get('default_scope', 'mmaction'))
-    model = MODELS.build(cfg.model)
-    load_checkpoint(model, checkpoint, map_location='cpu', logger='silent')
+    cfg.load_from = None  # the weights to start training from
+    model, _ = load_model(cfg, checkpoint)
     model.eval()
     return model, cfg
 

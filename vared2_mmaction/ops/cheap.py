@@ -170,7 +170,7 @@ class ChannelOptions(_Options):
         Returns:
             All channels, (N, C, T, H, W).
         """
-        if active[0] == 0 and (weights is None or (normalised and len(active) == 1)):
+        if active[0] == 0 and weights is None:
             return z
         cuts = {0, self.channels}
         for option in active:  # where a source ends, a segment ends
@@ -235,7 +235,7 @@ class TemporalOptions(_Options):
         Returns:
             All frames, (N, C, T, H, W).
         """
-        if active[0] == 0 and (weights is None or (normalised and len(active) == 1)):
+        if active[0] == 0 and weights is None:
             return y
         period, step = 2 ** active[-1], 2 ** active[0]
         mix, factors = Mix(), self._factors(weights, active, y.dtype)
