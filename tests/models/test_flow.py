@@ -183,6 +183,7 @@ def test_half_the_static_compute_costs_a_quarter():
     correct = torch.tensor([1.0, 0.0])
     assert ComputationBudgetLoss(1.0)(ratio, correct).item() == pytest.approx(0.125)
     assert ComputationBudgetLoss(1.0, budget=0.5)(ratio, correct).item() == 0
+    assert ComputationBudgetLoss(1.0, budget=0.9)(ratio, correct).item() == 0  # not its square
     every = ComputationBudgetLoss(2.0, budget=0.5, correct_only=False)(ratio, correct)
     assert every.item() == pytest.approx(0.25)
     every.backward()

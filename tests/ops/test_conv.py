@@ -63,6 +63,21 @@ def test_cost_is_what_the_flop_counter_counts(case):
     assert static == counter.get_total_flops() // 2
 
 
+def test_a_mixed_batch_executes_no_more_than_its_clips_alone():
+    case = CASES[0]
+    layer, x = build(case, torch.float32), clips(case, 9, torch.float32)
+    choices = every_modulation(layer, x)
+    mixed = Modulation(*(torch.stack([m[d][n] for n, m in enumerate(choices)]) for d in range(2)))
+    counts = {}
+    for training in (False, True):
+        with FlopCounterMode(display=False) as counter:
+            _, decision = layer.train(training).modulate(x, mixed)
+        counts[training] = counter.get_total_flops() // 2  # affine operations are not counted
+    executed, static, *_ = charge([decision]).sum((0, 1)).tolist()
+    assert counts[False] == executed < static
+    assert counts[True] == static  # one convolution, that of the dearest option
+
+
 def test_forward_keeps_stock_shapes_and_reports():
     for case in CASES:
         layer, x = build(case), clips(case, 2)
