@@ -3,7 +3,7 @@ _base_ = 'static_r2plus1d.py'
 custom_hooks = [dict(type='BudgetScheduleHook', ramp=2)]
 
 model = dict(
-    backbone=dict(type='VARED2ResNet2Plus1d', dynamic=dict(gate=dict(dominance=0.8))),
+    backbone=dict(type='VARED2ResNet2Plus1d', dynamic=dict()),
     neck=dict(type='SoftModulationGateNeck'),
     cls_head=dict(type='VARED2I3DHead', loss_budget=dict(loss_weight=1.0, budget=0.6)),
 )

@@ -122,7 +122,14 @@ def measure(model, shape):
 def check_sums(table):
     for i in range(1, len(table.total)):
         found = sum(row[i] for row in table.stages)
-        assert table.total[i] == (found if table.videos == 1 else pytest.approx(found, rel=1e-12))
+        if table.videos == 1:
+            assert table.total[i] == found
+        elif flops.Row._fields[i] == 'expected_min':
+            assert table.total[i] >= found  # stages may be cheapest for different videos
+        elif flops.Row._fields[i] == 'expected_max':
+            assert table.total[i] <= found
+        else:
+            assert table.total[i] == pytest.approx(found, rel=1e-12)
     for row in (*table.stages, table.total):
         assert row.expected == row.executed <= row.static
 
@@ -258,16 +265,16 @@ def test_stages_of_a_backbone_without_residual_stages():
 
 def test_a_layer_that_executes_more_than_it_decided_is_named(monkeypatch):
     model = build(R2PLUS1D)
-    convolve = DynamicConv3d._convolve
+    modulate = DynamicConv3d.modulate
 
-    def wasteful(self, clips, channels, temporal_stride):
+    def wasteful(self, clips, modulation):
         if self.layer_name == 'layer2.0.conv1.conv.conv_t':
-            convolve(self, clips, 1, temporal_stride)
-        return convolve(self, clips, channels, temporal_stride)
+            self._convolve(clips, 0, 0)
+        return modulate(self, clips, modulation)
 
     layers = [name for name in dynamic_layers(model) if '.layer2.0.' in name]
     assert 'backbone.layer2.0.conv1.conv.conv_t' in layers
-    monkeypatch.setattr(DynamicConv3d, '_convolve', wasteful)
+    monkeypatch.setattr(DynamicConv3d, 'modulate', wasteful)
     with pytest.raises(flops.CostMismatchError, match=r'layer2\.0\.conv1\.conv\.conv_t: expected'):
         measure(model, (3, 8, 32, 32))
 

@@ -6,13 +6,25 @@ import pickle
 
 import pytest
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 from vared2_mmaction import dynamize, force_policy, static_cost
-from vared2_mmaction.models import dynamic_layers, to_static
+from vared2_mmaction.models import (
+    accelerate,
+    dynamic_layers,
+    force_policies,
+    fuse,
+    masking,
+    to_static,
+)
 from vared2_mmaction.models.dynamize import is_own_parameter
 
 from .backbones import NAMED, STOCK, dynamic, listed, stock
+
+
+def clips(name, dtype=torch.float32):
+    return torch.randn(STOCK[name][1], dtype=dtype)
 
 
 def relative(found, expected):
@@ -22,7 +34,7 @@ def relative(found, expected):
 
 @pytest.mark.parametrize('name', STOCK)
 def test_full_policy_is_the_stock_network(name):
-    twin, net, x = stock(name), dynamic(name), torch.randn(STOCK[name][1])
+    twin, net, x = stock(name).double(), dynamic(name).double(), clips(name, torch.float64)
     keys = net.load_state_dict(twin.state_dict(), strict=False)
     assert keys.unexpected_keys == []
     assert keys.missing_keys
@@ -34,35 +46,98 @@ def test_full_policy_is_the_stock_network(name):
             features, decisions = net(x)
         with torch.random.fork_rng():
             expected = twin(x)
-        assert relative(features, expected) <= 1e-5
+        assert relative(features, expected) <= 1e-9
         assert torch.equal(decisions[..., 0], decisions[..., 1])
     assert type(to_static(net)) is type(twin)
     static = to_static(net)
     static.eval()
-    assert relative(static(x), twin(x)) == 0
+    assert relative(static(x), twin(x)) <= 1e-9  # statistics of BatchNorm were taken in two ways
     assert set(static.state_dict()) == set(twin.state_dict())
 
 
+@pytest.mark.parametrize('training', [True, False])
 @pytest.mark.parametrize('name', STOCK)
-def test_skipping_equals_the_training_function(name):
-    """With statistics frozen, training mode and evaluation mode are one function."""
-    net, x = dynamic(name), torch.randn(STOCK[name][1])
+def test_full_policy_is_the_accelerated_stock_network_to_the_last_bit(name, training):
+    twin, net, x = accelerate(stock(name)), dynamic(name), clips(name)
+    net.load_state_dict(twin.state_dict(), strict=False)
+    net.train(training)
+    twin.train(training)
+    with force_policy(accelerate(net), 0, 0), torch.random.fork_rng():
+        features, _ = net(x)
+    with torch.random.fork_rng():
+        assert relative(features, twin(x)) == 0
+
+
+@pytest.mark.parametrize('kind', ['affine', 'depthwise'])
+@pytest.mark.parametrize('name', STOCK)
+def test_fused_networks_equal_the_unfused(name, kind):
+    operations = {'channel_operation': kind, 'temporal_operation': kind}
+    twin, net, x = stock(name), dynamic(name, operations), clips(name)
+    randomise(net)
+    for model in (twin, net):
+        for module in model.modules():
+            if isinstance(module, _BatchNorm):
+                torch.nn.init.uniform_(module.running_mean, -0.5, 0.5)
+                torch.nn.init.uniform_(module.running_var, 0.5, 2)
+                torch.nn.init.uniform_(module.bias, -0.5, 0.5)
+        model.eval()
+    layers = dynamic_layers(net)
+    fused, fused_twin = fuse(net), fuse(twin)
+    left = [n for n, m in fused.named_modules() if isinstance(m, _BatchNorm)]
+    assert left == [n for n, m in fused_twin.named_modules() if isinstance(m, _BatchNorm)] == []
+    policy = torch.randint(0, 3, (2, len(layers), 2))
+    with torch.no_grad():
+        assert relative(fused_twin(x), twin(x)) <= 1e-4
+        features, decisions = net(x)
+        found, again = fused(x)
+        assert relative(found, features) <= 1e-4
+        assert torch.equal(again[..., :5], decisions[..., :5])
+        for forced in (torch.zeros(2, len(layers), 2), policy):
+            with force_policies(net, forced), force_policies(fused, forced):
+                assert relative(fused(x)[0], net(x)[0]) <= 1e-4
+
+
+@pytest.mark.parametrize('name', STOCK)
+def test_masking_equals_skipping(name):
+    net, x = dynamic(name), clips(name)
     randomise(net)
     net.eval()
     with torch.no_grad():
-        skipped, decisions = net(x)
-        for layer in dynamic_layers(net).values():
-            layer.training = True  # one convolution for all clips, but BatchNorm stays frozen
-        dense, again = net(x)
-    assert decisions[:, 1:, 3:5].unique().numel() > 1
-    assert relative(skipped, dense) <= 1e-4
-    torch.testing.assert_close(decisions, again)
+        expected, decisions = net(x)
+        with masking(net):
+            assert relative(net(x)[0], expected) <= 1e-4
+        assert torch.equal(net(x)[1], decisions)
+        with masking(net), force_policy(net, 1, 1), FlopCounterMode(display=False) as counter:
+            net(x)
+    clip = (x.shape[0] // 2, *x.shape[1:])
+    gates = sum(layer.gate.macs() for layer in dynamic_layers(net).values())
+    assert counter.get_total_flops() // 2 == 2 * (static_cost(net, clip) + gates)
+
+
+def test_policies_of_a_dump_can_be_replayed():
+    net, x = dynamic('ResNet2Plus1d'), clips('ResNet2Plus1d')
+    randomise(net)
+    net.eval()
+    with torch.no_grad():
+        policy = net(x)[1][:, 1:, 3:5].long()
+        assert policy[0].ne(policy[1]).any()
+        with force_policies(net, policy):
+            assert torch.equal(net(x)[1][:, 1:, 3:5].long(), policy)
+        with force_policies(net, policy[:1]):
+            assert torch.equal(net(x)[1][1, 1:, 3:5].long(), policy[0])
+        with force_policies(net, policy.repeat(2, 1, 1)), pytest.raises(ValueError, match='of 4'):
+            net(x)
+    for wrong in (policy[0], policy[:, 1:], policy - 3):
+        with pytest.raises(ValueError, match='policy: expected'), force_policies(net, wrong):
+            pass
 
 
 @pytest.mark.parametrize('name', STOCK)
 def test_compute_equals_what_is_executed(name):
     """Convolutions for convolutions, to the last multiply-add, for a clip alone."""
-    net, shape = dynamic(name), STOCK[name][1]
+    # The counter sees depthwise convolutions, affine operations it does not.
+    operations = {'channel_operation': 'depthwise', 'temporal_operation': 'depthwise'}
+    net, shape = dynamic(name, operations), STOCK[name][1]
     randomise(net)
     net.eval()
     clip = torch.randn(shape[0] // 2, *shape[1:])
@@ -146,9 +221,8 @@ def test_initialisation_leaves_gates_and_cheap_operations_alone():
         assert all(torch.equal(v, after[k]) for k, v in before.items())
     layer = next(iter(dynamic_layers(net).values()))
     for options in (layer.channel_options, layer.temporal_options):  # a copy at first
-        weight = options.cheap[0].weight
-        assert weight[..., 1, 1].eq(1).all()
-        assert weight.sum() == len(weight)
+        assert options.cheap[0].weight.eq(1).all()
+        assert options.cheap[0].bias.eq(0).all()
 
 
 def test_a_stock_backbone_may_have_gates_of_its_own():
@@ -171,7 +245,7 @@ def test_a_stock_backbone_may_have_gates_of_its_own():
         torch.testing.assert_close(net(x)[0], twin(x))
 
 
-def test_a_static_checkpoint_starts_nearly_unchanged():
+def test_a_static_checkpoint_starts_unchanged():
     for name in NAMED:
         twin, net, x = stock(name), dynamic(name), torch.randn(STOCK[name][1])
         net.load_state_dict(twin.state_dict(), strict=False)
@@ -179,7 +253,7 @@ def test_a_static_checkpoint_starts_nearly_unchanged():
         net.eval()
         with torch.no_grad():
             found, expected = net(x)[0], twin(x)
-        assert torch.nn.functional.cosine_similarity(found.flatten(), expected.flatten(), 0) > 0.9
+        assert relative(found, expected) <= 1e-5
 
 
 @pytest.mark.parametrize('bias', [-5, 5])
@@ -229,7 +303,8 @@ def test_one_dimension_alone(key, column):
         ({'channel': 1, 'temporal': 1}, 'nothing is dynamic'),
         ({'channel_operation': 'magic'}, r"dynamic\.channel_operation='magic'.*affine"),
         ({'gate': {'hidden': 3}}, r"dynamic\.gate.*unknown option 'hidden'.*hidden_channels"),
-        ({'gate': {'dominance': 2}}, 'gate.dominance=2'),
+        ({'gate': {'initial': 2}}, 'gate.initial=2'),
+        ({'saturation': 0}, r'dynamic\.saturation=0'),
     ],
 )
 def test_wrong_options_are_named(options, message):

@@ -15,6 +15,7 @@ from vared2_mmaction.ops import (
     SoftModulationGate,
     TemporalOptions,
 )
+from vared2_mmaction.ops.blend import shares
 
 
 @dataclass
@@ -100,7 +101,9 @@ def build(case: Case, dtype: torch.dtype = torch.float64) -> DynamicConv2d | Dyn
     channel = ChannelOptions(conv.out_channels, case.channel, case.kinds[0])
     temporal = TemporalOptions(conv.out_channels, case.temporal, case.kinds[1])
     gate = SoftModulationGate(conv.in_channels, len(channel.kept), case.temporal, 5)
-    layer = dynamic.convert_from(conv, gate, channel, temporal, case.normalise, case.name)
+    layer = dynamic.convert_from(
+        conv, gate, channel, temporal, 0.5 if case.normalise else None, case.name
+    )
     if isinstance(layer, DynamicConv2d):
         layer.num_segments = case.frames
     for parameter in (*channel.parameters(), *temporal.parameters()):
@@ -136,7 +139,7 @@ def dense(layer: DynamicConv2d | DynamicConv3d, x: Tensor, modulation: Modulatio
     else:
         frames = nn.Conv2d.forward.__get__(layer)(x.transpose(1, 2).flatten(0, 1))
         full = frames.view(len(x), x.shape[2], *frames.shape[1:]).transpose(1, 2)
-    weights = [v / v.sum(1, keepdim=True) if layer.normalise else v for v in modulation]
+    weights = [v if layer.saturation is None else shares(v, layer.saturation) for v in modulation]
     channels = full.shape[1]
     mixed = torch.zeros_like(full)
     for i, k in enumerate(layer.channel_options.kept):

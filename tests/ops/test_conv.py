@@ -1,8 +1,11 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """The skipping path equals the dense one, and costs what it says."""
 
+import itertools
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -63,19 +66,27 @@ def test_cost_is_what_the_flop_counter_counts(case):
     assert static == counter.get_total_flops() // 2
 
 
-def test_a_mixed_batch_executes_no_more_than_its_clips_alone():
+@pytest.mark.parametrize('training', [True, False])
+def test_a_mixed_batch_executes_no_more_than_its_clips_alone(training):
     case = CASES[0]
     layer, x = build(case, torch.float32), clips(case, 9, torch.float32)
     choices = every_modulation(layer, x)
     mixed = Modulation(*(torch.stack([m[d][n] for n, m in enumerate(choices)]) for d in range(2)))
-    counts = {}
-    for training in (False, True):
-        with FlopCounterMode(display=False) as counter:
-            _, decision = layer.train(training).modulate(x, mixed)
-        counts[training] = counter.get_total_flops() // 2  # affine operations are not counted
+    with FlopCounterMode(display=False) as counter:
+        _, decision = layer.train(training).modulate(x, mixed)
     executed, static, *_ = charge([decision]).sum((0, 1)).tolist()
-    assert counts[False] == executed < static
-    assert counts[True] == static  # one convolution, that of the dearest option
+    assert counter.get_total_flops() // 2 == executed < static  # affine ones are not counted
+
+
+def test_an_affine_pair_of_options_costs_one_operation_for_each_rebuilt_element():
+    case = CASES[0]
+    layer, x = build(case, torch.float32), clips(case, 1, torch.float32)
+    for i, j in itertools.product(range(3), range(3)):
+        v = [F.one_hot(torch.tensor([option]), 3).float() for option in (i, j)]
+        y, decision = layer.modulate(x, Modulation(*v))
+        z = layer._convolve(x, i, j)
+        overhead = charge([decision])[0, 0, 2].item() - layer.gate.macs()
+        assert overhead == y.numel() - z.numel()
 
 
 def test_forward_keeps_stock_shapes_and_reports():

@@ -5,17 +5,21 @@ import pytest
 import torch
 
 from vared2_mmaction.ops import SoftModulationGate, kept
+from vared2_mmaction.ops.blend import shares, sharing
 from vared2_mmaction.ops.decision import straight_through
 from vared2_mmaction.ops.gate import descriptor
 from vared2_mmaction.ops.options import check_num_options
 
 
-def test_starts_with_all_options_open_and_the_dear_one_dominant():
-    gate = SoftModulationGate(4, 3, 3, dominance=0.9).eval()
+def test_starts_with_all_options_open_and_the_dear_one_with_all_shares():
+    gate = SoftModulationGate(4, 3, 3).eval()
+    for v in gate(torch.randn(5, 4, 8, 6, 6), 3):
+        torch.testing.assert_close(v, torch.full((5, 3), 0.75), atol=0.02, rtol=0)
+        assert torch.equal(shares(v, 0.5), torch.tensor([[1.0, 0, 0]]).expand(5, 3))
+    gate = SoftModulationGate(4, 3, 3, initial=0.8, decay=0.1).eval()
     for v in gate(torch.randn(5, 4, 8, 6, 6), 3):
         assert (v > 0).all()
-        shares = v / v.sum(1, keepdim=True)
-        torch.testing.assert_close(shares[:, 0], torch.full((5,), 0.9), atol=0.03, rtol=0)
+        torch.testing.assert_close(v[:, 1], torch.full((5,), 0.08), atol=0.02, rtol=0)
 
 
 @pytest.mark.parametrize('training', [True, False])
@@ -42,6 +46,20 @@ def test_descriptor_tells_a_still_clip_from_a_moving_one_at_any_length():
     assert (descriptor(still, True)[:, 3:] == 0).all()
     assert (descriptor(moving, True)[:, 3:] > 0.1).all()
     assert (descriptor(frame, True)[:, 3:] == 0).all()
+
+
+def test_shares_break_a_stick():
+    v = torch.tensor(
+        [[0.9, 0.9, 0.9], [0.25, 0.9, 0.9], [0, 0.25, 0.9], [0, 0, 0.1], [0.25, 0.25, 0]]
+    )
+    expected = [[1, 0, 0], [0.5, 0.5, 0], [0, 0.5, 0.5], [0, 0, 1], [2 / 3, 1 / 3, 0]]
+    torch.testing.assert_close(shares(v, 0.5), torch.tensor(expected))
+    for row, share in zip(v.tolist(), expected, strict=True):
+        assert sharing(row, 0.5) == [i for i, s in enumerate(share) if s > 0]
+    torch.testing.assert_close(shares(v, 1e4), v / v.sum(1, keepdim=True), atol=1e-4, rtol=0)
+    assert sharing([0.9, 0.0, 0.1], None) == [0, 2]
+    inputs = (0.05 + 0.4 * torch.rand(4, 3, dtype=torch.float64)).requires_grad_()
+    assert torch.autograd.gradcheck(lambda v: shares(v, 0.5), [inputs])
 
 
 def test_one_clip_trains_as_it_is_evaluated():
@@ -97,7 +115,9 @@ def test_wrong_numbers_of_options(wrong):
 
 
 @pytest.mark.parametrize(
-    'wrong', [{'dominance': 1.0}, {'floor': 0}, {'hidden_channels': 0}], ids=lambda w: next(iter(w))
+    'wrong',
+    [{'initial': 1.0}, {'decay': 0}, {'floor': 0}, {'hidden_channels': 0}],
+    ids=lambda w: next(iter(w)),
 )
 def test_wrong_gate_options_are_named(wrong):
     with pytest.raises(ValueError, match=f'gate.{next(iter(wrong))}'):

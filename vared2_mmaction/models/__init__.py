@@ -3,10 +3,12 @@
 
 from .backbones import VARED2X3D, VARED2ResNet, VARED2ResNet2Plus1d, VARED2ResNet3d
 from .dynamize import DynamicFeatures, dynamize
+from .forms import accelerate
+from .fuse import fuse
 from .heads import VARED2I3DHead, VARED2TSNHead, VARED2X3DHead
 from .losses import ComputationBudgetLoss
 from .neck import ModulatedFeatures, SoftModulationGateNeck
-from .policy import dynamic_layers, force_policy
+from .policy import dynamic_layers, force_policies, force_policy, masking
 from .static import static_cost, to_static
 
 __all__ = [
@@ -21,9 +23,13 @@ __all__ = [
     'VARED2ResNet3d',
     'VARED2TSNHead',
     'VARED2X3DHead',
+    'accelerate',
     'dynamic_layers',
     'dynamize',
+    'force_policies',
     'force_policy',
+    'fuse',
+    'masking',
     'static_cost',
     'to_static',
 ]

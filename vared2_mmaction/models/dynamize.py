@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..ops import DynamicConv2d, DynamicConv3d, collect, report_fixed
 from ..ops.decision import COLUMNS, Decisions, charge
+from .forms import channels_last, use_forms
 from .layers import DynamicOptions, clip_length, make_layers_dynamic
 
 OWN_PARTS = ('gate', 'channel_options', 'temporal_options')
@@ -67,6 +68,7 @@ class DynamicBackbone(nn.Module):
         frames = any(isinstance(layer, DynamicConv2d) for layer in layers)
         self.clip_length = clip_length(self, options) if frames else None
         self._own = tuple(f'{name}.{part}.' for name in self.dynamic_layers for part in OWN_PARTS)
+        use_forms(self)
         for module in list(self.modules()):
             if isinstance(module, _ConvNd) and not isinstance(
                 module, DynamicConv2d | DynamicConv3d
@@ -78,7 +80,7 @@ class DynamicBackbone(nn.Module):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> DynamicFeatures:
         """Extract features; arguments are those of the stock backbone."""
         with collect() as decisions:
-            features = super().forward(x, *args, **kwargs)
+            features = super().forward(channels_last(x), *args, **kwargs)
         return DynamicFeatures(features, self._tabulate(decisions, x))
 
     def _tabulate(self, decisions: Decisions, x: Tensor) -> Tensor:

@@ -47,9 +47,11 @@ class DynamicOptions:
             downsampling, lateral, squeeze-and-excitation and non-local branches; in a backbone
             without residual stages, all but the first.
         gate: Config of the gate of each layer, by default a ``SoftModulationGate``.
-        channel_operation: Cheap operation that rebuilds channels: 'depthwise' or 'affine'.
-        temporal_operation: Cheap operation that rebuilds frames: 'depthwise' or 'affine'.
-        normalise: Whether the weights of a dimension's options are scaled to sum to one.
+        channel_operation: Cheap operation that rebuilds channels: 'affine' or 'depthwise'.
+        temporal_operation: Cheap operation that rebuilds frames: 'affine' or 'depthwise'.
+        normalise: Whether the weights of a dimension's options become shares that sum to one.
+        saturation: Weight from which on an option leaves no share to cheaper ones; see
+            :func:`~vared2_mmaction.ops.blend.shares`.
         num_segments: For a 2-D backbone, the number of frames of a clip (the segments of TSN).
             None takes the backbone's own ``num_segments``.
     """
@@ -58,9 +60,10 @@ class DynamicOptions:
     temporal: int = 3
     layers: str | None = None
     gate: dict = field(default_factory=dict)
-    channel_operation: str = 'depthwise'
-    temporal_operation: str = 'depthwise'
+    channel_operation: str = 'affine'
+    temporal_operation: str = 'affine'
     normalise: bool = True
+    saturation: float = 0.5
     num_segments: int | None = None
 
     @classmethod
@@ -84,6 +87,8 @@ class DynamicOptions:
                     f'dynamic.{key}={getattr(self, key)!r}: '
                     f'expected one of {list(CHEAP_OPERATIONS)}'
                 )
+        if not self.saturation > 0:
+            raise ValueError(f'dynamic.saturation={self.saturation!r}: expected a number above 0')
         if self.num_segments is not None and self.num_segments < 1:
             raise ValueError(f'num_segments={self.num_segments!r}: expected at least 1')
         self._check_gate()
@@ -146,7 +151,8 @@ def _convert(backbone: nn.Module, name: str, options: DynamicOptions) -> nn.Modu
         }
     )
     dynamic = CONVOLUTIONS[type(conv)]
-    layer = dynamic.convert_from(conv, gate, channel, temporal, options.normalise, name)
+    saturation = options.saturation if options.normalise else None
+    layer = dynamic.convert_from(conv, gate, channel, temporal, saturation, name)
     if isinstance(layer, DynamicConv2d):
         layer.num_segments = _segments(backbone, name, options)
     return layer

@@ -1,8 +1,8 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """Force a policy on a network, whatever its gates would answer."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -40,22 +40,72 @@ def force_policy(model: nn.Module, channel: int = 0, temporal: int = 0) -> Itera
     for name, option in (('channel', channel), ('temporal', temporal)):
         if option < 0:
             raise ValueError(f'{name}={option!r}: expected an option, 0 or more')
-    layers = dynamic_layers(model)
-    if not layers:
-        raise ValueError(f'{type(model).__name__} has no dynamic layer to force a policy on')
+    layers = _layers_to_force(model)
+    options = torch.tensor([[channel, temporal]])
+    with ExitStack() as stack:
+        for layer in layers.values():
+            stack.enter_context(layer.gate.register_forward_hook(_answer(options)))
+        yield
 
-    def answer(gate: nn.Module, args: Any, output: Modulation) -> Modulation:
-        return Modulation(_one_hot(output.channel, channel), _one_hot(output.temporal, temporal))
 
-    handles = [layer.gate.register_forward_hook(answer) for layer in layers.values()]
+@contextmanager
+def force_policies(model: nn.Module, policy: Tensor) -> Iterator[None]:
+    """Let every gate of a model answer one option a clip with weight 1, such as those of a dump.
+
+    Args:
+        model: A dynamic backbone or anything that contains one.
+        policy: (N, layers, 2), p_c and p_t of every dynamic layer for each clip of the batches to
+            come, layers as in :func:`dynamic_layers`; clamped to the options that a layer has.
+
+    Raises:
+        ValueError: If the policy is of another shape, or a batch of another size.
+    """
+    layers = _layers_to_force(model)
+    if policy.dim() != 3 or policy.shape[1:] != (len(layers), 2) or policy.min() < 0:
+        raise ValueError(
+            f'policy: expected options, 0 or more, of shape (clips, {len(layers)}, 2) for '
+            f'{type(model).__name__}, got shape {tuple(policy.shape)}'
+        )
+    with ExitStack() as stack:
+        for options, layer in zip(policy.unbind(1), layers.values(), strict=True):
+            stack.enter_context(layer.gate.register_forward_hook(_answer(options)))
+        yield
+
+
+@contextmanager
+def masking(model: nn.Module) -> Iterator[None]:
+    """Let a model compute every convolution as a whole and discard what its policy leaves out.
+
+    The output is the same. Published dynamic networks are executed so; it is there to compare with.
+    """
+    layers = _layers_to_force(model).values()
+    for layer in layers:
+        layer.skip = False
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        for layer in layers:
+            layer.skip = True
 
 
-def _one_hot(v: Tensor, option: int) -> Tensor:
-    forced = torch.zeros_like(v)
-    forced[:, min(option, v.shape[1] - 1)] = 1
-    return forced
+def _layers_to_force(model: nn.Module) -> dict[str, DynamicConv2d | DynamicConv3d]:
+    if not (layers := dynamic_layers(model)):
+        raise ValueError(f'{type(model).__name__} has no dynamic layer to force a policy on')
+    return layers
+
+
+def _answer(options: Tensor) -> Callable:
+    """A hook that makes a gate answer with options, (N, 2) or (1, 2) for all clips."""
+
+    def answer(gate: nn.Module, args: Any, output: Modulation) -> Modulation:
+        return Modulation(*(_one_hot(v, options[:, d, None]) for d, v in enumerate(output)))
+
+    return answer
+
+
+def _one_hot(v: Tensor, option: Tensor) -> Tensor:
+    if len(option) not in (1, len(v)):
+        raise ValueError(f'policy: expected a batch of {len(option)} clips, got {len(v)}')
+    last = v.shape[1] - 1
+    every = torch.arange(last + 1, device=v.device)
+    return (every == option.to(v.device).clamp(max=last)).to(v.dtype).expand_as(v)

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..ops import DynamicConv2d, DynamicConv3d
 from .dynamize import OWN_PARTS, DynamicBackbone, report_convolution
+from .forms import restore_stock_forms
 from .heads import BudgetHead
 from .neck import SoftModulationGateNeck
 
@@ -18,6 +19,7 @@ from .neck import SoftModulationGateNeck
 def to_static(model: nn.Module) -> nn.Module:
     """A copy of a model that is the stock network again, with the same weights."""
     static = copy.deepcopy(model)
+    restore_stock_forms(static)
     for module in list(static.modules()):
         if isinstance(module, DynamicConv2d | DynamicConv3d):
             for part in OWN_PARTS:
@@ -27,6 +29,7 @@ def to_static(model: nn.Module) -> nn.Module:
         for mixin in (DynamicBackbone, BudgetHead):
             if isinstance(module, mixin):
                 module.__class__ = _behind(mixin, type(module))
+                module._modules.pop('loss_budget', None)
         for key in [k for k, hook in module._forward_hooks.items() if hook is report_convolution]:
             del module._forward_hooks[key]
         for name, child in list(module.named_children()):

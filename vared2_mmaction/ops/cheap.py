@@ -104,12 +104,22 @@ class _Options(nn.Module):
         kind: Name of the cheap operation, a key of ``CHEAP_OPERATIONS``.
     """
 
+    ones: Tensor
+    zeros: Tensor
+
     def __init__(self, channels: int, maps: Sequence[int], kind: str) -> None:
         super().__init__()
         make = CHEAP_OPERATIONS[kind]
         self.channels = channels
         self.macs_per_element = make.macs_per_element
         self.cheap = nn.ModuleList(make(m) for m in maps)
+        self.register_buffer('ones', torch.ones(channels), persistent=False)
+        self.register_buffer('zeros', torch.zeros(channels), persistent=False)
+
+    @property
+    def affine(self) -> bool:
+        """Whether every map is rebuilt from one value each."""
+        return self.macs_per_element == PerChannelAffine.macs_per_element
 
     def _direct(
         self,
@@ -190,11 +200,17 @@ class ChannelOptions(_Options):
                     rebuild = self._operation(option).rebuild
                     sources.append(rebuild(z, region, maps, factors[option]))
             mix.add((_ALL, slice(start, stop), _ALL), sources)
-        return mix.write((z.shape[0], self.channels, *z.shape[2:]))
+        return mix.write((z.shape[0], self.channels, *z.shape[2:]), z)
 
-    def macs(self, option: int) -> int:
-        """Multiply-adds of an option's cheap operation for each element of one channel."""
-        return (self.channels - self.kept[option]) * self.macs_per_element
+    def affine_factors(self, option: int) -> tuple[Tensor, Tensor]:
+        """Scale and shift of an option, (C,) each; one and zero where channels are computed."""
+        if option == 0:
+            return self.ones, self.zeros
+        operation, k = self._operation(option), self.kept[option]
+        return (
+            torch.cat((self.ones[:k], operation.weight)),
+            torch.cat((self.zeros[:k], operation.bias)),
+        )
 
 
 class TemporalOptions(_Options):
@@ -257,9 +273,12 @@ class TemporalOptions(_Options):
                     rebuild = self._operation(option).rebuild
                     sources.append(rebuild(y, every(phase - offset), maps, factors[option]))
             mix.add((_ALL, _ALL, slice(phase, None, period)), sources)
-        return mix.write((*y.shape[:2], frames, *y.shape[3:]))
+        return mix.write((*y.shape[:2], frames, *y.shape[3:]), y)
 
-    def macs(self, option: int, frames: int) -> int:
-        """Multiply-adds of an option's cheap operation for each element of one frame."""
-        rebuilt = frames - -(-frames // 2**option)
-        return rebuilt * self.channels * self.macs_per_element
+    def affine_factors(self, option: int) -> tuple[Tensor, Tensor]:
+        """Scale and shift of an option, (R, C) each; one and zero where frames are computed."""
+        if option == 0:
+            return self.ones[None], self.zeros[None]
+        operation = self._operation(option)
+        scale, shift = (p.view(-1, self.channels) for p in (operation.weight, operation.bias))
+        return torch.cat((self.ones[None], scale)), torch.cat((self.zeros[None], shift))

@@ -1,7 +1,8 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """Convolutions that compute only what a clip needs."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,11 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from .blend import shares
 from .cheap import ChannelOptions, TemporalOptions
-from .decision import LayerCost, LayerDecision, report
+from .decision import LayerCost, LayerDecision, layer_cost, report
+from .forms import convolve
 from .gate import Modulation
-from .groups import Group, group_by_policy
+from .groups import Group, consecutive, group_by_policy, take
 from .options import kept
+from .rebuild import rebuild
 
 
 class _DynamicConv(nn.modules.conv._ConvNd):
@@ -26,8 +30,10 @@ class _DynamicConv(nn.modules.conv._ConvNd):
     gate: nn.Module
     channel_options: ChannelOptions
     temporal_options: TemporalOptions
+    saturation: float | None
     layer_name: str
-    normalise: bool
+    skip: bool
+    """Whether what a policy leaves out is skipped, or computed and discarded."""
 
     @classmethod
     def convert_from(
@@ -36,7 +42,7 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         gate: nn.Module,
         channel_options: ChannelOptions,
         temporal_options: TemporalOptions,
-        normalise: bool = True,
+        saturation: float | None = 0.5,
         layer_name: str = '',
     ) -> Self:
         """Make a stock convolution dynamic; both share their parameters.
@@ -47,7 +53,8 @@ class _DynamicConv(nn.modules.conv._ConvNd):
                 :class:`Modulation` and has a method ``macs()``.
             channel_options: Channel options of conv's output channels.
             temporal_options: Temporal options of conv's output channels.
-            normalise: Whether the weights of a dimension are scaled to sum to one.
+            saturation: See :func:`~vared2_mmaction.ops.blend.shares`; None takes the weights of
+                the gate as they are.
             layer_name: Name under which the layer reports its decisions.
         """
         self = cls.__new__(cls)
@@ -59,8 +66,9 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         self.gate = gate
         self.channel_options = channel_options
         self.temporal_options = temporal_options
-        self.normalise = normalise
+        self.saturation = saturation
         self.layer_name = layer_name
+        self.skip = True
         return self.train(conv.training)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -74,9 +82,8 @@ class _DynamicConv(nn.modules.conv._ConvNd):
     def modulate(self, clips: Tensor, modulation: Modulation) -> tuple[Tensor, LayerDecision]:
         """Blend the options with given weights.
 
-        In training all options come from one convolution, that of the dearest option any clip
-        has on. In evaluation the clips are grouped by policy, and each group executes no more
-        than its own.
+        All options come from one convolution, that of the dearest option that is on. Clips are
+        grouped by their dearest options, and each group executes no more than its own.
 
         Args:
             clips: Input, (N, C_in, T, H, W).
@@ -86,80 +93,124 @@ class _DynamicConv(nn.modules.conv._ConvNd):
             Output (N, C_out, T', H', W'), and what was decided.
         """
         try:
-            groups = group_by_policy(modulation, together=self.training)
+            groups = group_by_policy(modulation, self.saturation)
         except FloatingPointError as error:
             raise FloatingPointError(f'{self.layer_name}: {error}') from error
         if len(groups) == 1:
-            y = self._blend(clips, modulation, groups[0])
+            y = self._execute(clips, modulation, groups[0])
         else:
-            parts = [
-                self._blend(clips[g.rows], Modulation(*(v[g.rows] for v in modulation)), g)
-                for g in groups
-            ]
-            order = torch.tensor([row for g in groups for row in g.rows], device=clips.device)
-            y = torch.cat(parts)[order.argsort()]
+            y = self._execute_groups(clips, modulation, groups)
         return y, LayerDecision(modulation, self._cost(clips, y))
 
-    def _blend(self, clips: Tensor, modulation: Modulation, group: Group) -> Tensor:
-        """Execute a group's clips with one convolution, that of its dearest options."""
-        channels, stride = self.channel_options.kept[group.channel[0]], 2 ** group.temporal[0]
-        z = self._convolve(clips, channels, stride)
-        channel_weights = self._weights(modulation.channel, group.channel, z.dtype)
-        y = self.channel_options(z, channel_weights, group.channel, self.normalise)
-        temporal_weights = self._weights(modulation.temporal, group.temporal, z.dtype)
-        frames = self._output_frames(clips.shape[2])
-        return self.temporal_options(y, temporal_weights, group.temporal, frames, self.normalise)
+    def _execute_groups(self, clips: Tensor, modulation: Modulation, groups: list[Group]) -> Tensor:
+        # Gathering a clip copies it; a run of its own reads all weights again.
+        if clips[0].numel() > self.weight.numel():
+            groups = consecutive(groups)
+        parts = [
+            self._execute(
+                take(clips, g.rows), Modulation(*(take(v, g.rows) for v in modulation)), g
+            )
+            for g in groups
+        ]
+        order = [row for g in groups for row in g.rows]
+        y = torch.cat(parts)
+        return y if order == sorted(order) else y[torch.tensor(order, device=y.device).argsort()]
 
-    def _weights(self, v: Tensor, active: Sequence[int], dtype: torch.dtype) -> Tensor | None:
-        if self.normalise:
+    def _execute(self, clips: Tensor, modulation: Modulation, group: Group) -> Tensor:
+        """Execute a group's clips with one convolution, that of its dearest options."""
+        channel, temporal = group.channel[0], group.temporal[0]
+        single = self.saturation is not None and len(group.channel) == len(group.temporal) == 1
+        if single and channel == temporal == 0:
+            return self._whole(clips)
+        z = self._convolve(clips, channel, temporal)
+        if single and self.channel_options.affine and self.temporal_options.affine:
+            factors = self._factors(channel, temporal, z.dtype)
+            return rebuild(z, *factors, self._output_frames(clips.shape[2]))
+        return self._blend(clips, z, modulation, group)
+
+    def _blend(self, clips: Tensor, z: Tensor, modulation: Modulation, group: Group) -> Tensor:
+        frames, normalised = self._output_frames(clips.shape[2]), self.saturation is not None
+        weights = [
+            self._shares(v, active, z.dtype)
+            for v, active in zip(modulation, group[1:], strict=True)
+        ]
+        y = self.channel_options(z, weights[0], group.channel, normalised)
+        return self.temporal_options(y, weights[1], group.temporal, frames, normalised)
+
+    def _factors(self, channel: int, temporal: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Scale and shift, (R, C), of what a pair of options rebuilds from what it computes."""
+        channel_scale, channel_shift = self.channel_options.affine_factors(channel)
+        scale, shift = self.temporal_options.affine_factors(temporal)
+        shift = torch.addcmul(shift, scale, channel_shift)
+        return (scale * channel_scale).to(dtype), shift.to(dtype)
+
+    def _shares(self, v: Tensor, active: list[int], dtype: torch.dtype) -> Tensor | None:
+        if self.saturation is not None:
             if len(active) == 1:
-                return None  # v / v, whose gradient is zero
-            v = v / v.sum(1, keepdim=True)
+                return None  # one, whatever v is
+            v = shares(v, self.saturation)
         return v.to(dtype)
 
     def _cost(self, clips: Tensor, y: Tensor) -> LayerCost:
-        frames, area = y.shape[2], y.shape[3] * y.shape[4]
-        channels, computed = self.channel_options.kept, self._frame_options(clips)
-        return LayerCost(
-            unit=self.weight[0].numel() * area,
-            channels=channels,
-            frames=computed,
-            channel_operation=tuple(
-                self.channel_options.macs(i) * area for i in range(len(channels))
-            ),
-            temporal_operation=tuple(
-                self.temporal_options.macs(j, frames) * area for j in range(len(computed))
-            ),
-            gate=self.gate.macs(),  # type: ignore[operator]
+        return layer_cost(
+            math.prod(self.weight.shape[1:]),
+            self.channel_options.kept,
+            self._frame_options(clips),
+            y.shape[3] * y.shape[4],
+            (self.channel_options.macs_per_element, self.temporal_options.macs_per_element),
+            self.gate.macs(),  # type: ignore[operator]
+            self.saturation,
         )
 
     def _frame_options(self, clips: Tensor) -> tuple[int, ...]:
         return kept(self._output_frames(clips.shape[2]), self.temporal_options.num_options)
 
-    def _filtered(self, x: Tensor, channels: int, stride: tuple[int, ...]) -> Tensor:
-        """The first output channels of the convolution."""
+    def _whole(self, clips: Tensor) -> Tensor:
+        """The stock convolution."""
+        return self._filtered(clips, self.weight, self.bias, self.out_channels, 1)
+
+    def _convolve(self, clips: Tensor, channel: int, temporal: int) -> Tensor:
+        """What a pair of options computes."""
+        channels, stride = self.channel_options.kept[channel], 2**temporal
+        if self.skip:
+            return self._filtered(clips, self.weight, self.bias, channels, stride)
+        every = self._filtered(clips, self.weight, self.bias, self.out_channels, 1)
+        return every[:, :channels, ::stride]
+
+    def _filtered(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, channels: int, temporal_stride: int
+    ) -> Tensor:
+        """The first output channels of every temporal_stride-th output frame."""
         padding: Any = self.padding
         if self.padding_mode != 'zeros' or isinstance(padding, str):
             mode = 'constant' if self.padding_mode == 'zeros' else self.padding_mode
             x = F.pad(x, self._reversed_padding_repeated_twice, mode=mode)
-            padding = 0
-        convolve = F.conv2d if len(stride) == 2 else F.conv3d
+            padding = (0,) * len(self.kernel_size)
+        weight, stride, padding, dilation = self._in_3d(weight, padding)
+        stride = (stride[0] * temporal_stride, *stride[1:])
+        sizes = (stride, padding, dilation)
+        if self.groups == 1:
+            if channels < len(weight):
+                weight, bias = weight[:channels], None if bias is None else bias[:channels]
+            return convolve(x, weight, bias, *sizes, 1)
         parts, per_group = [], self.out_channels // self.groups
         for start, stop in _whole_groups(channels, per_group):
             first, groups = start // per_group, -(-(stop - start) // per_group)
-            inputs = self.weight.shape[1]
+            inputs = weight.shape[1]
             parts.append(
                 convolve(
                     x[:, first * inputs : (first + groups) * inputs],
-                    self.weight[start:stop],
-                    None if self.bias is None else self.bias[start:stop],
-                    stride,
-                    padding,
-                    self.dilation,
+                    weight[start:stop],
+                    None if bias is None else bias[start:stop],
+                    *sizes,
                     groups,
                 )
             )
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    def _in_3d(self, weight: Tensor, padding: tuple[int, ...]) -> tuple[Any, ...]:
+        """Weight, stride, padding and dilation as those of a 3-D convolution."""
+        raise NotImplementedError
 
     def _to_clips(self, x: Tensor) -> Tensor:
         raise NotImplementedError
@@ -170,12 +221,12 @@ class _DynamicConv(nn.modules.conv._ConvNd):
     def _output_frames(self, frames: int) -> int:
         raise NotImplementedError
 
-    def _convolve(self, clips: Tensor, channels: int, temporal_stride: int) -> Tensor:
-        raise NotImplementedError
-
 
 class DynamicConv3d(_DynamicConv, nn.Conv3d):
     """A 3-D convolution over clips, (N, C, T, H, W)."""
+
+    def _in_3d(self, weight: Tensor, padding: tuple[int, ...]) -> tuple[Any, ...]:
+        return weight, self.stride, padding, self.dilation
 
     def _to_clips(self, x: Tensor) -> Tensor:
         if x.dim() != 5:
@@ -192,15 +243,15 @@ class DynamicConv3d(_DynamicConv, nn.Conv3d):
         padding = sum(self._reversed_padding_repeated_twice[-2:])
         return (frames + padding - extent) // self.stride[0] + 1
 
-    def _convolve(self, clips: Tensor, channels: int, temporal_stride: int) -> Tensor:
-        stride = (self.stride[0] * temporal_stride, *self.stride[1:])
-        return self._filtered(clips, channels, stride)
-
 
 class DynamicConv2d(_DynamicConv, nn.Conv2d):
     """A 2-D convolution over frames, (N T, C, H, W), whose clips have ``num_segments`` frames."""
 
     num_segments: int
+
+    def _in_3d(self, weight: Tensor, padding: tuple[int, ...]) -> tuple[Any, ...]:
+        stride, dilation = (1, *self.stride), (1, *self.dilation)
+        return weight.unsqueeze(2), stride, (0, *padding), dilation
 
     def _to_clips(self, x: Tensor) -> Tensor:
         if x.dim() != 4 or x.shape[0] % self.num_segments:
@@ -208,18 +259,13 @@ class DynamicConv2d(_DynamicConv, nn.Conv2d):
                 f'{self.layer_name}: expected frames (N * {self.num_segments}, C, H, W), because '
                 f'num_segments is {self.num_segments}, got {tuple(x.shape)}'
             )
-        return x.view(-1, self.num_segments, *x.shape[1:]).transpose(1, 2)
+        return x.unflatten(0, (-1, self.num_segments)).transpose(1, 2)
 
     def _from_clips(self, y: Tensor) -> Tensor:
         return y.transpose(1, 2).flatten(0, 1)
 
     def _output_frames(self, frames: int) -> int:
         return frames
-
-    def _convolve(self, clips: Tensor, channels: int, temporal_stride: int) -> Tensor:
-        frames = clips.transpose(1, 2)[:, ::temporal_stride]
-        y = self._filtered(frames.flatten(0, 1), channels, self.stride)
-        return y.view(*frames.shape[:2], *y.shape[1:]).transpose(1, 2)
 
 
 def _whole_groups(channels: int, per_group: int) -> Iterator[tuple[int, int]]:

@@ -8,6 +8,8 @@ of different threads do not meet, and outside a scope (gradient checkpointing ru
 again) a report goes nowhere.
 """
 
+import functools
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,8 +17,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from .gate import Modulation
 
@@ -38,6 +40,41 @@ class LayerCost(NamedTuple):
     """Cheap operation of each temporal option."""
     gate: int
     """The gate."""
+    saturation: float | None = None
+    """See :func:`~vared2_mmaction.ops.blend.sharing`."""
+
+
+@functools.lru_cache(maxsize=4096)
+def layer_cost(
+    kernel: int,
+    channels: tuple[int, ...],
+    frames: tuple[int, ...],
+    area: int,
+    macs_per_element: tuple[int, int],
+    gate: int,
+    saturation: float | None,
+) -> LayerCost:
+    """Cost of a layer.
+
+    Args:
+        kernel: Multiply-adds of one output element of the convolution.
+        channels: Channels that each channel option computes, the first all of them.
+        frames: Frames that each temporal option computes, the first all of them.
+        area: Positions of an output frame.
+        macs_per_element: Of the cheap operations that rebuild channels and frames.
+        gate: Multiply-adds of the gate.
+        saturation: See :class:`LayerCost`.
+    """
+    channel, temporal = (area * macs for macs in macs_per_element)
+    return LayerCost(
+        unit=kernel * area,
+        channels=channels,
+        frames=frames,
+        channel_operation=tuple((channels[0] - k) * channel for k in channels),
+        temporal_operation=tuple((frames[0] - t) * channels[0] * temporal for t in frames),
+        gate=gate,
+        saturation=saturation,
+    )
 
 
 class LayerDecision(NamedTuple):
@@ -92,21 +129,32 @@ def charge(decisions: Sequence[LayerDecision]) -> Tensor:
         (N, L, 5) in float64; the columns are ``COLUMNS``, costs in multiply-adds a clip. The
         gradient of the executed ones reaches the gates straight through.
     """
-    costs = [d.cost for d in decisions]
-    channel, temporal = (_padded([d.modulation[i].T for d in decisions]) for i in range(2))
-
-    def table(sizes: Sequence[Sequence[int]]) -> Tensor:
-        return _padded([torch.tensor(row, dtype=torch.float64) for row in sizes]).to(channel.device)
-
-    units = channel.new_tensor([c.unit for c in costs])
-    gates = channel.new_tensor([c.gate for c in costs])
-    computed = straight_through(temporal, table([c.frames for c in costs]))
-    executed = straight_through(channel, table([c.channels for c in costs])) * computed * units
-    static = units * channel.new_tensor([c.channels[0] * c.frames[0] for c in costs])
-    cheap = _open_sum(channel, table([c.channel_operation for c in costs])) * computed.detach()
-    cheap = cheap + _open_sum(temporal, table([c.temporal_operation for c in costs]))
+    channel, temporal = (_padded([d.modulation[i] for d in decisions]) for i in range(2))
+    costs = _tables(tuple(d.cost for d in decisions), channel.device)
+    units, static, gates, saturations = costs['layers']
+    computed = straight_through(temporal, costs['frames'])
+    executed = straight_through(channel, costs['channels']) * computed * units
+    cheap = _shared_sum(channel, saturations, costs['channel_operation']) * computed.detach()
+    cheap = cheap + _shared_sum(temporal, saturations, costs['temporal_operation'])
     policy = [(v > 0).to(torch.uint8).argmax(-1).double() for v in (channel, temporal)]
     return torch.stack((executed, static.expand_as(executed), cheap + gates, *policy), -1)
+
+
+@functools.lru_cache(maxsize=64)
+def _tables(costs: tuple[LayerCost, ...], device: torch.device) -> dict[str, Tensor]:
+    """Costs of L layers in float64: unit, static, gate and saturation, (4, L), as 'layers', and
+    what options cost, (L, options), by name."""
+
+    def table(rows: Sequence[Sequence[float]]) -> Tensor:
+        width = max(map(len, rows))
+        padded = [[*row, *[0.0] * (width - len(row))] for row in rows]
+        return torch.tensor(padded, dtype=torch.float64, device=device)
+
+    static = [c.unit * c.channels[0] * c.frames[0] for c in costs]
+    saturation = [math.inf if c.saturation is None else c.saturation for c in costs]
+    layers = table([[c.unit for c in costs], static, [c.gate for c in costs], saturation])
+    options = ('channels', 'frames', 'channel_operation', 'temporal_operation')
+    return {'layers': layers, **{k: table([getattr(c, k) for c in costs]) for k in options}}
 
 
 def straight_through(v: Tensor, sizes: Tensor) -> Tensor:
@@ -131,12 +179,17 @@ def straight_through(v: Tensor, sizes: Tensor) -> Tensor:
     return total
 
 
-def _open_sum(v: Tensor, sizes: Tensor) -> Tensor:
-    """Sum of the sizes of all options that are on, (N, L), without gradient."""
-    return ((v.detach() > 0).double() * sizes).sum(-1)
+def _shared_sum(v: Tensor, saturations: Tensor, sizes: Tensor) -> Tensor:
+    """Sum of the sizes of all options that are on and have a share, (N, L), without gradient."""
+    v = v.detach()
+    dearer = (v >= saturations[:, None]).double().cumsum(-1).roll(1, -1)
+    dearer[..., 0] = 0
+    return ((v > 0) * (dearer == 0) * sizes).sum(-1)
 
 
-def _padded(rows: list[Tensor]) -> Tensor:
-    """Stack rows of different numbers of options (options, ...) to (..., rows, options)."""
-    stacked = pad_sequence([row.double() for row in rows], batch_first=True)
-    return stacked if stacked.dim() == 2 else stacked.permute(2, 0, 1)
+def _padded(weights: list[Tensor]) -> Tensor:
+    """Weights of different numbers of options, (N, options) each, as (N, layers, most options) in
+    float64, options that a layer lacks being off."""
+    most = max(v.shape[1] for v in weights)
+    options = [v if v.shape[1] == most else F.pad(v, (0, most - v.shape[1])) for v in weights]
+    return torch.stack(options, 1).double()

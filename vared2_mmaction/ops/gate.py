@@ -1,11 +1,17 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """The soft modulation gate: how much of a layer is computed for a clip."""
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_linear_bn_weights
+
+SAMPLES = 256
+"""Positions of a clip that its descriptor reads, about; reading all would take longer than a small
+convolution."""
 
 
 class Modulation(NamedTuple):
@@ -24,19 +30,27 @@ def descriptor(x: Tensor, motion: bool) -> Tensor:
     """Describe a clip independently of its length and size.
 
     Args:
-        x: Features, (N, C, T, H, W).
+        x: Features, (N, C, T, H, W), of which a grid of about ``SAMPLES`` positions is read.
         motion: Whether to append the mean absolute difference of neighbouring frames, without
             which a still clip cannot be told from a moving one.
 
     Returns:
         Per-channel means, (N, C) or (N, 2 C).
     """
-    mean = x.mean((2, 3, 4))
+    samples = _sample(x)
+    mean = samples.mean((1, 2))
     if not motion:
         return mean
     if x.shape[2] < 2:
         return torch.cat((mean, torch.zeros_like(mean)), 1)
-    return torch.cat((mean, (x[:, :, 1:] - x[:, :, :-1]).abs().mean((2, 3, 4))), 1)
+    return torch.cat((mean, (samples[:, 1:] - samples[:, :-1]).abs().mean((1, 2))), 1)
+
+
+def _sample(x: Tensor) -> Tensor:
+    """Positions on a regular grid of every frame, (N, T, positions, C)."""
+    side = max(1.0, math.sqrt(SAMPLES / max(1, x.shape[2])))
+    height, width = (math.ceil(size / side) for size in x.shape[3:])
+    return x[..., ::height, ::width].permute(0, 2, 3, 4, 1).flatten(2, 3)
 
 
 class SoftModulationGate(nn.Module):
@@ -55,11 +69,14 @@ class SoftModulationGate(nn.Module):
         temporal_options: Largest number of temporal options; a short clip has fewer.
         hidden_channels: Width of the hidden layer.
         motion: Whether the descriptor sees motion.
-        dominance: Share of the dear option in the initial weights of a dimension, in (0, 1). All
-            other options start open, each with half the weight of the one before it, so that every
-            option gets a gradient.
+        initial: Weight V that the dear option of a dimension starts with, in (0, 1).
+        decay: Initial weight of an option beside that of the one before it, in (0, 1]. All options
+            start open, so that every option gets a gradient.
         floor: Weight of the cheapest option where all options would be off, in (0, 1).
     """
+
+    cheapest: Tensor
+    """Weights of options of which only the cheapest one is on, with the floor."""
 
     def __init__(
         self,
@@ -68,13 +85,16 @@ class SoftModulationGate(nn.Module):
         temporal_options: int,
         hidden_channels: int = 32,
         motion: bool = True,
-        dominance: float = 0.9,
+        initial: float = 0.75,
+        decay: float = 1.0,
         floor: float = 0.05,
     ) -> None:
         super().__init__()
-        for name, value in (('dominance', dominance), ('floor', floor)):
+        for name, value in (('initial', initial), ('floor', floor)):
             if not 0 < value < 1:
                 raise ValueError(f'gate.{name}={value!r}: expected a number between 0 and 1')
+        if not 0 < decay <= 1:
+            raise ValueError(f'gate.decay={decay!r}: expected a number above 0, at most 1')
         if hidden_channels < 1:
             raise ValueError(f'gate.hidden_channels={hidden_channels!r}: expected at least 1')
         self.motion = motion
@@ -84,16 +104,27 @@ class SoftModulationGate(nn.Module):
         self.bn = nn.BatchNorm1d(hidden_channels)
         self.fc2 = nn.Linear(hidden_channels, channel_options + temporal_options)
         nn.init.normal_(self.fc2.weight, std=0.002)  # small, so that no option starts closed
+        cheapest = torch.zeros(max(channel_options, temporal_options))
+        cheapest[-1] = floor
+        self.register_buffer('cheapest', cheapest, persistent=False)
         with torch.no_grad():
-            self.fc2.bias.copy_(
-                torch.cat(
-                    [_initial_beta(n, dominance) for n in (channel_options, temporal_options)]
-                )
-            )
+            order = torch.tensor([*range(channel_options), *range(temporal_options)])
+            self.fc2.bias.copy_(torch.atanh(initial * decay**order))
 
     def macs(self) -> int:
         """Multiply-adds of the two fully connected layers for one clip."""
         return self.fc1.weight.numel() + self.fc2.weight.numel()
+
+    @torch.no_grad()
+    def fold_norm(self) -> None:
+        """Fold the normalisation into the first layer, in place, for inference."""
+        bn = self.bn
+        if isinstance(bn, nn.BatchNorm1d):
+            statistics: Any = (bn.running_mean, bn.running_var)
+            self.fc1.weight, self.fc1.bias = fuse_linear_bn_weights(
+                self.fc1.weight, self.fc1.bias, *statistics, bn.eps, bn.weight, bn.bias
+            )
+            self.bn = nn.Identity()  # type: ignore[assignment]
 
     def forward(self, x: Tensor, temporal_options: int) -> Modulation:
         """Weigh the options for every clip.
@@ -102,13 +133,21 @@ class SoftModulationGate(nn.Module):
             x: Input of the layer, (N, C, T, H, W).
             temporal_options: Number of temporal options that the clip's length allows.
         """
-        with torch.autocast(x.device.type, enabled=False):
-            # Features are not trained to please the gate, and the backward pass is spared.
-            described = descriptor(x.detach(), self.motion).to(self.fc1.weight.dtype)
-            hidden = torch.tanh(self._normalise(self.fc1(described)))
-            v = torch.tanh(self.fc2(hidden))
-        channel, temporal = v[:, : self.channel_options], v[:, self.channel_options :]
-        return Modulation(self._open(channel), self._open(temporal[:, :temporal_options]))
+        if torch.is_autocast_enabled(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):
+                v = self._weigh(x)
+        else:
+            v = self._weigh(x)
+        end = self.channel_options + temporal_options
+        return Modulation(
+            self._open(v[:, : self.channel_options]), self._open(v[:, self.channel_options : end])
+        )
+
+    def _weigh(self, x: Tensor) -> Tensor:
+        # Features are not trained to please the gate, and the backward pass is spared.
+        described = descriptor(x.detach(), self.motion).to(self.fc1.weight.dtype)
+        hidden = torch.tanh(self._normalise(self.fc1(described)))
+        return torch.tanh(self.fc2(hidden))
 
     def _normalise(self, x: Tensor) -> Tensor:
         if x.shape[0] > 1 or not isinstance(self.bn, nn.BatchNorm1d):
@@ -120,12 +159,6 @@ class SoftModulationGate(nn.Module):
     def _open(self, v: Tensor) -> Tensor:
         if v.shape[1] == 1:  # nothing to choose; the product keeps the gate in the graph
             return 1 + 0 * v
-        v = v.clamp(min=0)
-        closed = v.sum(1, keepdim=True) == 0
-        return torch.cat((v[:, :-1], v[:, -1:] + self.floor * closed), 1)
-
-
-def _initial_beta(num_options: int, dominance: float) -> Tensor:
-    """Biases from which the weights of a dimension start: the dear one dominant, all open."""
-    rest = torch.tensor([0.5**i for i in range(num_options - 1)])
-    return torch.atanh(torch.cat((torch.tensor([dominance]), (1 - dominance) * rest / rest.sum())))
+        v = v.relu()
+        closed = v.amax(1, keepdim=True) == 0
+        return torch.where(closed, self.cheapest[-v.shape[1] :].to(v.dtype), v)

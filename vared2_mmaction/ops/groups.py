@@ -1,42 +1,42 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """Which clips of a batch are executed together."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
+from .blend import sharing
 from .gate import Modulation
 
 
 class Group(NamedTuple):
-    """Clips, and the options that are on among them, dearest first."""
+    """Clips whose dearest options are the same, and the options that have a share in any."""
 
     rows: list[int]
     channel: list[int]
     temporal: list[int]
 
 
-def group_by_policy(modulation: Modulation, together: bool) -> list[Group]:
-    """Group clips whose dearest options are the same.
+def group_by_policy(modulation: Modulation, saturation: float | None) -> list[Group]:
+    """Group clips by their dearest options.
 
     Args:
         modulation: Weights of the options of N clips.
-        together: Put all clips into one group instead.
+        saturation: See :func:`~vared2_mmaction.ops.blend.sharing`.
 
     Raises:
         FloatingPointError: If a clip has no option on, because its weights are not finite.
     """
     channels = modulation.channel.shape[1]
     weights = torch.cat(modulation, 1).tolist()  # the one time the host waits for the device
-    members: dict[tuple[int, int] | None, tuple[list[int], set[int], set[int]]] = {}
+    members: dict[tuple[int, int], tuple[list[int], set[int], set[int]]] = {}
     for row, v in enumerate(weights):
-        channel, temporal = (
-            [i for i, weight in enumerate(part) if weight > 0]
-            for part in (v[:channels], v[channels:])
-        )
+        channel, temporal = (sharing(part, saturation) for part in (v[:channels], v[channels:]))
         if not channel or not temporal:
             raise FloatingPointError(f'the weights of the gate are not finite: {v}')
-        policy = None if together else (channel[0], temporal[0])
+        policy = (channel[0], temporal[0])
         rows, all_channel, all_temporal = members.setdefault(policy, ([], set(), set()))
         rows.append(row)
         all_channel.update(channel)
@@ -44,3 +44,27 @@ def group_by_policy(modulation: Modulation, together: bool) -> list[Group]:
     if not members:  # no clips: any policy will do
         return [Group([], [0], [0])]
     return [Group(rows, sorted(c), sorted(t)) for rows, c, t in members.values()]
+
+
+def consecutive(groups: list[Group]) -> list[Group]:
+    """Cut groups into runs of neighbouring clips, in the order of the clips.
+
+    A run is a view of the batch, where a group's clips have to be gathered.
+    """
+    runs = [group._replace(rows=list(run)) for group in groups for run in _runs(group.rows)]
+    return sorted(runs, key=lambda run: run.rows)
+
+
+def _runs(rows: list[int]) -> Iterator[range]:
+    start = 0
+    for end in range(1, len(rows) + 1):
+        if end == len(rows) or rows[end] != rows[end - 1] + 1:
+            yield range(rows[start], rows[end - 1] + 1)
+            start = end
+
+
+def take(x: Tensor, rows: list[int]) -> Tensor:
+    """Rows of a tensor; a view where they are neighbours."""
+    if rows == list(range(rows[0], rows[-1] + 1)):
+        return x[rows[0] : rows[-1] + 1]
+    return x[torch.tensor(rows, device=x.device)]

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .forms import empty_clips
+
 Region = tuple[slice, slice, slice]
 """Clips, channels and frames of maps (N, C, T, H, W)."""
 
@@ -37,8 +39,8 @@ class Mix:
         """Add a region and what it is the sum of."""
         self.sums.append((target, sources))
 
-    def write(self, shape: tuple[int, ...]) -> Tensor:
-        """Compute the output, (N, C, T, H, W)."""
+    def write(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Compute the output, (N, C, T, H, W), in the layout of other clips."""
         tensors: list[Tensor] = []
         position: dict[int, int] = {}
 
@@ -56,7 +58,7 @@ class Mix:
             shifts = [s.shift for s in merged if s.shift is not None]
             terms = [(place(s.maps), s.region, place(s.factor)) for s in merged]
             plan.append((target, terms, place(sum(shifts[1:], shifts[0]) if shifts else None)))
-        return _Write.apply(shape, plan, *tensors)
+        return _Write.apply(empty_clips(shape, like), plan, *tensors)
 
 
 def _merge(sources: list[Source]) -> list[Source]:
@@ -80,10 +82,10 @@ class _Write(torch.autograd.Function):
     """Forward and backward of the sums, without a graph of their parts."""
 
     @staticmethod
-    def forward(ctx: Any, shape: tuple[int, ...], plan: list, *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, out: Tensor, plan: list, *tensors: Tensor) -> Tensor:
         ctx.plan = plan
         ctx.save_for_backward(*tensors)
-        out = tensors[0].new_empty(shape)
+        ctx.mark_dirty(out)
         for target, terms, shift in plan:
             part = out[target]
             for i, (maps, region, factor) in enumerate(terms):

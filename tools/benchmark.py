@@ -1,0 +1,213 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""Times a dynamic network against the stock one, side by side and with the same help."""
+
+import argparse
+import datetime
+import itertools
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import mmaction
+import mmcv
+import mmengine
+import torch
+from mmengine.config import Config, DictAction
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from torch import nn
+
+import vared2_mmaction
+from vared2_mmaction.apis import benchmark, flops
+from vared2_mmaction.models import dynamic_layers
+
+POLICIES = ['full', 'channel=1,temporal=1', 'mixed', 'learned']
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add = parser.add_argument
+    add('config', metavar='CONFIG', help='path of the config file')
+    add('checkpoint', metavar='CHECKPOINT', nargs='?', help='path or URL')
+    policies = 'full, channel=I,temporal=J (or one of the two), mixed (drawn) or learned (gates)'
+    add('--policy', nargs='+', default=POLICIES, metavar='POLICY', help=policies)
+    add('--batch-sizes', nargs='+', type=int, default=[1, 8], metavar='N', help='videos at a time')
+    shapes = 'clip, C T H W; may be given several times; None takes what the test pipeline makes'
+    add('--shape', nargs='+', type=int, action='append', metavar='N', help=shapes)
+    add('--device', choices=['cpu', 'cuda'], default='cpu', help='where to run')
+    add('--dtype', choices=list(benchmark.DTYPES), default='float32', help='precision')
+    modes = 'infer: a prediction; train: a whole step'
+    add('--mode', choices=['infer', 'train'], default='infer', help=modes)
+    add('--runs', type=int, default=20, metavar='N', help='timed runs of each network')
+    add('--threads', type=int, metavar='N', help="CPU threads; None leaves PyTorch's choice")
+    add('--seed', type=int, default=0, metavar='N', help='of clips, labels and mixed policies')
+    masked = 'leave out our network with policies executed by masking'
+    add('--no-masked', action='store_true', help=masked)
+    unhelped = 'leave out the stock network exactly as MMAction2 runs it'
+    add('--no-unhelped', action='store_true', help=unhelped)
+    add('--out', metavar='FILE.json', help='write the rows, again after every row')
+    changes = 'settings that replace those of the config'
+    add('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help=changes)
+    return parser
+
+
+def check_numbers(args: argparse.Namespace) -> None:
+    """Find what is wrong with the arguments before a network is built."""
+    numbers = [('--runs', args.runs), *(('--batch-sizes', size) for size in args.batch_sizes)]
+    if args.threads is not None:
+        numbers.append(('--threads', args.threads))
+    for option, number in numbers:
+        if number < 1:
+            raise ValueError(f'{option} {number}: expected at least 1')
+    if not 0 <= args.seed < 2**32:
+        raise ValueError(f'--seed {args.seed}: expected a number from 0 to 2^32 - 1')
+    if args.device == 'cuda' and not torch.cuda.is_available():
+        raise ValueError('--device cuda: expected a GPU, and PyTorch finds none')
+    if args.out and not os.path.isdir(os.path.dirname(args.out) or '.'):
+        raise FileNotFoundError(f'--out {args.out!r}: there is no such folder')
+    if not os.path.isfile(args.config):
+        raise FileNotFoundError(f'CONFIG={args.config!r}: no such file')
+
+
+def prepare(args: argparse.Namespace) -> tuple[nn.Module, list[benchmark.Case]]:
+    """The dynamic network of the arguments, and the rows to take."""
+    check_numbers(args)
+    policies = [benchmark.parse_policy(text) for text in args.policy]
+    cfg = Config.fromfile(args.config)
+    cfg.merge_from_dict(args.cfg_options or {})
+    cfg.load_from = None  # what training starts from is not what is timed
+    model, _ = flops.load_model(cfg, args.checkpoint)
+    if not dynamic_layers(model):
+        raise ValueError(
+            f'CONFIG={args.config!r}: expected a dynamic network, to be timed against the stock '
+            f'one behind it; {cfg.model.backbone.type} has no dynamic layer'
+        )
+    views = flops.views_of_split(cfg, model, 'test')
+    shapes = [benchmark.clip_shape(model, shape, views) for shape in args.shape or [None]]
+    cases = itertools.product(policies, args.batch_sizes, shapes)
+    return model, [benchmark.Case(*case) for case in cases]
+
+
+def take_rows(
+    args: argparse.Namespace, model: nn.Module, cases: Sequence[benchmark.Case], command: str
+) -> dict[str, Any]:
+    """Measure row after row; the file of --out is whole after each of them."""
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    left_out = {'unhelped': args.no_unhelped, 'masked': args.no_masked}
+    rivals = tuple(name for name in benchmark.RIVALS if not left_out[name])
+    options = benchmark.Options(
+        args.mode, args.device, args.dtype, args.runs, args.seed, rivals=rivals
+    )
+    report: dict[str, Any] = {'environment': environment(args.device, command), 'rows': []}
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task('runs', total=len(cases) * (benchmark.WARMUP + args.runs))
+        for case in cases:
+            shape = ' x '.join(map(str, case.shape))
+            row = f'{case.policy.name}, batch size {case.batch_size}, {shape}'
+            progress.update(task, description=row)
+            report['rows'].append(
+                benchmark.run_case(model, case, options, lambda: progress.advance(task))
+            )
+            if args.out:
+                write_report(args.out, report)
+    return report
+
+
+def environment(device: str, command: str) -> dict[str, Any]:
+    """Where and with what the rows are taken."""
+    return {
+        'machine': processor(),
+        'gpu': torch.cuda.get_device_name() if device == 'cuda' else None,
+        'cores': os.cpu_count(),
+        'threads': torch.get_num_threads(),
+        'versions': {
+            'python': platform.python_version(),
+            'torch': torch.__version__,
+            'mmcv': mmcv.__version__,
+            'mmaction2': mmaction.__version__,
+            'mmengine': mmengine.__version__,
+            'vared2_mmaction': vared2_mmaction.__version__,
+        },
+        'date': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
+        'command': command,
+    }
+
+
+def processor() -> str:
+    """Model of the CPU."""
+    if os.path.exists('/proc/cpuinfo'):
+        with open('/proc/cpuinfo') as file:
+            for line in file:
+                if line.startswith('model name'):
+                    return line.partition(':')[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def write_report(path: str, report: Mapping[str, Any]) -> None:
+    """Write the report; whoever stops the program finds the last whole one."""
+    unfinished = f'{path}.unfinished'
+    with open(unfinished, 'w') as file:
+        json.dump(report, file, indent=2, allow_nan=False)
+    os.replace(unfinished, path)
+
+
+def render(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The rows as a table of ratios, and times of the stock network and of ours."""
+    first = rows[0]
+    title = f'{first["mode"]}, {first["device"]}, {first["dtype"]}, {first["threads"]} threads'
+    table = Table(
+        title=f'{title}, median of {first["runs"]} runs; both: {", ".join(first["help"])}'
+    )
+    table.add_column('policy\nclips', overflow='fold')
+    ratios = ('realised', 'unhelped\nmasked', 'memory')
+    for name in ('MACs', 'time\n10-90 %', 'stock ms\nours ms', *ratios):
+        table.add_column(name, justify='right', no_wrap=True)
+    for row in rows:
+        clip = 'x'.join(map(str, row['shape'][1:]))
+        keys = ('realised', 'time_ratio_unhelped', 'time_ratio_masked', 'peak_memory_ratio')
+        found = ('-' if row[key] is None else f'{row[key]:.3f}' for key in keys)
+        realised, unhelped, masked, memory = found
+        table.add_row(
+            f'{row["policy"]}\n{row["batch_size"]} of {clip}',
+            f'{row["macs_ratio"]:.3f}',
+            f'{row["time_ratio"]:.3f}\n{row["time_ratio_p10"]:.2f}-{row["time_ratio_p90"]:.2f}',
+            f'{row["static_ms"]:.1f}\n{row["dynamic_ms"]:.1f}',
+            realised,
+            f'{unhelped}\n{masked}',
+            memory,
+        )
+    return table
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = build_parser()
+    args = parser.parse_args(arguments)
+    try:
+        model, cases = prepare(args)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    # What the profiler would say about itself goes into the progress bar otherwise.
+    os.environ.setdefault('KINETO_LOG_LEVEL', '6')
+    command = shlex.join(['tools/benchmark.py', *arguments])
+    report = take_rows(args, model, cases, command)
+    console = Console()
+    console.print(render(report['rows']))
+    console.print(
+        'Ratios are ours to the stock network; "unhelped" is against the stock network as '
+        'MMAction2 runs it, "masked" against the same policies executed by masking. "realised" '
+        'is the share of the saved multiply-adds that shows as saved time.',
+        highlight=False,
+    )
+
+
+if __name__ == '__main__':
+    main()

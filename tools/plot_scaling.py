@@ -1,0 +1,28 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""Draws time and memory of benchmarks over frames, side and batch size."""
+
+import argparse
+import os
+from collections.abc import Sequence
+
+from vared2_mmaction.visualization import scaling
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('files', metavar='FILE.json', nargs='+', help='of tools/benchmark.py --out')
+    parser.add_argument('--out', metavar='FILE.png', required=True, help='figure to write')
+    args = parser.parse_args(argv)
+    try:
+        if not args.out.endswith('.png'):
+            raise ValueError(f'--out {args.out!r}: expected a name that ends in .png')
+        if not os.path.isdir(os.path.dirname(args.out) or '.'):
+            raise FileNotFoundError(f'--out {args.out!r}: there is no such folder')
+        rows = scaling.load_rows(args.files)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    scaling.draw(rows).savefig(args.out, dpi=150)
+
+
+if __name__ == '__main__':
+    main()

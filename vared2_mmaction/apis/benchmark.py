@@ -1,0 +1,400 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""Time a dynamic network against the stock one, side by side and with the same help.
+
+Four networks with the same weights take turns in one process, so that whatever slows the machine
+down slows all of them:
+
+- ``stock``: MMAction2's network with all the help that ours gets,
+- ``ours``: the dynamic network, under a policy or with its own gates,
+- ``unhelped``: MMAction2's network as it is,
+- ``masked``: ours, but every layer computes all and throws away what the policy leaves out.
+"""
+
+import copy
+import gc
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from mmaction.models.recognizers import Recognizer2D
+from mmaction.structures import ActionDataSample
+from torch import Tensor, nn
+
+from ..models import (
+    accelerate,
+    dynamic_layers,
+    force_policies,
+    fuse,
+    masking,
+    static_cost,
+    to_static,
+)
+from ..models.dynamize import DynamicFeatures
+from . import flops
+from .memory import peak_bytes, state_tensors
+
+WARMUP = 2
+"""Runs of each network that are not counted."""
+NOTHING_TO_REALISE = 0.95
+"""Share of the multiply-adds from which on there is no saving to compare the time with."""
+RIVALS = ('unhelped', 'masked')
+DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
+_DIMENSIONS = ('channel', 'temporal')
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What the layers are to compute; see :func:`parse_policy`."""
+
+    name: str
+    options: tuple[int, int] | None = None
+    """(p_c, p_t) of every layer and clip; None where they are drawn or the gates decide."""
+
+    def draw(self, clips: int, layers: int, seed: int) -> Tensor | None:
+        """Options (clips, layers, 2) of every clip and layer; None where the gates decide."""
+        if self.name == 'learned':
+            return None
+        if self.options is not None:
+            return torch.tensor(self.options).expand(clips, layers, 2)
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randint(0, 3, (clips, layers, 2), generator=generator)
+
+
+def parse_policy(text: str) -> Policy:
+    """Read a policy: full, mixed, learned, or channel=I,temporal=J, one of which may be left out.
+
+    Raises:
+        ValueError: If it is none of them.
+    """
+    if text in ('mixed', 'learned'):
+        return Policy(text)
+    if text == 'full':
+        return Policy(text, (0, 0))
+    parts = [part.partition('=') for part in text.split(',')]
+    given = {name: option for name, _, option in parts}
+    known = len(given) == len(parts) and set(given) <= set(_DIMENSIONS)
+    if not known or not all(o.isascii() and o.isdigit() for o in given.values()):
+        raise ValueError(
+            f'--policy {text}: expected full, mixed, learned or channel=I,temporal=J with options '
+            'I and J, 0 or more, of which one may be left out'
+        )
+    channel, temporal = (int(given.get(name, '0')) for name in _DIMENSIONS)
+    return Policy(text, (channel, temporal))
+
+
+class Case(NamedTuple):
+    """What differs from row to row."""
+
+    policy: Policy
+    batch_size: int
+    shape: tuple[int, ...]
+    """C, T, H and W of a clip."""
+
+
+class Options(NamedTuple):
+    """What is the same for all rows."""
+
+    mode: str = 'infer'
+    """``infer``, a prediction, or ``train``, a whole step."""
+    device: str = 'cpu'
+    dtype: str = 'float32'
+    runs: int = 20
+    seed: int = 0
+    rivals: tuple[str, ...] = RIVALS
+    """Networks that are timed beside ``stock`` and ``ours``."""
+
+    def help(self) -> list[str]:
+        """What ``stock`` and ``ours`` both get."""
+        infer, on_cpu, reduced = self.mode == 'infer', self.device == 'cpu', self.dtype != 'float32'
+        return [
+            *(['batch norm folded'] if infer else []),
+            'convolution forms',
+            *(['channels-last'] if on_cpu else []),
+            *([f'{self.dtype} autocast'] if reduced else []),
+        ]
+
+
+class Batch(NamedTuple):
+    """Preprocessed videos of one view each, as a recognizer takes them."""
+
+    inputs: Tensor
+    """(N, 1, C, T, H, W) for a ``Recognizer3D``, (N, T, C, H, W) for a ``Recognizer2D``."""
+    data_samples: list[ActionDataSample]
+
+
+@dataclass
+class Network:
+    """One of the networks, ready to run."""
+
+    model: nn.Module
+    call: Callable[[], object]
+    """Runs the network once."""
+    context: Callable[[], AbstractContextManager]
+    """What the call is to run under."""
+    batch: Batch
+    optimizer: torch.optim.Optimizer | None = None
+
+
+def clip_shape(
+    model: nn.Module, shape: Sequence[int] | None, views: flops.Views | None
+) -> tuple[int, ...]:
+    """Check the shape of a clip, or take what a pipeline makes.
+
+    Args:
+        model: The recognizer.
+        shape: C, T, H and W; None takes that of ``views``.
+        views: What the pipeline makes of a video.
+
+    Raises:
+        ValueError: If the network cannot take such a clip, or nothing tells its shape.
+    """
+    frames = flops.clip_frames(model)
+    if shape is None:
+        if views is None or views.size is None:
+            raise ValueError('--shape C T H W is needed: the test pipeline leaves it open')
+        clip = flops.random_clip(model, None, views)[0]
+        clip = clip.transpose(0, 1) if isinstance(model, Recognizer2D) else clip[0]
+        shape = tuple(clip.shape)
+    text = f'--shape {" ".join(map(str, shape))}'
+    if len(shape) != 4 or min(shape) < 1:
+        raise ValueError(f'{text}: expected C T H W, each 1 or more')
+    if frames and shape[1] != frames:
+        raise ValueError(f'{text}: expected T = {frames}, the frames that the backbone is made for')
+    try:
+        static_cost(model, make_batch(model, 1, shape, 0).inputs.shape)
+    except RuntimeError as error:
+        raise ValueError(f'{text}: the network cannot take it: {error}') from error
+    return tuple(shape)
+
+
+def make_batch(model: nn.Module, batch_size: int, shape: Sequence[int], seed: int) -> Batch:
+    """Videos of noise with random labels; the same for the same seed."""
+    flat = isinstance(model, Recognizer2D)
+    clip = (shape[0], *shape[2:]) if flat else shape
+    views = flops.Views(shape[1], 1, 1, None)
+    videos = [flops.random_clip(model, clip, views, seed + i) for i in range(batch_size)]
+    generator = torch.Generator().manual_seed(seed)
+    classes: Any = model.cls_head.num_classes  # type: ignore[union-attr]
+    labels = torch.randint(classes, (batch_size,), generator=generator).tolist()
+    return Batch(torch.cat(videos), [ActionDataSample().set_gt_label(label) for label in labels])
+
+
+def build_network(name: str, model: nn.Module, case: Case, options: Options) -> Network:
+    """Make one of the networks from a dynamic recognizer.
+
+    Args:
+        name: ``stock``, ``ours``, ``unhelped`` or ``masked``.
+        model: The recognizer; stays as it is, so that every row starts from the same weights.
+        case: What is measured.
+        options: How it is measured.
+    """
+    infer, policy = options.mode == 'infer', None
+    if name in ('ours', 'masked'):
+        network = copy.deepcopy(model).to(options.device)
+        policy = case.policy.draw(case.batch_size, len(dynamic_layers(model)), options.seed)
+        policy = None if policy is None else policy.to(options.device)
+    else:
+        network = to_static(model).to(options.device)
+    if name == 'stock':
+        network = accelerate(network)
+    if infer and name != 'unhelped':
+        network = fuse(network)
+    network.train(not infer)
+    if not infer and options.dtype != 'float32':
+        # Stock heads hand the scores to NumPy, which knows no bfloat16.
+        network.cls_head.register_forward_hook(_to_float32)  # type: ignore[union-attr]
+    batch = make_batch(model, case.batch_size, case.shape, options.seed)
+    batch = batch._replace(inputs=batch.inputs.to(options.device))
+    context = partial(_policy_context, network, policy, name == 'masked')
+    autocast = partial(_autocast, options)
+    if infer:
+        return Network(network, partial(_predict, network, batch, autocast), context, batch)
+    trained = [p for p in network.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=1e-4, momentum=0.9)
+    step = partial(_train_step, network, batch, autocast, optimizer)
+    return Network(network, step, context, batch, optimizer)
+
+
+def _to_float32(_: nn.Module, args: Any, scores: Tensor) -> Tensor:
+    return scores.float()
+
+
+def _autocast(options: Options) -> AbstractContextManager:
+    dtype = DTYPES[options.dtype]
+    return torch.autocast(options.device, dtype=dtype, enabled=dtype != torch.float32)
+
+
+@contextmanager
+def _policy_context(network: nn.Module, policy: Tensor | None, masked: bool) -> Iterator[None]:
+    with ExitStack() as stack:
+        if policy is not None:
+            stack.enter_context(force_policies(network, policy))
+        if masked:
+            stack.enter_context(masking(network))
+        yield
+
+
+@torch.no_grad()
+def _predict(model: nn.Module, batch: Batch, autocast: Callable) -> object:
+    with autocast():
+        return model(batch.inputs, batch.data_samples, mode='predict')
+
+
+def _train_step(
+    model: Any, batch: Batch, autocast: Callable, optimizer: torch.optim.Optimizer
+) -> None:
+    with autocast():
+        losses = model(batch.inputs, batch.data_samples, mode='loss')
+    loss, _ = model.parse_losses(losses)
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def run_case(
+    model: nn.Module, case: Case, options: Options, progress: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+    """Measure one row.
+
+    Args:
+        model: A dynamic recognizer, on the CPU.
+        case: What is measured.
+        options: How it is measured.
+        progress: Called whenever all networks had a run, ``WARMUP + options.runs`` times.
+
+    Returns:
+        The row. Times are medians in milliseconds; ``time_ratio`` is the median of the ratios
+        of ours to stock within the runs, and ``time_ratio_p10`` and ``time_ratio_p90`` are their
+        percentiles. Memory is in megabytes (10^6 bytes). ``macs_ratio`` is that of the whole
+        network, gates and cheap operations included. ``realised`` is the share of the saved
+        multiply-adds that shows as saved time, None where hardly any are saved.
+    """
+    peaks, ratio = {}, 1.0
+    for name in ('stock', 'ours'):  # one at a time: on a GPU the other would count
+        gc.collect()
+        network = build_network(name, model, case, options)
+        if name == 'ours':
+            clip = (1, *network.batch.inputs.shape[1:])
+            ratio = macs_ratio(network, static_cost(model, clip))
+        peaks[name] = _peak(network, options.device)
+        del network
+    names = ('stock', 'ours', *options.rivals)
+    networks = [build_network(name, model, case, options) for name in names]
+    seconds = time_in_turn(networks, options.runs, options.device, progress)
+    return {
+        'mode': options.mode,
+        'policy': case.policy.name,
+        'batch_size': case.batch_size,
+        'shape': list(case.shape),
+        'device': options.device,
+        'dtype': options.dtype,
+        'macs_ratio': ratio,
+        **summarise(dict(zip(names, seconds, strict=True)), ratio),
+        'peak_memory_ratio': peaks['ours'] / peaks['stock'],
+        'static_peak_mb': peaks['stock'] / 1e6,
+        'dynamic_peak_mb': peaks['ours'] / 1e6,
+        'help': options.help(),
+        'threads': torch.get_num_threads(),
+        'runs': options.runs,
+        'seed': options.seed,
+    }
+
+
+def macs_ratio(network: Network, static: int) -> float:
+    """Run a dynamic network once and take its multiply-adds from what the layers decided.
+
+    Args:
+        network: The network; costs are means over its batch.
+        static: Multiply-adds of the stock recognizer for a clip.
+
+    Returns:
+        Executed over static multiply-adds of the whole network. In training those of the forward
+        pass, of which the backward pass is a multiple on both sides.
+    """
+    costs: list[Tensor] = []
+
+    def keep(_: nn.Module, args: Any, output: DynamicFeatures) -> None:
+        costs.append(output.decisions.detach()[..., :3].sum(1).mean(0))
+
+    backbone: Any = network.model.backbone
+    with backbone.register_forward_hook(keep), network.context():
+        network.call()
+    executed, charged, overhead = costs[0].tolist()
+    return (static - charged + executed + overhead) / static
+
+
+def _peak(network: Network, device: str) -> int:
+    with network.context():
+        for _ in range(WARMUP):  # the optimizer's state is there after the first
+            network.call()
+        existing = [*state_tensors(network.model, network.optimizer), network.batch.inputs]
+        return peak_bytes(network.call, torch.device(device), existing)
+
+
+def time_in_turn(
+    networks: Sequence[Network],
+    runs: int,
+    device: str = 'cpu',
+    progress: Callable[[], None] = lambda: None,
+) -> list[list[float]]:
+    """Time networks in turn, in an order that rotates from run to run.
+
+    Args:
+        networks: The networks. Their contexts are opened outside of what is timed.
+        runs: How often; ``WARMUP`` runs before them are not counted.
+        device: Where the networks run.
+        progress: Called after every run of all networks.
+
+    Returns:
+        Seconds of every run, for each network.
+    """
+    seconds: list[list[float]] = [[] for _ in networks]
+    wait = torch.cuda.synchronize if device == 'cuda' else lambda: None
+    for run in range(-WARMUP, runs):
+        for turn in range(len(networks)):
+            i = (run + turn) % len(networks)
+            with networks[i].context():
+                wait()
+                start = time.perf_counter()
+                networks[i].call()
+                wait()
+                taken = time.perf_counter() - start
+            if run >= 0:
+                seconds[i].append(taken)
+        progress()
+    return seconds
+
+
+def summarise(seconds: Mapping[str, Sequence[float]], share: float) -> dict[str, Any]:
+    """Ratios and medians of the times of a row.
+
+    Args:
+        seconds: Times of each network, run by run.
+        share: Executed over static multiply-adds.
+    """
+    ours = np.array(seconds['ours'])
+    ratios = {name: ours / np.array(times) for name, times in seconds.items()}
+    low, middle, high = np.percentile(ratios['stock'], (10, 50, 90)).tolist()
+    rivals = {
+        f'time_ratio_{name}': float(np.median(ratios[name])) if name in ratios else None
+        for name in RIVALS
+    }
+    return {
+        'time_ratio': middle,
+        'time_ratio_p10': low,
+        'time_ratio_p90': high,
+        **rivals,
+        'static_ms': 1000 * float(np.median(seconds['stock'])),
+        'dynamic_ms': 1000 * float(np.median(ours)),
+        'realised': realised(middle, share),
+    }
+
+
+def realised(time_ratio: float, macs_ratio: float) -> float | None:
+    """Saved time over saved multiply-adds; None where there is nothing to realise."""
+    return None if macs_ratio >= NOTHING_TO_REALISE else (1 - time_ratio) / (1 - macs_ratio)

@@ -1,0 +1,85 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""Fold normalisation into what is before it, for inference."""
+
+import copy
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from mmaction.models.backbones.resnet_tsm import TemporalShift
+from mmaction.models.common import Conv2plus1d
+from mmcv.cnn import ConvModule
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from ..ops import DynamicConv2d, DynamicConv3d, SoftModulationGate
+from ..ops.fused import fold_norm
+from .forms import keep_channels_last
+
+
+def fuse(model: nn.Module) -> nn.Module:
+    """A copy of a model for inference, with BatchNorm folded into convolutions, cheap operations
+    and gates.
+
+    A BatchNorm is folded where it is the ``norm`` of an mmcv ``ConvModule``, or is registered right
+    behind its convolution, as MMEngine's and mmcv's own fusion take it. Parameters of the copy
+    differ from those of a checkpoint: load first, then fuse.
+
+    Args:
+        model: A stock or dynamic recognizer or backbone.
+
+    Returns:
+        A copy in evaluation mode, whose outputs are those of the model in evaluation mode, up to
+        rounding.
+    """
+    fused = copy.deepcopy(model)
+    fused.eval()  # does not return the module in stock backbones
+    for owner, name, norm_name in list(_pairs(fused)):
+        conv, norm = owner.get_submodule(name), owner.get_submodule(norm_name)
+        if isinstance(conv, DynamicConv2d | DynamicConv3d):
+            fold_norm(conv, norm)
+        else:
+            folded: Any = fuse_conv_bn_eval(conv, norm)  # type: ignore[type-var, arg-type]
+            conv.weight, conv.bias = folded.weight, folded.bias
+        setattr(owner, norm_name, nn.Identity())
+    for gate in fused.modules():
+        if isinstance(gate, SoftModulationGate):
+            gate.fold_norm()
+    keep_channels_last(fused)
+    return fused
+
+
+def _pairs(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
+    """Modules that own a convolution and the BatchNorm of its output, with the names of both."""
+    for module in model.modules():
+        if isinstance(module, ConvModule):
+            pairs: Iterable[tuple[str, Any]]
+            name = _last_convolution(module.conv)
+            adjacent = ('conv', 'norm') in itertools.pairwise(module.order)
+            pairs = [(f'conv{name}', module.norm_name)] if adjacent and module.with_norm else []
+            pairs = pairs if name is not None else []
+        else:
+            pairs = itertools.pairwise(name for name, _ in module.named_children())
+        for conv_name, norm_name in pairs:
+            conv, norm = module.get_submodule(conv_name), module.get_submodule(norm_name)
+            if isinstance(conv, _ConvNd) and _foldable(norm, conv.out_channels):
+                yield module, conv_name, norm_name
+
+
+def _last_convolution(conv: nn.Module) -> str | None:
+    """Path, below the ``conv`` of a ConvModule, of the convolution whose output it returns."""
+    if isinstance(conv, _ConvNd):
+        return ''
+    if isinstance(conv, Conv2plus1d):
+        return '.conv_t'
+    return '.net' if isinstance(conv, TemporalShift) else None
+
+
+def _foldable(norm: nn.Module, channels: int) -> bool:
+    return (
+        isinstance(norm, _BatchNorm)
+        and norm.running_mean is not None
+        and norm.num_features == channels
+    )

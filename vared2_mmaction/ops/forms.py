@@ -1,0 +1,123 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""The same convolution or pooling in the form that is fastest for the layout of its input.
+
+Where channels lie innermost (channels-last), a (1, k, k) kernel is a 2-D one over frames and a
+(k, 1, 1) kernel a 2-D one over time and positions, both on views of the input. PyTorch's 3-D
+kernels take up to several times as long for the same result on a CPU.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Sizes = Sequence[int]
+_AXES = {'contiguous': (0, 1, 2, 3, 4), 'frames': (0, 2, 1, 3, 4), 'channels last': (0, 2, 3, 4, 1)}
+
+
+def layout(x: Tensor) -> str:
+    """How clips (N, C, T, H, W) lie in memory: 'channels last', 'frames' (of a 2-D network, one
+    after the other) or 'contiguous'."""
+    if x.stride(1) == 1 and x.shape[1] > 1:
+        return 'channels last'
+    return 'frames' if x.stride(2) > x.stride(1) else 'contiguous'
+
+
+def empty_clips(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Clips without content, (N, C, T, H, W), in the layout, type and device of others."""
+    axes = _AXES[layout(like)]
+    return torch.empty_permuted(shape, axes, dtype=like.dtype, device=like.device)
+
+
+def convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sizes,
+    padding: Sizes,
+    dilation: Sizes,
+    groups: int,
+) -> Tensor:
+    """Convolve clips in 3-D.
+
+    Args:
+        x: Clips, (N, C, T, H, W).
+        weight: Kernels, (C', C / groups, k_t, k_h, k_w).
+        bias: (C',) or None.
+        stride: In time, height and width; so are padding (with zeros) and dilation.
+        padding: See stride.
+        dilation: See stride.
+        groups: Number of groups.
+    """
+    kernel, lies = weight.shape[2:], layout(x)
+    if kernel[0] == 1 and padding[0] == 0 and lies != 'contiguous':
+        return _over_frames(
+            x,
+            stride[0],
+            lambda frames: F.conv2d(
+                frames, weight[:, :, 0], bias, stride[1:], padding[1:], dilation[1:], groups
+            ),
+        )
+    within_positions = kernel[1:] == (1, 1) and tuple(stride[1:]) == (1, 1)
+    if within_positions and tuple(padding[1:]) == (0, 0) and lies == 'channels last':
+        return _over_time(
+            x,
+            lambda lines: F.conv2d(
+                lines,
+                weight[..., 0],
+                bias,
+                (stride[0], 1),
+                (padding[0], 0),
+                (dilation[0], 1),
+                groups,
+            ),
+        )
+    return F.conv3d(x, weight, bias, tuple(stride), tuple(padding), tuple(dilation), groups)
+
+
+def max_pool(
+    x: Tensor, kernel: Sizes, stride: Sizes, padding: Sizes, dilation: Sizes, ceil_mode: bool
+) -> Tensor:
+    """Pool clips, (N, C, T, H, W); arguments are in time, height and width."""
+    lies = layout(x)
+    within_frames = (kernel[0], padding[0], stride[0]) == (1, 0, 1)
+    if within_frames and lies != 'contiguous':
+        return _over_frames(
+            x,
+            1,
+            lambda frames: F.max_pool2d(
+                frames,
+                tuple(kernel[1:]),
+                tuple(stride[1:]),
+                tuple(padding[1:]),
+                tuple(dilation[1:]),
+                ceil_mode,
+            ),
+        )
+    within_positions = (*kernel[1:], *stride[1:], *padding[1:]) == (1, 1, 1, 1, 0, 0)
+    if within_positions and lies == 'channels last':
+        return _over_time(
+            x,
+            lambda lines: F.max_pool2d(
+                lines, (kernel[0], 1), (stride[0], 1), (padding[0], 0), (dilation[0], 1), ceil_mode
+            ),
+        )
+    return F.max_pool3d(x, tuple(kernel), tuple(stride), tuple(padding), tuple(dilation), ceil_mode)
+
+
+def _over_frames(x: Tensor, step: int, operation: Callable[[Tensor], Tensor]) -> Tensor:
+    """Apply an operation on (N T, C, H, W) to every step-th frame of clips."""
+    frames = x.transpose(1, 2)[:, ::step]
+    if layout(x) == 'channels last':  # a copy, where one is needed, keeps the layout
+        flat = frames.movedim(2, -1).flatten(0, 1).movedim(-1, 1)
+    else:
+        flat = frames.flatten(0, 1)
+    return operation(flat).unflatten(0, frames.shape[:2]).transpose(1, 2)
+
+
+def _over_time(x: Tensor, operation: Callable[[Tensor], Tensor]) -> Tensor:
+    """Apply an operation on (N, C, T, H W) to clips with channels innermost."""
+    # Flattened behind the channels, a batch of one would get a stride that hides the layout.
+    lines = x.movedim(1, -1).flatten(2, 3).movedim(-1, 1)
+    return operation(lines).unflatten(3, x.shape[3:])
