@@ -15,7 +15,7 @@ from .cheap import ChannelOptions, TemporalOptions
 from .decision import LayerCost, LayerDecision, layer_cost, report
 from .forms import convolve
 from .gate import Modulation
-from .groups import Group, consecutive, group_by_policy, take
+from .groups import Group, assemble, consecutive, group_by_policy, take
 from .options import kept
 from .rebuild import rebuild
 
@@ -106,15 +106,13 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         # Gathering a clip copies it; a run of its own reads all weights again.
         if clips[0].numel() > self.weight.numel():
             groups = consecutive(groups)
-        parts = [
+        parts = (
             self._execute(
                 take(clips, g.rows), Modulation(*(take(v, g.rows) for v in modulation)), g
             )
             for g in groups
-        ]
-        order = [row for g in groups for row in g.rows]
-        y = torch.cat(parts)
-        return y if order == sorted(order) else y[torch.tensor(order, device=y.device).argsort()]
+        )
+        return assemble(parts, [g.rows for g in groups])
 
     def _execute(self, clips: Tensor, modulation: Modulation, group: Group) -> Tensor:
         """Execute a group's clips with one convolution, that of its dearest options."""

@@ -1,7 +1,6 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """The soft modulation gate: how much of a layer is computed for a clip."""
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -9,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_linear_bn_weights
 
-SAMPLES = 256
-"""Positions of a clip that its descriptor reads, about; reading all would take longer than a small
-convolution."""
+GRID = 4
+"""Rows and columns of positions that a descriptor reads of every frame, at most; reading all would
+take as long as a small convolution."""
 
 
 class Modulation(NamedTuple):
@@ -30,7 +29,7 @@ def descriptor(x: Tensor, motion: bool) -> Tensor:
     """Describe a clip independently of its length and size.
 
     Args:
-        x: Features, (N, C, T, H, W), of which a grid of about ``SAMPLES`` positions is read.
+        x: Features, (N, C, T, H, W), of which ``GRID`` rows and columns of every frame are read.
         motion: Whether to append the mean absolute difference of neighbouring frames, without
             which a still clip cannot be told from a moving one.
 
@@ -43,14 +42,17 @@ def descriptor(x: Tensor, motion: bool) -> Tensor:
         return mean
     if x.shape[2] < 2:
         return torch.cat((mean, torch.zeros_like(mean)), 1)
-    return torch.cat((mean, (samples[:, 1:] - samples[:, :-1]).abs().mean((1, 2))), 1)
+    return torch.cat((mean, (samples[:, 1:] - samples[:, :-1]).abs_().mean((1, 2))), 1)
 
 
 def _sample(x: Tensor) -> Tensor:
     """Positions on a regular grid of every frame, (N, T, positions, C)."""
-    side = max(1.0, math.sqrt(SAMPLES / max(1, x.shape[2])))
-    height, width = (math.ceil(size / side) for size in x.shape[3:])
-    return x[..., ::height, ::width].permute(0, 2, 3, 4, 1).flatten(2, 3)
+    steps = [-(-size // GRID) for size in x.shape[3:]]
+    rows, columns = (
+        slice((size - 1) % step // 2, None, step)
+        for size, step in zip(x.shape[3:], steps, strict=True)
+    )
+    return x[..., rows, columns].permute(0, 2, 3, 4, 1).flatten(2, 3)
 
 
 class SoftModulationGate(nn.Module):
@@ -86,7 +88,7 @@ class SoftModulationGate(nn.Module):
         hidden_channels: int = 32,
         motion: bool = True,
         initial: float = 0.75,
-        decay: float = 1.0,
+        decay: float = 0.2,
         floor: float = 0.05,
     ) -> None:
         super().__init__()
@@ -120,9 +122,10 @@ class SoftModulationGate(nn.Module):
         """Fold the normalisation into the first layer, in place, for inference."""
         bn = self.bn
         if isinstance(bn, nn.BatchNorm1d):
-            statistics: Any = (bn.running_mean, bn.running_var)
+            mean: Any = bn.running_mean
+            variance: Any = bn.running_var
             self.fc1.weight, self.fc1.bias = fuse_linear_bn_weights(
-                self.fc1.weight, self.fc1.bias, *statistics, bn.eps, bn.weight, bn.bias
+                self.fc1.weight, self.fc1.bias, mean, variance, bn.eps, bn.weight, bn.bias
             )
             self.bn = nn.Identity()  # type: ignore[assignment]
 

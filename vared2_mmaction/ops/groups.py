@@ -1,13 +1,14 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """Which clips of a batch are executed together."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .blend import sharing
+from .forms import empty_clips
 from .gate import Modulation
 
 
@@ -65,6 +66,33 @@ def _runs(rows: list[int]) -> Iterator[range]:
 
 def take(x: Tensor, rows: list[int]) -> Tensor:
     """Rows of a tensor; a view where they are neighbours."""
-    if rows == list(range(rows[0], rows[-1] + 1)):
+    if _neighbours(rows):  # rows rise
         return x[rows[0] : rows[-1] + 1]
     return x[torch.tensor(rows, device=x.device)]
+
+
+def assemble(parts: Iterable[Tensor], rows: Sequence[list[int]]) -> Tensor:
+    """The inverse of :func:`take`: clips in their order again.
+
+    Args:
+        parts: Clips (n, C, T, H, W) of each group.
+        rows: Where they belong; together all rows.
+    """
+    if torch.is_grad_enabled():
+        order = [row for group in rows for row in group]
+        y = torch.cat(tuple(parts))
+        return y if order == sorted(order) else y[torch.tensor(order, device=y.device).argsort()]
+    out = None
+    for part, group in zip(parts, rows, strict=True):  # each is freed before the next one is made
+        if out is None:
+            out = empty_clips((sum(map(len, rows)), *part.shape[1:]), part)
+        if _neighbours(group):
+            out[group[0] : group[-1] + 1] = part
+        else:
+            out[torch.tensor(group, device=part.device)] = part
+    assert out is not None
+    return out
+
+
+def _neighbours(rows: list[int]) -> bool:
+    return rows[-1] - rows[0] + 1 == len(rows)
