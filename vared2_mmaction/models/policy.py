@@ -1,11 +1,13 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """Force a policy on a network, whatever its gates would answer."""
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import DynamicConv2d, DynamicConv3d, Modulation
@@ -97,15 +99,22 @@ def _layers_to_force(model: nn.Module) -> dict[str, DynamicConv2d | DynamicConv3
 def _answer(options: Tensor) -> Callable:
     """A hook that makes a gate answer with options, (N, 2) or (1, 2) for all clips."""
 
+    @functools.cache  # the same for every batch
+    def forced(dimension: int, number: int, like: tuple[torch.dtype, torch.device]) -> Tensor:
+        dtype, device = like
+        column = options[:, dimension].long().clamp(max=number - 1)
+        return F.one_hot(column, number).to(device, dtype)
+
     def answer(gate: nn.Module, args: Any, output: Modulation) -> Modulation:
-        return Modulation(*(_one_hot(v, options[:, d, None]) for d, v in enumerate(output)))
+        if len(options) not in (1, len(output.channel)):
+            raise ValueError(
+                f'policy: expected a batch of {len(options)} clips, got {len(output.channel)}'
+            )
+        return Modulation(
+            *(
+                forced(dimension, v.shape[1], (v.dtype, v.device)).expand_as(v)
+                for dimension, v in enumerate(output)
+            )
+        )
 
     return answer
-
-
-def _one_hot(v: Tensor, option: Tensor) -> Tensor:
-    if len(option) not in (1, len(v)):
-        raise ValueError(f'policy: expected a batch of {len(option)} clips, got {len(v)}')
-    last = v.shape[1] - 1
-    every = torch.arange(last + 1, device=v.device)
-    return (every == option.to(v.device).clamp(max=last)).to(v.dtype).expand_as(v)

@@ -149,8 +149,8 @@ class SoftModulationGate(nn.Module):
     def _weigh(self, x: Tensor) -> Tensor:
         # Features are not trained to please the gate, and the backward pass is spared.
         described = descriptor(x.detach(), self.motion).to(self.fc1.weight.dtype)
-        hidden = torch.tanh(self._normalise(self.fc1(described)))
-        return torch.tanh(self.fc2(hidden))
+        hidden = self._normalise(self.fc1(described)).tanh()
+        return self.fc2(hidden).tanh()
 
     def _normalise(self, x: Tensor) -> Tensor:
         if x.shape[0] > 1 or not isinstance(self.bn, nn.BatchNorm1d):
