@@ -303,7 +303,7 @@ def test_one_dimension_alone(key, column):
         ({'channel': 1, 'temporal': 1}, 'nothing is dynamic'),
         ({'channel_operation': 'magic'}, r"dynamic\.channel_operation='magic'.*affine"),
         ({'gate': {'hidden': 3}}, r"dynamic\.gate.*unknown option 'hidden'.*hidden_channels"),
-        ({'gate': {'initial': 2}}, 'gate.initial=2'),
+        ({'gate': {'initial': (2, 1, 1)}}, r'gate.initial=\(2, 1, 1\)'),
         ({'saturation': 0}, r'dynamic\.saturation=0'),
     ],
 )

@@ -14,14 +14,14 @@ from vared2_mmaction.ops.options import check_num_options
 def test_starts_with_all_options_open_and_the_dear_one_with_all_shares():
     gate = SoftModulationGate(4, 3, 3).eval()
     for v in gate(torch.randn(5, 4, 8, 6, 6), 3):
-        expected = torch.tensor([[0.75, 0.15, 0.03]]).expand(5, 3)
+        expected = torch.tensor([[0.8, 0.13, 0.07]]).expand(5, 3)
         torch.testing.assert_close(v, expected, atol=0.02, rtol=0)
         assert (v > 0).all()
         assert torch.equal(shares(v, 0.5), torch.tensor([[1.0, 0, 0]]).expand(5, 3))
-    gate = SoftModulationGate(4, 3, 3, initial=0.8, decay=0.1).eval()
-    for v in gate(torch.randn(5, 4, 8, 6, 6), 3):
-        assert (v > 0).all()
-        torch.testing.assert_close(v[:, 1], torch.full((5,), 0.08), atol=0.02, rtol=0)
+    gate = SoftModulationGate(4, 2, 3, initial=(0.5, 0.4, 0.3)).eval()
+    channel, temporal = gate(torch.randn(5, 4, 8, 6, 6), 3)
+    torch.testing.assert_close(channel[0], torch.tensor([0.5, 0.4]), atol=0.02, rtol=0)
+    torch.testing.assert_close(temporal[0], torch.tensor([0.5, 0.4, 0.3]), atol=0.02, rtol=0)
 
 
 @pytest.mark.parametrize('training', [True, False])
@@ -118,7 +118,7 @@ def test_wrong_numbers_of_options(wrong):
 
 @pytest.mark.parametrize(
     'wrong',
-    [{'initial': 1.0}, {'decay': 0}, {'floor': 0}, {'hidden_channels': 0}],
+    [{'initial': (0.5, 1.0, 0.1)}, {'initial': (0.5, 0.1)}, {'floor': 0}, {'hidden_channels': 0}],
     ids=lambda w: next(iter(w)),
 )
 def test_wrong_gate_options_are_named(wrong):

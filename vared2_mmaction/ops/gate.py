@@ -1,6 +1,7 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """The soft modulation gate: how much of a layer is computed for a clip."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -71,9 +72,8 @@ class SoftModulationGate(nn.Module):
         temporal_options: Largest number of temporal options; a short clip has fewer.
         hidden_channels: Width of the hidden layer.
         motion: Whether the descriptor sees motion.
-        initial: Weight V that the dear option of a dimension starts with, in (0, 1).
-        decay: Initial weight of an option beside that of the one before it, in (0, 1]. All options
-            start open, so that every option gets a gradient.
+        initial: Weights V that the options of a dimension start with, dearest first, each in
+            (0, 1): all open, so that every option gets a gradient, and the dear one dominant.
         floor: Weight of the cheapest option where all options would be off, in (0, 1).
     """
 
@@ -87,16 +87,17 @@ class SoftModulationGate(nn.Module):
         temporal_options: int,
         hidden_channels: int = 32,
         motion: bool = True,
-        initial: float = 0.75,
-        decay: float = 0.2,
+        initial: Sequence[float] = (0.8, 0.13, 0.07, 0.03),
         floor: float = 0.05,
     ) -> None:
         super().__init__()
-        for name, value in (('initial', initial), ('floor', floor)):
-            if not 0 < value < 1:
-                raise ValueError(f'gate.{name}={value!r}: expected a number between 0 and 1')
-        if not 0 < decay <= 1:
-            raise ValueError(f'gate.decay={decay!r}: expected a number above 0, at most 1')
+        if not 0 < floor < 1:
+            raise ValueError(f'gate.floor={floor!r}: expected a number between 0 and 1')
+        most = max(channel_options, temporal_options)
+        if len(initial) < most or not all(0 < v < 1 for v in initial):
+            raise ValueError(
+                f'gate.initial={initial!r}: expected {most} or more numbers between 0 and 1'
+            )
         if hidden_channels < 1:
             raise ValueError(f'gate.hidden_channels={hidden_channels!r}: expected at least 1')
         self.motion = motion
@@ -106,12 +107,12 @@ class SoftModulationGate(nn.Module):
         self.bn = nn.BatchNorm1d(hidden_channels)
         self.fc2 = nn.Linear(hidden_channels, channel_options + temporal_options)
         nn.init.normal_(self.fc2.weight, std=0.002)  # small, so that no option starts closed
-        cheapest = torch.zeros(max(channel_options, temporal_options))
+        cheapest = torch.zeros(most)
         cheapest[-1] = floor
         self.register_buffer('cheapest', cheapest, persistent=False)
         with torch.no_grad():
-            order = torch.tensor([*range(channel_options), *range(temporal_options)])
-            self.fc2.bias.copy_(torch.atanh(initial * decay**order))
+            v = [*initial[:channel_options], *initial[:temporal_options]]
+            self.fc2.bias.copy_(torch.atanh(torch.tensor(v)))
 
     def macs(self) -> int:
         """Multiply-adds of the two fully connected layers for one clip."""
