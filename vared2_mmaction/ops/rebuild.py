@@ -15,9 +15,7 @@ from torch import Tensor
 from .forms import empty_clips
 
 
-def rebuild(
-    z: Tensor, scale: Tensor, shift: Tensor, frames: int, out: Tensor | None = None
-) -> Tensor:
+def rebuild(z: Tensor, scale: Tensor, shift: Tensor, frames: int) -> Tensor:
     """``y[:, c, i R + r] = scale[r, c] * z[:, c mod k, i] + shift[r, c]``.
 
     Args:
@@ -26,13 +24,10 @@ def rebuild(
             gradient: its factor is a constant.
         shift: (R, C).
         frames: Number of frames T of the output.
-        out: Where to write; has no gradient.
 
     Returns:
         All maps, (N, C, T, H, W), in the layout of z.
     """
-    if out is not None:
-        return _write(z, scale, shift, out)
     return _Rebuild.apply(z, scale, shift, frames)
 
 
@@ -88,19 +83,16 @@ def _copies(length: int, size: int) -> Iterator[tuple[int, int, int]]:
         yield whole * size, 1, rest
 
 
-def _write(z: Tensor, scale: Tensor, shift: Tensor, out: Tensor) -> Tensor:
-    for block in _blocks(z, out, len(scale)):
-        source = block.source(z)[:, None, :, :, None]
-        torch.addcmul(block.factors(shift), source, block.factors(scale), out=block.target(out))
-    return out
-
-
 class _Rebuild(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, scale: Tensor, shift: Tensor, frames: int) -> Tensor:
         ctx.save_for_backward(z, scale)
         shape = (z.shape[0], scale.shape[1], frames, *z.shape[3:])
-        return _write(z, scale, shift, empty_clips(shape, z))
+        out = empty_clips(shape, z)
+        for block in _blocks(z, out, len(scale)):
+            source, factors = block.source(z)[:, None, :, :, None], block.factors(scale)
+            torch.addcmul(block.factors(shift), source, factors, out=block.target(out))
+        return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
