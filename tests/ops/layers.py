@@ -2,6 +2,7 @@
 """Dynamic layers of all kinds, and what they should compute, written down naively."""
 
 import itertools
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -29,7 +30,7 @@ class Case:
     channel: int = 3
     temporal: int = 3
     kinds: tuple[str, str] = ('affine', 'affine')
-    normalise: bool = True
+    saturation: float | None = math.inf
     extra: dict = field(default_factory=dict)
 
 
@@ -76,12 +77,17 @@ CASES = [
         },
     ),
     Case('four options', {'in_channels': 2, 'out_channels': 16, 'kernel_size': 1}, 16, 3, 4, 4),
+    Case(
+        'stick',
+        {'in_channels': 2, 'out_channels': 8, 'kernel_size': 3, 'padding': 1},
+        saturation=0.5,
+    ),
     Case('channel only', {'in_channels': 2, 'out_channels': 6, 'kernel_size': 3}, temporal=1),
     Case('temporal only', {'in_channels': 2, 'out_channels': 6, 'kernel_size': 3}, channel=1),
     Case(
         'not normalised',
         {'in_channels': 2, 'out_channels': 6, 'kernel_size': 3, 'padding': 1},
-        normalise=False,
+        saturation=None,
     ),
     Case('2d', {'in_channels': 4, 'out_channels': 7, 'kernel_size': 3, 'stride': 2}, rank=2),
     Case(

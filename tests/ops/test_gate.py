@@ -1,6 +1,8 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """Gate, straight-through cost and options."""
 
+import math
+
 import pytest
 import torch
 
@@ -58,7 +60,9 @@ def test_shares_break_a_stick():
     torch.testing.assert_close(shares(v, 0.5), torch.tensor(expected))
     for row, share in zip(v.tolist(), expected, strict=True):
         assert sharing(row, 0.5) == [i for i, s in enumerate(share) if s > 0]
-    torch.testing.assert_close(shares(v, 1e4), v / v.sum(1, keepdim=True), atol=1e-4, rtol=0)
+    torch.testing.assert_close(shares(v, math.inf), v / v.sum(1, keepdim=True))
+    torch.testing.assert_close(shares(v, 1e4), shares(v, math.inf), atol=1e-4, rtol=0)
+    assert sharing([0.9, 0.0, 0.1], math.inf) == [0, 2]
     assert sharing([0.9, 0.0, 0.1], None) == [0, 2]
     inputs = (0.05 + 0.4 * torch.rand(4, 3, dtype=torch.float64)).requires_grad_()
     assert torch.autograd.gradcheck(lambda v: shares(v, 0.5), [inputs])

@@ -2,6 +2,7 @@
 """Which convolutions of a backbone become dynamic, and how."""
 
 import inspect
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
@@ -50,8 +51,8 @@ class DynamicOptions:
         channel_operation: Cheap operation that rebuilds channels: 'affine' or 'depthwise'.
         temporal_operation: Cheap operation that rebuilds frames: 'affine' or 'depthwise'.
         normalise: Whether the weights of a dimension's options become shares that sum to one.
-        saturation: Weight from which on an option leaves no share to cheaper ones; see
-            :func:`~vared2_mmaction.ops.blend.shares`.
+        saturation: Weight from which on an option leaves no share to cheaper ones, infinity for
+            weights over their sum; see :func:`~vared2_mmaction.ops.blend.shares`.
         num_segments: For a 2-D backbone, the number of frames of a clip (the segments of TSN).
             None takes the backbone's own ``num_segments``.
     """
@@ -63,7 +64,7 @@ class DynamicOptions:
     channel_operation: str = 'affine'
     temporal_operation: str = 'affine'
     normalise: bool = True
-    saturation: float = 0.5
+    saturation: float = math.inf
     num_segments: int | None = None
 
     @classmethod

@@ -1,6 +1,7 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """From the weights V of a gate to the shares that options have in the output."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -8,20 +9,22 @@ from torch import Tensor
 
 
 def shares(v: Tensor, saturation: float) -> Tensor:
-    """Break a stick of length one: each option takes ``min(V / saturation, 1)`` of what dearer
-    ones left, and all shares are scaled to sum to one.
+    """Weights scaled to sum to one, or the parts of a stick that options break off in turn.
 
-    An option that takes all leaves the cheaper ones nothing. They stay open, but blending begins,
-    and costs accuracy and time, only where a gate is about to close the dearer option.
+    With a finite saturation each option takes ``min(V / saturation, 1)`` of what dearer ones left,
+    before all are scaled. One that takes all leaves the cheaper ones nothing: they stay open, but
+    blending, and its time, begin only where a gate is about to close the dearer option.
 
     Args:
         v: Weights of the options, (N, options), dearest first; zero is off.
-        saturation: Weight from which on an option takes all that is left. With a large one the
-            shares are V over its sum.
+        saturation: Weight from which on an option takes all that is left. Infinity breaks no
+            stick: the shares are V over its sum.
 
     Returns:
         Shares, (N, options).
     """
+    if saturation == math.inf:
+        return v / v.sum(1, keepdim=True)
     taken = (v / saturation).clamp(max=1)
     left, parts = torch.ones_like(taken[:, :1]), []
     for i in range(v.shape[1]):

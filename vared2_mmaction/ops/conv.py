@@ -42,7 +42,7 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         gate: nn.Module,
         channel_options: ChannelOptions,
         temporal_options: TemporalOptions,
-        saturation: float | None = 0.5,
+        saturation: float | None = math.inf,
         layer_name: str = '',
     ) -> Self:
         """Make a stock convolution dynamic; both share their parameters.
