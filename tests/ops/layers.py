@@ -107,9 +107,7 @@ def build(case: Case, dtype: torch.dtype = torch.float64) -> DynamicConv2d | Dyn
     channel = ChannelOptions(conv.out_channels, case.channel, case.kinds[0])
     temporal = TemporalOptions(conv.out_channels, case.temporal, case.kinds[1])
     gate = SoftModulationGate(conv.in_channels, len(channel.kept), case.temporal, 5)
-    layer = dynamic.convert_from(
-        conv, gate, channel, temporal, 0.5 if case.normalise else None, case.name
-    )
+    layer = dynamic.convert_from(conv, gate, channel, temporal, case.saturation, case.name)
     if isinstance(layer, DynamicConv2d):
         layer.num_segments = case.frames
     for parameter in (*channel.parameters(), *temporal.parameters()):
