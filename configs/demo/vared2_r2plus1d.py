@@ -5,7 +5,7 @@ custom_hooks = [dict(type='BudgetScheduleHook', ramp=2)]
 model = dict(
     backbone=dict(type='VARED2ResNet2Plus1d', dynamic=dict()),
     neck=dict(type='SoftModulationGateNeck'),
-    cls_head=dict(type='VARED2I3DHead', loss_budget=dict(loss_weight=1.0, budget=0.6)),
+    cls_head=dict(type='VARED2I3DHead', loss_budget=dict(loss_weight=1.0, budget=0.65)),
 )
 load_from = 'work_dirs/demo/static_r2plus1d/epoch_24.pth'
 
