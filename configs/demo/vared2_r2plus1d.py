@@ -3,7 +3,7 @@ _base_ = 'static_r2plus1d.py'
 custom_hooks = [dict(type='BudgetScheduleHook', ramp=2)]
 
 model = dict(
-    backbone=dict(type='VARED2ResNet2Plus1d', dynamic=dict()),
+    backbone=dict(type='VARED2ResNet2Plus1d', dynamic=dict(gate=dict(initial=(0.8, 0.13, 0.07)))),
     neck=dict(type='SoftModulationGateNeck'),
     cls_head=dict(type='VARED2I3DHead', loss_budget=dict(loss_weight=1.0, budget=0.65)),
 )

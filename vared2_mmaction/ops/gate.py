@@ -87,7 +87,7 @@ class SoftModulationGate(nn.Module):
         temporal_options: int,
         hidden_channels: int = 32,
         motion: bool = True,
-        initial: Sequence[float] = (0.8, 0.13, 0.07, 0.03),
+        initial: Sequence[float] = (0.9, 0.067, 0.033, 0.017),
         floor: float = 0.05,
     ) -> None:
         super().__init__()
