@@ -1,9 +1,7 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """The benchmark: what it counts, what it writes and what it refuses. Times are not asserted."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +11,8 @@ from vared2_mmaction import static_cost
 from vared2_mmaction.apis import benchmark, flops
 from vared2_mmaction.models import dynamic_layers, force_policies, force_policy
 
-TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'benchmark.py'
+from ..loading import load_tool
+
 PIPELINE = """
 test_dataloader = dict(dataset=dict(pipeline=[
     dict(type='SampleFrames', clip_len={}, frame_interval=1, num_clips={}, test_mode=True),
@@ -75,10 +74,7 @@ def counted_ratio(model, clip):
 
 @pytest.fixture(scope='module')
 def tool():
-    spec = importlib.util.spec_from_file_location('loaded_benchmark', TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool('benchmark')
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """The table of multiply-adds: sums, agreement with the static cost and with the decisions."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -20,6 +19,8 @@ from vared2_mmaction.apis import flops
 from vared2_mmaction.models import SoftModulationGateNeck, dynamic_layers
 from vared2_mmaction.models.heads import BudgetHead
 from vared2_mmaction.ops import DynamicConv3d
+
+from ..loading import load_tool
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / 'tools' / 'get_flops.py'
@@ -151,10 +152,7 @@ def videos(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def tool():
-    spec = importlib.util.spec_from_file_location('loaded_get_flops', TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool('get_flops')
 
 
 @pytest.fixture

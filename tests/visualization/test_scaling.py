@@ -1,16 +1,15 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """The figure: which rows it takes, what it draws of them, and what it refuses."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import cv2
 import pytest
 
 from vared2_mmaction.visualization import scaling
 
-TOOL = Path(__file__).resolve().parents[2] / 'tools' / 'plot_scaling.py'
+from ..loading import load_tool
+
 TIME, MEMORY = 'time (ms)', 'peak memory (MB)'
 
 
@@ -34,10 +33,7 @@ ROWS = [
 
 @pytest.fixture(scope='module')
 def tool():
-    spec = importlib.util.spec_from_file_location('loaded_plot_scaling', TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool('plot_scaling')
 
 
 @pytest.fixture

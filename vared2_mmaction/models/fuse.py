@@ -55,11 +55,11 @@ def _pairs(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
     """Modules that own a convolution and the BatchNorm of its output, with the names of both."""
     for module in model.modules():
         if isinstance(module, ConvModule):
-            pairs: Iterable[tuple[str, Any]]
+            pairs: Iterable[tuple[str, Any]] = []
             name = _last_convolution(module.conv)
             adjacent = ('conv', 'norm') in itertools.pairwise(module.order)
-            pairs = [(f'conv{name}', module.norm_name)] if adjacent and module.with_norm else []
-            pairs = pairs if name is not None else []
+            if adjacent and module.with_norm and name is not None:
+                pairs = [(f'conv{name}', module.norm_name)]
         else:
             pairs = itertools.pairwise(name for name, _ in module.named_children())
         for conv_name, norm_name in pairs:

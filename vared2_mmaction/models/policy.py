@@ -42,11 +42,8 @@ def force_policy(model: nn.Module, channel: int = 0, temporal: int = 0) -> Itera
     for name, option in (('channel', channel), ('temporal', temporal)):
         if option < 0:
             raise ValueError(f'{name}={option!r}: expected an option, 0 or more')
-    layers = _layers_to_force(model)
-    options = torch.tensor([[channel, temporal]])
-    with ExitStack() as stack:
-        for layer in layers.values():
-            stack.enter_context(layer.gate.register_forward_hook(_answer(options)))
+    policy = torch.tensor([channel, temporal]).expand(1, len(_layers_to_force(model)), 2)
+    with force_policies(model, policy):
         yield
 
 
@@ -57,7 +54,8 @@ def force_policies(model: nn.Module, policy: Tensor) -> Iterator[None]:
     Args:
         model: A dynamic backbone or anything that contains one.
         policy: (N, layers, 2), p_c and p_t of every dynamic layer for each clip of the batches to
-            come, layers as in :func:`dynamic_layers`; clamped to the options that a layer has.
+            come, or (1, layers, 2) for all clips. Layers as in :func:`dynamic_layers`; clamped to
+            the options that a layer has.
 
     Raises:
         ValueError: If the policy is of another shape, or a batch of another size.
