@@ -1,7 +1,6 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """Make any CNN backbone dynamic, in place and without touching its forward."""
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -10,10 +9,10 @@ import torch.nn.functional as F
 from mmaction.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.utils.checkpoint import checkpoint
 
 from ..ops import DynamicConv2d, DynamicConv3d, collect, report_fixed
 from ..ops.decision import COLUMNS, Decisions, charge
+from .blocks import checkpoint_without_reentry, decide_together, derive
 from .forms import channels_last, use_forms
 from .layers import DynamicOptions, clip_length, make_layers_dynamic
 
@@ -68,6 +67,8 @@ class DynamicBackbone(nn.Module):
         frames = any(isinstance(layer, DynamicConv2d) for layer in layers)
         self.clip_length = clip_length(self, options) if frames else None
         self._own = tuple(f'{name}.{part}.' for name in self.dynamic_layers for part in OWN_PARTS)
+        if options.gate_input == 'block':
+            decide_together(self, self.dynamic_layers)
         use_forms(self)
         for module in list(self.modules()):
             if isinstance(module, _ConvNd) and not isinstance(
@@ -75,7 +76,7 @@ class DynamicBackbone(nn.Module):
             ):
                 module.register_forward_hook(report_convolution)
             if getattr(module, 'with_cp', False) and module is not self:
-                _checkpoint_without_reentry(module)
+                checkpoint_without_reentry(module)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> DynamicFeatures:
         """Extract features; arguments are those of the stock backbone."""
@@ -187,7 +188,7 @@ def dynamize(backbone: nn.Module, **dynamic: Any) -> nn.Module:
     if isinstance(backbone, DynamicBackbone):
         raise ValueError(f'{type(backbone).__name__} is dynamic already')
     options = DynamicOptions.parse(dynamic)
-    backbone.__class__ = _derive(DynamicBackbone, type(backbone))
+    backbone.__class__ = derive(DynamicBackbone, type(backbone))
     backbone._make_dynamic(options)  # type: ignore[operator]
     return backbone
 
@@ -201,43 +202,6 @@ def build_dynamic_backbone(backbone: dict, dynamic: Mapping[str, Any] | None = N
         dynamic: Options of :class:`~vared2_mmaction.models.layers.DynamicOptions`.
     """
     return dynamize(MODELS.build(backbone), **(dynamic or {}))
-
-
-class _Checkpointed(nn.Module):
-    """Mixin: a block that keeps its input only and is run again in the backward pass.
-
-    Stock blocks ask for the re-entrant variant, which runs them without gradient first: their
-    decisions would have none.
-    """
-
-    def forward(self, *args: Any) -> Any:
-        if torch.is_grad_enabled():
-            return checkpoint(super().forward, *args, use_reentrant=False)
-        return super().forward(*args)
-
-
-def _checkpoint_without_reentry(block: nn.Module) -> None:
-    block.with_cp = False  # type: ignore[assignment]
-    block.__class__ = _derive(_Checkpointed, type(block))
-
-
-def _make_derived(mixin: Any, stock: Any) -> type[nn.Module]:
-    """A class of both, whose objects can be pickled and copied."""
-
-    def reduce(self: nn.Module, protocol: Any) -> Any:
-        return _rebuild, (mixin, stock), self.__dict__
-
-    members = {'__reduce_ex__': reduce, '__module__': __name__}
-    return type(f'{mixin.__name__}[{stock.__name__}]', (mixin, stock), members)
-
-
-# One class for each pair, so that copies of an object are of its class.
-_derive: Callable[[Any, Any], type[nn.Module]] = functools.cache(_make_derived)
-
-
-def _rebuild(mixin: type[nn.Module], stock: type[nn.Module]) -> nn.Module:
-    derived = _derive(mixin, stock)
-    return derived.__new__(derived)
 
 
 def report_convolution(conv: nn.Module, args: Any, output: Tensor) -> None:

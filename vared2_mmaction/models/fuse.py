@@ -16,6 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..ops import DynamicConv2d, DynamicConv3d, SoftModulationGate
 from ..ops.fused import fold_norm
+from .blocks import Deciding
 from .forms import keep_channels_last
 
 
@@ -47,6 +48,9 @@ def fuse(model: nn.Module) -> nn.Module:
     for gate in fused.modules():
         if isinstance(gate, SoftModulationGate):
             gate.fold_norm()
+    for block in list(fused.modules()):
+        if isinstance(block, Deciding):
+            block.stack_gates()
     keep_channels_last(fused)
     return fused
 

@@ -21,6 +21,7 @@ from ..ops import (
     TemporalOptions,
 )
 from ..ops.options import check_num_options
+from .blocks import block_of
 
 MODELS.register_module(module=SoftModulationGate)
 
@@ -48,6 +49,9 @@ class DynamicOptions:
             downsampling, lateral, squeeze-and-excitation and non-local branches; in a backbone
             without residual stages, all but the first.
         gate: Config of the gate of each layer, by default a ``SoftModulationGate``.
+        gate_input: What the gates of a residual block see: the input of the 'block', so that they
+            decide together, or each that of its own 'layer', as in the paper. Layers outside
+            residual blocks, and gates of another kind, always see the input of the layer.
         channel_operation: Cheap operation that rebuilds channels: 'affine' or 'depthwise'.
         temporal_operation: Cheap operation that rebuilds frames: 'affine' or 'depthwise'.
         normalise: Whether the weights of a dimension's options become shares that sum to one.
@@ -61,6 +65,7 @@ class DynamicOptions:
     temporal: int = 3
     layers: str | None = None
     gate: dict = field(default_factory=dict)
+    gate_input: str = 'block'
     channel_operation: str = 'affine'
     temporal_operation: str = 'affine'
     normalise: bool = True
@@ -88,6 +93,8 @@ class DynamicOptions:
                     f'dynamic.{key}={getattr(self, key)!r}: '
                     f'expected one of {list(CHEAP_OPERATIONS)}'
                 )
+        if self.gate_input not in ('block', 'layer'):
+            raise ValueError(f"dynamic.gate_input={self.gate_input!r}: expected 'block' or 'layer'")
         if not self.saturation > 0:
             raise ValueError(f'dynamic.saturation={self.saturation!r}: expected a number above 0')
         if self.num_segments is not None and self.num_segments < 1:
@@ -95,8 +102,13 @@ class DynamicOptions:
         self._check_gate()
         return self
 
+    @property
+    def own_gate(self) -> bool:
+        """Whether the gates are of this project's kind."""
+        return self.gate.get('type', 'SoftModulationGate') == 'SoftModulationGate'
+
     def _check_gate(self) -> None:
-        if self.gate.get('type', 'SoftModulationGate') != 'SoftModulationGate':
+        if not self.own_gate:
             return
         given = {'in_channels', 'channel_options', 'temporal_options'}
         known = sorted(set(inspect.signature(SoftModulationGate).parameters) - given)
@@ -120,10 +132,16 @@ def make_layers_dynamic(backbone: nn.Module, options: DynamicOptions) -> tuple[s
             f'dynamic.layers: no convolution of {type(backbone).__name__} {wanted}; its '
             f'convolutions are {convolutions}'
         )
+    first: dict[str | None, str] = {}  # convolution of each block, which reads the block's input
+    if options.own_gate and options.gate_input == 'block':
+        for name in convolutions:
+            first.setdefault(block_of(name), name)
+        first.pop(None, None)
     for name in chosen:
+        seen: Any = backbone.get_submodule(first.get(block_of(name), name))
         parent, _, attribute = name.rpartition('.')
-        owner = backbone.get_submodule(parent)
-        setattr(owner, attribute, _convert(backbone, name, options))
+        layer = _convert(backbone, name, seen.in_channels, options)
+        setattr(backbone.get_submodule(parent), attribute, layer)
     return tuple(chosen)
 
 
@@ -137,7 +155,9 @@ def _choose(convolutions: list[str], pattern: str | None) -> Iterator[str]:
             yield name
 
 
-def _convert(backbone: nn.Module, name: str, options: DynamicOptions) -> nn.Module:
+def _convert(
+    backbone: nn.Module, name: str, gate_channels: int, options: DynamicOptions
+) -> nn.Module:
     conv = backbone.get_submodule(name)
     assert isinstance(conv, nn.Conv2d | nn.Conv3d)
     channel = ChannelOptions(conv.out_channels, options.channel, options.channel_operation)
@@ -146,7 +166,7 @@ def _convert(backbone: nn.Module, name: str, options: DynamicOptions) -> nn.Modu
         {
             'type': 'SoftModulationGate',
             **options.gate,
-            'in_channels': conv.in_channels,
+            'in_channels': gate_channels,
             'channel_options': len(channel.kept),
             'temporal_options': temporal.num_options,
         }

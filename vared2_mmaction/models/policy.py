@@ -1,16 +1,14 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """Force a policy on a network, whatever its gates would answer."""
 
-import functools
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import DynamicConv2d, DynamicConv3d, Modulation
+from ..ops import DynamicConv2d, DynamicConv3d
+from ..ops.forced import Forced
 
 
 def dynamic_layers(model: nn.Module) -> dict[str, DynamicConv2d | DynamicConv3d]:
@@ -66,10 +64,14 @@ def force_policies(model: nn.Module, policy: Tensor) -> Iterator[None]:
             f'policy: expected options, 0 or more, of shape (clips, {len(layers)}, 2) for '
             f'{type(model).__name__}, got shape {tuple(policy.shape)}'
         )
-    with ExitStack() as stack:
+    before = [layer.forced for layer in layers.values()]
+    try:
         for options, layer in zip(policy.unbind(1), layers.values(), strict=True):
-            stack.enter_context(layer.gate.register_forward_hook(_answer(options)))
+            layer.forced = Forced(options)
         yield
+    finally:
+        for forced, layer in zip(before, layers.values(), strict=True):
+            layer.forced = forced
 
 
 @contextmanager
@@ -92,27 +94,3 @@ def _layers_to_force(model: nn.Module) -> dict[str, DynamicConv2d | DynamicConv3
     if not (layers := dynamic_layers(model)):
         raise ValueError(f'{type(model).__name__} has no dynamic layer to force a policy on')
     return layers
-
-
-def _answer(options: Tensor) -> Callable:
-    """A hook that makes a gate answer with options, (N, 2) or (1, 2) for all clips."""
-
-    @functools.cache  # the same for every batch
-    def forced(dimension: int, number: int, like: tuple[torch.dtype, torch.device]) -> Tensor:
-        dtype, device = like
-        column = options[:, dimension].long().clamp(max=number - 1)
-        return F.one_hot(column, number).to(device, dtype)
-
-    def answer(gate: nn.Module, args: Any, output: Modulation) -> Modulation:
-        if len(options) not in (1, len(output.channel)):
-            raise ValueError(
-                f'policy: expected a batch of {len(options)} clips, got {len(output.channel)}'
-            )
-        return Modulation(
-            *(
-                forced(dimension, v.shape[1], (v.dtype, v.device)).expand_as(v)
-                for dimension, v in enumerate(output)
-            )
-        )
-
-    return answer

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..ops import DynamicConv2d, DynamicConv3d
+from .blocks import Deciding, stop_deciding
 from .dynamize import OWN_PARTS, DynamicBackbone, report_convolution
 from .forms import restore_stock_forms
 from .heads import BudgetHead
@@ -26,6 +27,8 @@ def to_static(model: nn.Module) -> nn.Module:
                 delattr(module, part)
             stock = nn.Conv2d if isinstance(module, DynamicConv2d) else nn.Conv3d
             module.__class__ = stock  # type: ignore[assignment]
+        if isinstance(module, Deciding):
+            stop_deciding(module)
         for mixin in (DynamicBackbone, BudgetHead):
             if isinstance(module, mixin):
                 module.__class__ = _behind(mixin, type(module))

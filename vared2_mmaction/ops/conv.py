@@ -13,9 +13,11 @@ from typing_extensions import Self
 from .blend import shares
 from .cheap import ChannelOptions, TemporalOptions
 from .decision import LayerCost, LayerDecision, layer_cost, report
+from .forced import Forced
 from .forms import convolve
 from .gate import Modulation
 from .groups import Group, assemble, consecutive, group_by_policy, take
+from .joint import HostWeights, fetch, joint_answer
 from .options import kept
 from .rebuild import rebuild
 
@@ -34,6 +36,8 @@ class _DynamicConv(nn.modules.conv._ConvNd):
     layer_name: str
     skip: bool
     """Whether what a policy leaves out is skipped, or computed and discarded."""
+    forced: Forced | None
+    """What is done instead of what the gate answers."""
 
     @classmethod
     def convert_from(
@@ -69,17 +73,23 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         self.saturation = saturation
         self.layer_name = layer_name
         self.skip = True
+        self.forced = None
         return self.train(conv.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve; shapes are those of the stock convolution."""
         clips = self._to_clips(x)
-        modulation = self.gate(clips, len(self._frame_options(clips)))
-        y, decision = self.modulate(clips, modulation)
+        options = len(self._frame_options(clips))
+        answer = joint_answer(self, options) or fetch(self.gate(clips, options))
+        if self.forced is not None:
+            answer = self.forced.replace(answer)
+        y, decision = self.modulate(clips, *answer)
         report(self.layer_name, decision)
         return self._from_clips(y)
 
-    def modulate(self, clips: Tensor, modulation: Modulation) -> tuple[Tensor, LayerDecision]:
+    def modulate(
+        self, clips: Tensor, modulation: Modulation, weights: HostWeights | None = None
+    ) -> tuple[Tensor, LayerDecision]:
         """Blend the options with given weights.
 
         All options come from one convolution, that of the dearest option that is on. Clips are
@@ -88,12 +98,15 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         Args:
             clips: Input, (N, C_in, T, H, W).
             modulation: Weights of the options.
+            weights: The same on the host, if they have been fetched already.
 
         Returns:
             Output (N, C_out, T', H', W'), and what was decided.
         """
+        if weights is None:
+            weights = fetch(modulation).weights
         try:
-            groups = group_by_policy(modulation, self.saturation)
+            groups = group_by_policy(weights, self.saturation)
         except FloatingPointError as error:
             raise FloatingPointError(f'{self.layer_name}: {error}') from error
         if len(groups) == 1:

@@ -1,7 +1,9 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """The soft modulation gate: how much of a layer is computed for a clip."""
 
+import functools
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -67,7 +69,7 @@ class SoftModulationGate(nn.Module):
     project.
 
     Args:
-        in_channels: Channels C of the layer's input.
+        in_channels: Channels C of the features that the gate sees.
         channel_options: Number of channel options.
         temporal_options: Largest number of temporal options; a short clip has fewer.
         hidden_channels: Width of the hidden layer.
@@ -76,9 +78,6 @@ class SoftModulationGate(nn.Module):
             (0, 1): all open, so that every option gets a gradient, and the dear one dominant.
         floor: Weight of the cheapest option where all options would be off, in (0, 1).
     """
-
-    cheapest: Tensor
-    """Weights of options of which only the cheapest one is on, with the floor."""
 
     def __init__(
         self,
@@ -100,19 +99,23 @@ class SoftModulationGate(nn.Module):
             )
         if hidden_channels < 1:
             raise ValueError(f'gate.hidden_channels={hidden_channels!r}: expected at least 1')
+        self.in_channels = in_channels
         self.motion = motion
         self.floor = floor
         self.channel_options = channel_options
+        self.temporal_options = temporal_options
         self.fc1 = nn.Linear(in_channels * (2 if motion else 1), hidden_channels)
         self.bn = nn.BatchNorm1d(hidden_channels)
         self.fc2 = nn.Linear(hidden_channels, channel_options + temporal_options)
         nn.init.normal_(self.fc2.weight, std=0.002)  # small, so that no option starts closed
-        cheapest = torch.zeros(most)
-        cheapest[-1] = floor
-        self.register_buffer('cheapest', cheapest, persistent=False)
         with torch.no_grad():
             v = [*initial[:channel_options], *initial[:temporal_options]]
             self.fc2.bias.copy_(torch.atanh(torch.tensor(v)))
+
+    @property
+    def width(self) -> int:
+        """Number of options of the dimension that has more of them."""
+        return max(self.channel_options, self.temporal_options)
 
     def macs(self) -> int:
         """Multiply-adds of the two fully connected layers for one clip."""
@@ -134,24 +137,28 @@ class SoftModulationGate(nn.Module):
         """Weigh the options for every clip.
 
         Args:
-            x: Input of the layer, (N, C, T, H, W).
+            x: What the gate sees, (N, C, T, H, W).
             temporal_options: Number of temporal options that the clip's length allows.
         """
-        if torch.is_autocast_enabled(x.device.type):
-            with torch.autocast(x.device.type, enabled=False):
-                v = self._weigh(x)
-        else:
-            v = self._weigh(x)
-        end = self.channel_options + temporal_options
-        return Modulation(
-            self._open(v[:, : self.channel_options]), self._open(v[:, self.channel_options : end])
-        )
+        with full_precision(x):
+            v = self.weigh(describe(x, self), self.width)
+        number = (self.channel_options, temporal_options)
+        opened = open_options(v[:, None], ((*number, self.floor),))[:, 0]
+        return Modulation(*(opened[:, i, :n] for i, n in enumerate(number)))
 
-    def _weigh(self, x: Tensor) -> Tensor:
-        # Features are not trained to please the gate, and the backward pass is spared.
-        described = descriptor(x.detach(), self.motion).to(self.fc1.weight.dtype)
-        hidden = self._normalise(self.fc1(described)).tanh()
-        return self.fc2(hidden).tanh()
+    def weigh(self, described: Tensor, width: int) -> Tensor:
+        """Weights before any option is switched off.
+
+        Args:
+            described: Description of N clips, (N, C) or with motion (N, 2 C).
+            width: Number of columns, options that there are not included.
+
+        Returns:
+            (N, 2, width) in (-1, 1), channel options first.
+        """
+        v = self.fc2(self._normalise(self.fc1(described)).tanh()).tanh()
+        parts = v.split((self.channel_options, self.temporal_options), 1)
+        return torch.stack([F.pad(part, (0, width - part.shape[1])) for part in parts], 1)
 
     def _normalise(self, x: Tensor) -> Tensor:
         if x.shape[0] > 1 or not isinstance(self.bn, nn.BatchNorm1d):
@@ -160,9 +167,55 @@ class SoftModulationGate(nn.Module):
         bn = self.bn
         return F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps)
 
-    def _open(self, v: Tensor) -> Tensor:
-        if v.shape[1] == 1:  # nothing to choose; the product keeps the gate in the graph
-            return 1 + 0 * v
-        v = v.relu()
-        closed = v.amax(1, keepdim=True) == 0
-        return torch.where(closed, self.cheapest[-v.shape[1] :].to(v.dtype), v)
+
+def full_precision(x: Tensor) -> AbstractContextManager:
+    """Autocasting switched off: gates are evaluated in the type of their parameters."""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.autocast(x.device.type, enabled=False)
+    return nullcontext()
+
+
+def describe(x: Tensor, gate: SoftModulationGate) -> Tensor:
+    """Descriptor of clips as a gate wants it.
+
+    Features are not trained to please the gate, and the backward pass is spared.
+    """
+    return descriptor(x.detach(), gate.motion).to(gate.fc1.weight.dtype)
+
+
+def open_options(v: Tensor, options: tuple[tuple[int, int, float], ...]) -> Tensor:
+    """Switch options off, but never all of a dimension.
+
+    Args:
+        v: Weights as :meth:`SoftModulationGate.weigh` returns them for L gates, (N, L, 2, width).
+        options: Number of channel options, number of temporal options and floor of each gate.
+
+    Returns:
+        Weights in [0, 1], (N, L, 2, width); zero is off, as are options beyond the number. Where
+        there is one option, there is nothing to choose, and its weight is one.
+    """
+    slope, offset, cheapest = _opening(options, v.shape[-1], v.dtype, v.device)
+    v = v.relu() if slope is None else torch.addcmul(offset, v.relu(), slope)
+    return torch.where(v.amax(-1, keepdim=True) == 0, cheapest, v)
+
+
+@functools.lru_cache(maxsize=512)
+def _opening(
+    options: tuple[tuple[int, int, float], ...],
+    width: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[Any, ...]:
+    """Slope and offset that fix options, None if none is fixed, and weights with the floor only."""
+    with torch.inference_mode(False):  # the tables serve training as well
+        slope, offset, cheapest = (
+            torch.zeros(len(options), 2, width, dtype=dtype) for _ in range(3)
+        )
+    for row, (*numbers, floor) in enumerate(options):
+        for dimension, number in enumerate(numbers):
+            slope[row, dimension, :number] = float(number > 1)
+            offset[row, dimension, 0] = float(number == 1)
+            cheapest[row, dimension, number - 1] = floor
+    if slope.all():
+        return None, None, cheapest.to(device)
+    return slope.to(device), offset.to(device), cheapest.to(device)

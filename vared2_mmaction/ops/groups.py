@@ -9,7 +9,6 @@ from torch import Tensor
 
 from .blend import sharing
 from .forms import empty_clips
-from .gate import Modulation
 
 
 class Group(NamedTuple):
@@ -20,21 +19,21 @@ class Group(NamedTuple):
     temporal: list[int]
 
 
-def group_by_policy(modulation: Modulation, saturation: float | None) -> list[Group]:
+def group_by_policy(
+    weights: Sequence[Sequence[Sequence[float]]], saturation: float | None
+) -> list[Group]:
     """Group clips by their dearest options.
 
     Args:
-        modulation: Weights of the options of N clips.
+        weights: For each of N clips the weights of channel options and of temporal ones.
         saturation: See :func:`~vared2_mmaction.ops.blend.sharing`.
 
     Raises:
         FloatingPointError: If a clip has no option on, because its weights are not finite.
     """
-    channels = modulation.channel.shape[1]
-    weights = torch.cat(modulation, 1).tolist()  # the one time the host waits for the device
     members: dict[tuple[int, int], tuple[list[int], set[int], set[int]]] = {}
     for row, v in enumerate(weights):
-        channel, temporal = (sharing(part, saturation) for part in (v[:channels], v[channels:]))
+        channel, temporal = (sharing(part, saturation) for part in v)
         if not channel or not temporal:
             raise FloatingPointError(f'the weights of the gate are not finite: {v}')
         policy = (channel[0], temporal[0])

@@ -1,6 +1,8 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """What the options of a layer are: how many channels and frames option i computes."""
 
+import functools
+
 MAX_OPTIONS = 4
 
 
@@ -19,6 +21,7 @@ def check_num_options(num_options: int, dimension: str) -> int:
     return num_options
 
 
+@functools.lru_cache(maxsize=4096)
 def kept(length: int, num_options: int) -> tuple[int, ...]:
     """Channels or frames that each option computes: ceil(length / 2^i).
 

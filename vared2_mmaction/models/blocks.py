@@ -1,0 +1,116 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""Stock blocks that decide for their layers together, or are run again in the backward pass."""
+
+import functools
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..ops import SoftModulationGate
+from ..ops.joint import GateStack, Joint, deciding
+
+_RESIDUAL_BLOCK = re.compile(r'(.*\.)?layer\d+\.\d+(?=\.)')
+
+
+def block_of(layer: str) -> str | None:
+    """Name of the residual block that a layer is in, by its own name."""
+    match = _RESIDUAL_BLOCK.match(layer)
+    return match and match[0]
+
+
+class Deciding(nn.Module):
+    """Mixin: a block whose layers' gates see the input of the block and decide together."""
+
+    block_name: str
+    decides_for: tuple[Any, ...]
+    """The dynamic layers."""
+    gate_stack: GateStack | None
+    """The gates as one module, in a fused network."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        clips = self.decides_for[0]._to_clips(x)
+        expected = self.decides_for[0].gate.in_channels
+        if clips.shape[1] != expected:
+            raise ValueError(
+                f'{self.block_name}: expected {expected} channels, those of its first convolution, '
+                f'at the input of the block, got shape {tuple(x.shape)}; with '
+                "dynamic.gate_input='layer' every gate sees the input of its own layer"
+            )
+        with deciding(Joint(self.decides_for, clips, self.gate_stack)):
+            return super().forward(x, *args, **kwargs)
+
+    def stack_gates(self) -> None:
+        """Make the gates one module, for inference; their normalisation is folded."""
+        self.gate_stack = GateStack([layer.gate for layer in self.decides_for])
+
+
+def decide_together(backbone: nn.Module, layers: Iterable[str]) -> None:
+    """Let the gates of each residual block decide together, in place.
+
+    Gates of other kinds than :class:`SoftModulationGate`, and those of layers outside residual
+    blocks, go on deciding for themselves.
+
+    Args:
+        backbone: A backbone with dynamic layers.
+        layers: Their names.
+    """
+    blocks: dict[str, list[nn.Module]] = {}
+    for name in layers:
+        layer, of = backbone.get_submodule(name), block_of(name)
+        if of is not None and isinstance(layer.gate, SoftModulationGate):
+            blocks.setdefault(of, []).append(layer)
+    for name, together in blocks.items():
+        block: Any = backbone.get_submodule(name)
+        block.__class__ = derive(Deciding, type(block))
+        block.block_name, block.decides_for, block.gate_stack = name, tuple(together), None
+
+
+def stop_deciding(block: Any) -> None:
+    """The inverse of :func:`decide_together` for one block."""
+    for attribute in ('block_name', 'decides_for', 'gate_stack'):
+        delattr(block, attribute)
+    stock = next(c for c in type(block).__mro__ if not issubclass(c, Deciding | Checkpointed))
+    checkpointed = isinstance(block, Checkpointed)
+    block.__class__ = derive(Checkpointed, stock) if checkpointed else stock
+
+
+class Checkpointed(nn.Module):
+    """Mixin: a block that keeps its input only and is run again in the backward pass.
+
+    Stock blocks ask for the re-entrant variant, which runs them without gradient first: their
+    decisions would have none.
+    """
+
+    def forward(self, *args: Any) -> Any:
+        if torch.is_grad_enabled():
+            return checkpoint(super().forward, *args, use_reentrant=False)
+        return super().forward(*args)
+
+
+def checkpoint_without_reentry(block: nn.Module) -> None:
+    """Replace a stock block's own checkpointing, in place."""
+    block.with_cp = False  # type: ignore[assignment]
+    block.__class__ = derive(Checkpointed, type(block))
+
+
+def _make_derived(mixin: Any, stock: Any) -> type[nn.Module]:
+    """A class of both, whose objects can be pickled and copied."""
+
+    def reduce(self: nn.Module, protocol: Any) -> Any:
+        return _rebuild, (mixin, stock), self.__dict__
+
+    members = {'__reduce_ex__': reduce, '__module__': __name__}
+    return type(f'{mixin.__name__}[{stock.__name__}]', (mixin, stock), members)
+
+
+# One class for each pair, so that copies of an object are of its class.
+derive: Callable[[Any, Any], type[nn.Module]] = functools.cache(_make_derived)
+
+
+def _rebuild(mixin: type[nn.Module], stock: type[nn.Module]) -> nn.Module:
+    derived = derive(mixin, stock)
+    return derived.__new__(derived)

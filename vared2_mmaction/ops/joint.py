@@ -1,0 +1,143 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""Gates of the layers of one block that decide together, from the input of the block.
+
+A descriptor, a few small matrix products and, on a GPU, the host's wait for an answer cost the same
+for one layer as for all layers of a block. As with :func:`~vared2_mmaction.ops.decision.collect`,
+stock blocks pass nothing but features, so what was decided reaches the layers through a scope.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .gate import Modulation, SoftModulationGate, describe, full_precision, open_options
+
+HostWeights = Sequence[Sequence[Sequence[float]]]
+"""For each clip the weights of channel options and those of temporal ones, with zeros for options
+that there are not."""
+
+
+class Answer(NamedTuple):
+    """What a gate answers."""
+
+    modulation: Modulation
+    weights: HostWeights
+    """The same on the host."""
+
+
+def fetch(modulation: Modulation) -> Answer:
+    """Bring a modulation to the host, which waits for the device once."""
+    channels = modulation.channel.shape[1]
+    rows = torch.cat(modulation, 1).tolist()
+    return Answer(modulation, [(row[:channels], row[channels:]) for row in rows])
+
+
+class GateStack(nn.Module):
+    """The gates of a block as one module, for inference.
+
+    Args:
+        gates: Gates of the same input and with the same hidden width, their normalisation folded.
+    """
+
+    first: Tensor
+    shift: Tensor
+    second: Tensor
+    beta: Tensor
+
+    def __init__(self, gates: Sequence[SoftModulationGate]) -> None:
+        super().__init__()
+        with torch.no_grad():
+            width = max(g.width for g in gates)
+            weight, bias = gates[0].fc1.weight, gates[0].fc1.bias
+            second = weight.new_zeros(len(gates), gates[0].fc1.out_features, 2, width)
+            beta = bias.new_zeros(len(gates), 1, 2, width)
+            for row, g in enumerate(gates):
+                parts = ((0, g.channel_options), (g.channel_options, g.temporal_options))
+                for dimension, (start, number) in enumerate(parts):
+                    of = slice(start, start + number)
+                    second[row, :, dimension, :number] = g.fc2.weight[of].T
+                    beta[row, 0, dimension, :number] = g.fc2.bias[of]
+            first = torch.cat([g.fc1.weight for g in gates]).T.contiguous()
+            self.register_buffer('first', first, persistent=False)
+            self.register_buffer('shift', torch.cat([g.fc1.bias for g in gates]), persistent=False)
+            self.register_buffer('second', second.flatten(2), persistent=False)
+            self.register_buffer('beta', beta.flatten(2), persistent=False)
+
+    def forward(self, described: Tensor) -> Tensor:
+        """What :meth:`SoftModulationGate.weigh` returns for each gate, (N, L, 2, options)."""
+        hidden = torch.addmm(self.shift, described, self.first).tanh_()
+        hidden = hidden.unflatten(1, (len(self.second), -1)).transpose(0, 1)
+        v = torch.baddbmm(self.beta, hidden, self.second).tanh_()
+        return v.transpose(0, 1).unflatten(2, (2, -1))
+
+
+class Joint:
+    """What the gates of a block's layers answer to the block's input.
+
+    Args:
+        layers: The layers, each with a :class:`SoftModulationGate` as its ``gate``.
+        clips: Input of the block, (N, C, T, H, W).
+        stack: The gates as one module, if they have been made one.
+    """
+
+    def __init__(
+        self, layers: Sequence[nn.Module], clips: Tensor, stack: GateStack | None = None
+    ) -> None:
+        self._layers = tuple(layers)
+        self._gates: list[SoftModulationGate] = [layer.gate for layer in layers]  # type: ignore[misc]
+        self._answers: dict[int, tuple[Tensor, list]] = {}
+        with full_precision(clips):
+            described = describe(clips, self._gates[0])
+            if stack is not None:
+                self._v = stack(described)
+            else:
+                width = max(g.width for g in self._gates)
+                self._v = torch.stack([g.weigh(described, width) for g in self._gates], 1)
+
+    def __contains__(self, layer: nn.Module) -> bool:
+        return layer in self._layers
+
+    def answer(self, layer: nn.Module, temporal_options: int) -> Answer:
+        """What the gate of one of the layers answers.
+
+        Args:
+            layer: The layer.
+            temporal_options: Number of temporal options that the length of its output allows.
+        """
+        if temporal_options not in self._answers:  # once for all layers of that length
+            numbers = tuple(
+                (g.channel_options, min(g.temporal_options, temporal_options), g.floor)
+                for g in self._gates
+            )
+            opened = open_options(self._v, numbers)
+            self._answers[temporal_options] = opened, opened.transpose(0, 1).tolist()
+        opened, weights = self._answers[temporal_options]
+        row = self._layers.index(layer)
+        modulation = Modulation(
+            opened[:, row, 0, : self._gates[row].channel_options],
+            opened[:, row, 1, :temporal_options],
+        )
+        return Answer(modulation, weights[row])
+
+
+_joint: ContextVar[Joint | None] = ContextVar('vared2_joint', default=None)
+
+
+@contextmanager
+def deciding(joint: Joint) -> Iterator[None]:
+    """Let the layers of a block take their answers from a joint decision."""
+    token = _joint.set(joint)
+    try:
+        yield
+    finally:
+        _joint.reset(token)
+
+
+def joint_answer(layer: nn.Module, temporal_options: int) -> Answer | None:
+    """The open decision's answer for a layer; None if there is none."""
+    joint = _joint.get()
+    return joint.answer(layer, temporal_options) if joint is not None and layer in joint else None
