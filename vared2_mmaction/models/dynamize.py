@@ -93,7 +93,7 @@ class DynamicBackbone(nn.Module):
         if reported:
             # A layer that is run more than once has one row, the sum.
             rows = [1 + self.dynamic_layers.index(name) for name, _ in reported]
-            charged = F.pad(charge([d for _, d in reported]), (0, 1))
+            charged = F.pad(charge([d for _, d in reported], x.device), (0, 1))
             table = table.index_add(1, torch.tensor(rows, device=x.device), charged)
         if self.training:
             # Distributed training waits for a gradient of every parameter in every step, and an

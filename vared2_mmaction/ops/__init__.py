@@ -4,10 +4,11 @@
 Knows PyTorch and nothing else.
 """
 
+from .answer import Modulation
 from .cheap import CHEAP_OPERATIONS, ChannelOptions, TemporalOptions
 from .conv import DynamicConv2d, DynamicConv3d
 from .decision import LayerDecision, charge, collect, report_fixed
-from .gate import Modulation, SoftModulationGate
+from .gate import SoftModulationGate
 from .options import kept
 
 __all__ = [

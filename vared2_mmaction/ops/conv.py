@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from .answer import Answer, Modulation, fetch
 from .blend import shares
 from .cheap import ChannelOptions, TemporalOptions
-from .decision import LayerCost, LayerDecision, layer_cost, report
+from .decision import LayerConstants, LayerCost, LayerDecision, layer_cost, report
 from .forced import Forced
 from .forms import convolve
-from .gate import Modulation
 from .groups import Group, assemble, consecutive, group_by_policy, take
-from .joint import HostWeights, fetch, joint_answer
+from .joint import joint_answer
 from .options import kept
 from .rebuild import rebuild
 
@@ -34,6 +34,7 @@ class _DynamicConv(nn.modules.conv._ConvNd):
     temporal_options: TemporalOptions
     saturation: float | None
     layer_name: str
+    constants: LayerConstants
     skip: bool
     """Whether what a policy leaves out is skipped, or computed and discarded."""
     forced: Forced | None
@@ -72,6 +73,13 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         self.temporal_options = temporal_options
         self.saturation = saturation
         self.layer_name = layer_name
+        self.constants = LayerConstants(
+            math.prod(conv.weight.shape[1:]),
+            channel_options.kept,
+            (channel_options.macs_per_element, temporal_options.macs_per_element),
+            gate.macs(),  # type: ignore[operator]
+            saturation,
+        )
         self.skip = True
         self.forced = None
         return self.train(conv.training)
@@ -83,13 +91,11 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         answer = joint_answer(self, options) or fetch(self.gate(clips, options))
         if self.forced is not None:
             answer = self.forced.replace(answer)
-        y, decision = self.modulate(clips, *answer)
+        y, decision = self.modulate(clips, answer)
         report(self.layer_name, decision)
         return self._from_clips(y)
 
-    def modulate(
-        self, clips: Tensor, modulation: Modulation, weights: HostWeights | None = None
-    ) -> tuple[Tensor, LayerDecision]:
+    def modulate(self, clips: Tensor, weights: Answer | Modulation) -> tuple[Tensor, LayerDecision]:
         """Blend the options with given weights.
 
         All options come from one convolution, that of the dearest option that is on. Clips are
@@ -97,37 +103,30 @@ class _DynamicConv(nn.modules.conv._ConvNd):
 
         Args:
             clips: Input, (N, C_in, T, H, W).
-            modulation: Weights of the options.
-            weights: The same on the host, if they have been fetched already.
+            weights: Weights of the options.
 
         Returns:
             Output (N, C_out, T', H', W'), and what was decided.
         """
-        if weights is None:
-            weights = fetch(modulation).weights
+        answer = fetch(weights) if isinstance(weights, Modulation) else weights
         try:
-            groups = group_by_policy(weights, self.saturation)
+            groups = group_by_policy(answer.weights, self.saturation)
         except FloatingPointError as error:
             raise FloatingPointError(f'{self.layer_name}: {error}') from error
         if len(groups) == 1:
-            y = self._execute(clips, modulation, groups[0])
+            y = self._execute(clips, answer, groups[0])
         else:
-            y = self._execute_groups(clips, modulation, groups)
-        return y, LayerDecision(modulation, self._cost(clips, y))
+            y = self._execute_groups(clips, answer, groups)
+        return y, LayerDecision(answer, self._cost(clips, y))
 
-    def _execute_groups(self, clips: Tensor, modulation: Modulation, groups: list[Group]) -> Tensor:
+    def _execute_groups(self, clips: Tensor, answer: Answer, groups: list[Group]) -> Tensor:
         # Gathering a clip copies it; a run of its own reads all weights again.
         if clips[0].numel() > self.weight.numel():
             groups = consecutive(groups)
-        parts = (
-            self._execute(
-                take(clips, g.rows), Modulation(*(take(v, g.rows) for v in modulation)), g
-            )
-            for g in groups
-        )
+        parts = (self._execute(take(clips, g.rows), answer, g) for g in groups)
         return assemble(parts, [g.rows for g in groups])
 
-    def _execute(self, clips: Tensor, modulation: Modulation, group: Group) -> Tensor:
+    def _execute(self, clips: Tensor, answer: Answer, group: Group) -> Tensor:
         """Execute a group's clips with one convolution, that of its dearest options."""
         channel, temporal = group.channel[0], group.temporal[0]
         single = self.saturation is not None and len(group.channel) == len(group.temporal) == 1
@@ -137,6 +136,7 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         if single and self.channel_options.affine and self.temporal_options.affine:
             factors = self._factors(channel, temporal, z.dtype)
             return rebuild(z, *factors, self._output_frames(clips.shape[2]))
+        modulation = Modulation(*(take(v, group.rows) for v in answer.modulation))
         return self._blend(clips, z, modulation, group)
 
     def _blend(self, clips: Tensor, z: Tensor, modulation: Modulation, group: Group) -> Tensor:
@@ -163,15 +163,7 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         return v.to(dtype)
 
     def _cost(self, clips: Tensor, y: Tensor) -> LayerCost:
-        return layer_cost(
-            math.prod(self.weight.shape[1:]),
-            self.channel_options.kept,
-            self._frame_options(clips),
-            y.shape[3] * y.shape[4],
-            (self.channel_options.macs_per_element, self.temporal_options.macs_per_element),
-            self.gate.macs(),  # type: ignore[operator]
-            self.saturation,
-        )
+        return layer_cost(self.constants, self._frame_options(clips), y.shape[3] * y.shape[4])
 
     def _frame_options(self, clips: Tensor) -> tuple[int, ...]:
         return kept(self._output_frames(clips.shape[2]), self.temporal_options.num_options)

@@ -9,7 +9,6 @@ again) a report goes nowhere.
 """
 
 import functools
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -20,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .gate import Modulation
+from .answer import Answer, Weights
+from .blend import sharing
 
 COLUMNS = ('executed', 'static', 'overhead', 'p_c', 'p_t')
 
@@ -44,43 +44,47 @@ class LayerCost(NamedTuple):
     """See :func:`~vared2_mmaction.ops.blend.sharing`."""
 
 
+class LayerConstants(NamedTuple):
+    """What of a layer's cost depends on no input."""
+
+    kernel: int
+    """Multiply-adds of one output element of the convolution."""
+    channels: tuple[int, ...]
+    """Channels that each channel option computes, the first all of them."""
+    macs_per_element: tuple[int, int]
+    """Multiply-adds of the cheap operations that rebuild channels and frames."""
+    gate: int
+    """Multiply-adds of the gate."""
+    saturation: float | None
+    """See :func:`~vared2_mmaction.ops.blend.sharing`."""
+
+
 @functools.lru_cache(maxsize=4096)
-def layer_cost(
-    kernel: int,
-    channels: tuple[int, ...],
-    frames: tuple[int, ...],
-    area: int,
-    macs_per_element: tuple[int, int],
-    gate: int,
-    saturation: float | None,
-) -> LayerCost:
+def layer_cost(constants: LayerConstants, frames: tuple[int, ...], area: int) -> LayerCost:
     """Cost of a layer.
 
     Args:
-        kernel: Multiply-adds of one output element of the convolution.
-        channels: Channels that each channel option computes, the first all of them.
+        constants: What depends on no input.
         frames: Frames that each temporal option computes, the first all of them.
         area: Positions of an output frame.
-        macs_per_element: Of the cheap operations that rebuild channels and frames.
-        gate: Multiply-adds of the gate.
-        saturation: See :class:`LayerCost`.
     """
-    channel, temporal = (area * macs for macs in macs_per_element)
+    channel, temporal = (area * macs for macs in constants.macs_per_element)
+    channels = constants.channels
     return LayerCost(
-        unit=kernel * area,
+        unit=constants.kernel * area,
         channels=channels,
         frames=frames,
         channel_operation=tuple((channels[0] - k) * channel for k in channels),
         temporal_operation=tuple((frames[0] - t) * channels[0] * temporal for t in frames),
-        gate=gate,
-        saturation=saturation,
+        gate=constants.gate,
+        saturation=constants.saturation,
     )
 
 
 class LayerDecision(NamedTuple):
     """Decision of one layer for N clips."""
 
-    modulation: Modulation
+    answer: Answer
     cost: LayerCost
 
 
@@ -119,42 +123,56 @@ def report_fixed(macs: int) -> None:
         scope.fixed += macs
 
 
-def charge(decisions: Sequence[LayerDecision]) -> Tensor:
+def charge(decisions: Sequence[LayerDecision], device: torch.device | None = None) -> Tensor:
     """Charge all layers at once.
 
     Args:
         decisions: Decisions of L layers for the same N clips.
+        device: Where the answer is wanted.
 
     Returns:
         (N, L, 5) in float64; the columns are ``COLUMNS``, costs in multiply-adds a clip. The
         gradient of the executed ones reaches the gates straight through.
     """
-    channel, temporal = (_padded([d.modulation[i] for d in decisions]) for i in range(2))
-    costs = _tables(tuple(d.cost for d in decisions), channel.device)
-    units, static, gates, saturations = costs['layers']
-    computed = straight_through(temporal, costs['frames'])
-    executed = straight_through(channel, costs['channels']) * computed * units
-    cheap = _shared_sum(channel, saturations, costs['channel_operation']) * computed.detach()
-    cheap = cheap + _shared_sum(temporal, saturations, costs['temporal_operation'])
-    policy = [(v > 0).to(torch.uint8).argmax(-1).double() for v in (channel, temporal)]
-    return torch.stack((executed, static.expand_as(executed), cheap + gates, *policy), -1)
+    clips = len(decisions[0].answer.weights)
+    rows = [[_charge(d.cost, d.answer.weights[n]) for d in decisions] for n in range(clips)]
+    table = torch.tensor(rows, dtype=torch.float64, device=device)
+    table = table.view(clips, len(decisions), len(COLUMNS))
+    if torch.is_grad_enabled():
+        channel, temporal = (_padded([d.answer.modulation[i] for d in decisions]) for i in (0, 1))
+        units, channels, frames = _sizes(tuple(d.cost for d in decisions), device)
+        executed = straight_through(channel, channels) * straight_through(temporal, frames) * units
+        table = table + F.pad((executed - executed.detach())[..., None], (0, len(COLUMNS) - 1))
+    return table
+
+
+def _charge(cost: LayerCost, weights: Weights) -> tuple[float, ...]:
+    """Columns of one layer for one clip."""
+    channel, temporal = (sharing(v, cost.saturation) for v in weights)
+    frames = cost.frames[temporal[0]]
+    return (
+        cost.unit * cost.channels[channel[0]] * frames,
+        cost.unit * cost.channels[0] * cost.frames[0],
+        sum(cost.channel_operation[i] for i in channel) * frames
+        + sum(cost.temporal_operation[i] for i in temporal)
+        + cost.gate,
+        channel[0],
+        temporal[0],
+    )
 
 
 @functools.lru_cache(maxsize=64)
-def _tables(costs: tuple[LayerCost, ...], device: torch.device) -> dict[str, Tensor]:
-    """Costs of L layers in float64: unit, static, gate and saturation, (4, L), as 'layers', and
-    what options cost, (L, options), by name."""
+def _sizes(costs: tuple[LayerCost, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Unit of L layers, (L,), and what their options compute, (L, options), in float64."""
 
-    def table(rows: Sequence[Sequence[float]]) -> Tensor:
+    def table(rows: Sequence[Sequence[int]]) -> Tensor:
         width = max(map(len, rows))
-        padded = [[*row, *[0.0] * (width - len(row))] for row in rows]
+        padded = [[*row, *[0] * (width - len(row))] for row in rows]
         return torch.tensor(padded, dtype=torch.float64, device=device)
 
-    static = [c.unit * c.channels[0] * c.frames[0] for c in costs]
-    saturation = [math.inf if c.saturation is None else c.saturation for c in costs]
-    layers = table([[c.unit for c in costs], static, [c.gate for c in costs], saturation])
-    options = ('channels', 'frames', 'channel_operation', 'temporal_operation')
-    return {'layers': layers, **{k: table([getattr(c, k) for c in costs]) for k in options}}
+    with torch.inference_mode(False):  # the tables serve training as well
+        units = table([[c.unit] for c in costs])[:, 0]
+        return units, table([c.channels for c in costs]), table([c.frames for c in costs])
 
 
 def straight_through(v: Tensor, sizes: Tensor) -> Tensor:
@@ -177,14 +195,6 @@ def straight_through(v: Tensor, sizes: Tensor) -> Tensor:
         total = total + sizes[..., i] * on[..., i] * all_off
         all_off = all_off * (1 - on[..., i])
     return total
-
-
-def _shared_sum(v: Tensor, saturations: Tensor, sizes: Tensor) -> Tensor:
-    """Sum of the sizes of all options that are on and have a share, (N, L), without gradient."""
-    v = v.detach()
-    dearer = (v >= saturations[:, None]).double().cumsum(-1).roll(1, -1)
-    dearer[..., 0] = 0
-    return ((v > 0) * (dearer == 0) * sizes).sum(-1)
 
 
 def _padded(weights: list[Tensor]) -> Tensor:

@@ -3,12 +3,10 @@
 
 import functools
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .gate import Modulation
-from .joint import Answer
+from .answer import Answer, Modulation, Weights
 
 
 class Forced:
@@ -23,7 +21,7 @@ class Forced:
 
     def __init__(self, options: Tensor) -> None:
         self.options = options.long().cpu()
-        self._one_hot = functools.cache(self._make_one_hot)  # the same for every batch
+        self._weights = functools.cache(self._make_weights)  # the same for every batch
 
     def replace(self, answer: Answer) -> Answer:
         """An answer of the same shape with the forced options.
@@ -34,16 +32,22 @@ class Forced:
         clips = len(answer.weights)
         if len(self.options) not in (1, clips):
             raise ValueError(f'policy: expected a batch of {len(self.options)} clips, got {clips}')
-        made = [self._one_hot(i, v.shape[1], v.dtype, v.device) for i, v in enumerate(answer[0])]
-        channel, temporal = (one_hot.expand(clips, -1) for one_hot, _ in made)
-        weights = list(zip(*(rows for _, rows in made), strict=True))
-        if len(weights) < clips:
-            weights = weights * clips
-        return Answer(Modulation(channel, temporal), weights)
+        numbers = tuple(map(len, answer.weights[0])) if clips else (1, 1)
+        weights = self._weights(numbers)
 
-    def _make_one_hot(
-        self, dimension: int, number: int, dtype: torch.dtype, device: torch.device
-    ) -> tuple[Tensor, list[list[float]]]:
-        column = self.options[:, dimension].clamp(max=number - 1)
-        one_hot = F.one_hot(column, number)
-        return one_hot.to(device, dtype), one_hot.double().tolist()
+        def modulation() -> Modulation:
+            return Modulation(
+                *(
+                    self._one_hot(i, v.shape[1]).to(v).expand_as(v)
+                    for i, v in enumerate(answer.modulation)
+                )
+            )
+
+        return Answer(weights * clips if len(weights) < clips else weights[:clips], modulation)
+
+    def _one_hot(self, dimension: int, number: int) -> Tensor:
+        return F.one_hot(self.options[:, dimension].clamp(max=number - 1), number)
+
+    def _make_weights(self, numbers: tuple[int, int]) -> list[Weights]:
+        rows = (self._one_hot(i, number).tolist() for i, number in enumerate(numbers))
+        return list(zip(*rows, strict=True))

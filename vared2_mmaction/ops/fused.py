@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from .answer import Modulation
 from .conv import DynamicConv2d, DynamicConv3d
-from .gate import Modulation
 from .groups import Group
 
 

@@ -4,28 +4,18 @@
 import functools
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_linear_bn_weights
 
+from .answer import Modulation
+
 GRID = 4
 """Rows and columns of positions that a descriptor reads of every frame, at most; reading all would
 take as long as a small convolution."""
-
-
-class Modulation(NamedTuple):
-    """Weights V of the options of one layer, dearest option first.
-
-    An option whose weight is exactly zero is off; at least one is on for every clip.
-    """
-
-    channel: Tensor
-    """(N, channel options), in [0, 1)."""
-    temporal: Tensor
-    """(N, temporal options), in [0, 1)."""
 
 
 def descriptor(x: Tensor, motion: bool) -> Tensor:
@@ -197,6 +187,22 @@ def open_options(v: Tensor, options: tuple[tuple[int, int, float], ...]) -> Tens
     slope, offset, cheapest = _opening(options, v.shape[-1], v.dtype, v.device)
     v = v.relu() if slope is None else torch.addcmul(offset, v.relu(), slope)
     return torch.where(v.amax(-1, keepdim=True) == 0, cheapest, v)
+
+
+def open_on_host(v: Sequence[float], number: int, floor: float) -> list[float]:
+    """The same for one dimension of one clip, on the host.
+
+    Args:
+        v: Weights that :meth:`SoftModulationGate.weigh` returned.
+        number: Number of options.
+        floor: Weight of the cheapest option where all would be off.
+    """
+    if number == 1:
+        return [1.0]
+    opened = [0.0 if weight <= 0 else weight for weight in v[:number]]  # NaN stays
+    if not any(opened):
+        opened[-1] = floor
+    return opened
 
 
 @functools.lru_cache(maxsize=512)

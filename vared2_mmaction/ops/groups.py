@@ -1,12 +1,14 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """Which clips of a batch are executed together."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .answer import Weights
 from .blend import sharing
 from .forms import empty_clips
 
@@ -19,22 +21,20 @@ class Group(NamedTuple):
     temporal: list[int]
 
 
-def group_by_policy(
-    weights: Sequence[Sequence[Sequence[float]]], saturation: float | None
-) -> list[Group]:
+def group_by_policy(weights: Sequence[Weights], saturation: float | None) -> list[Group]:
     """Group clips by their dearest options.
 
     Args:
-        weights: For each of N clips the weights of channel options and of temporal ones.
+        weights: The weights of each of N clips.
         saturation: See :func:`~vared2_mmaction.ops.blend.sharing`.
 
     Raises:
-        FloatingPointError: If a clip has no option on, because its weights are not finite.
+        FloatingPointError: If weights are not finite.
     """
     members: dict[tuple[int, int], tuple[list[int], set[int], set[int]]] = {}
     for row, v in enumerate(weights):
         channel, temporal = (sharing(part, saturation) for part in v)
-        if not channel or not temporal:
+        if not math.isfinite(sum(map(sum, v))):
             raise FloatingPointError(f'the weights of the gate are not finite: {v}')
         policy = (channel[0], temporal[0])
         rows, all_channel, all_temporal = members.setdefault(policy, ([], set(), set()))
@@ -65,6 +65,8 @@ def _runs(rows: list[int]) -> Iterator[range]:
 
 def take(x: Tensor, rows: list[int]) -> Tensor:
     """Rows of a tensor; a view where they are neighbours."""
+    if len(rows) == len(x):
+        return x
     if _neighbours(rows):  # rows rise
         return x[rows[0] : rows[-1] + 1]
     return x[torch.tensor(rows, device=x.device)]
@@ -94,4 +96,4 @@ def assemble(parts: Iterable[Tensor], rows: Sequence[list[int]]) -> Tensor:
 
 
 def _neighbours(rows: list[int]) -> bool:
-    return rows[-1] - rows[0] + 1 == len(rows)
+    return not rows or rows[-1] - rows[0] + 1 == len(rows)

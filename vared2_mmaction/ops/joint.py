@@ -9,31 +9,12 @@ stock blocks pass nothing but features, so what was decided reaches the layers t
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .gate import Modulation, SoftModulationGate, describe, full_precision, open_options
-
-HostWeights = Sequence[Sequence[Sequence[float]]]
-"""For each clip the weights of channel options and those of temporal ones, with zeros for options
-that there are not."""
-
-
-class Answer(NamedTuple):
-    """What a gate answers."""
-
-    modulation: Modulation
-    weights: HostWeights
-    """The same on the host."""
-
-
-def fetch(modulation: Modulation) -> Answer:
-    """Bring a modulation to the host, which waits for the device once."""
-    channels = modulation.channel.shape[1]
-    rows = torch.cat(modulation, 1).tolist()
-    return Answer(modulation, [(row[:channels], row[channels:]) for row in rows])
+from .answer import Answer, Modulation
+from .gate import SoftModulationGate, describe, full_precision, open_on_host, open_options
 
 
 class GateStack(nn.Module):
@@ -89,7 +70,6 @@ class Joint:
     ) -> None:
         self._layers = tuple(layers)
         self._gates: list[SoftModulationGate] = [layer.gate for layer in layers]  # type: ignore[misc]
-        self._answers: dict[int, tuple[Tensor, list]] = {}
         with full_precision(clips):
             described = describe(clips, self._gates[0])
             if stack is not None:
@@ -97,6 +77,8 @@ class Joint:
             else:
                 width = max(g.width for g in self._gates)
                 self._v = torch.stack([g.weigh(described, width) for g in self._gates], 1)
+        self._fetched = self._v.tolist()  # the one time that the host waits for the device
+        self._opened: dict[int, Tensor] = {}
 
     def __contains__(self, layer: nn.Module) -> bool:
         return layer in self._layers
@@ -108,20 +90,28 @@ class Joint:
             layer: The layer.
             temporal_options: Number of temporal options that the length of its output allows.
         """
-        if temporal_options not in self._answers:  # once for all layers of that length
-            numbers = tuple(
+        row = self._layers.index(layer)
+        gate = self._gates[row]
+        numbers = (gate.channel_options, temporal_options)
+        weights = [
+            [open_on_host(v, n, gate.floor) for v, n in zip(clip[row], numbers, strict=True)]
+            for clip in self._fetched
+        ]
+
+        def modulation() -> Modulation:
+            opened = self._open(temporal_options)
+            return Modulation(*(opened[:, row, i, :n] for i, n in enumerate(numbers)))
+
+        return Answer(weights, modulation)
+
+    def _open(self, temporal_options: int) -> Tensor:
+        if temporal_options not in self._opened:  # once for all layers of that length
+            options = tuple(
                 (g.channel_options, min(g.temporal_options, temporal_options), g.floor)
                 for g in self._gates
             )
-            opened = open_options(self._v, numbers)
-            self._answers[temporal_options] = opened, opened.transpose(0, 1).tolist()
-        opened, weights = self._answers[temporal_options]
-        row = self._layers.index(layer)
-        modulation = Modulation(
-            opened[:, row, 0, : self._gates[row].channel_options],
-            opened[:, row, 1, :temporal_options],
-        )
-        return Answer(modulation, weights[row])
+            self._opened[temporal_options] = open_options(self._v, options)
+        return self._opened[temporal_options]
 
 
 _joint: ContextVar[Joint | None] = ContextVar('vared2_joint', default=None)
