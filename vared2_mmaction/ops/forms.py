@@ -51,16 +51,10 @@ def convolve(
         groups: Number of groups.
     """
     kernel, lies = weight.shape[2:], layout(x)
-    if kernel[0] == 1 and padding[0] == 0 and lies != 'contiguous':
-        return _over_frames(
-            x,
-            stride[0],
-            lambda frames: F.conv2d(
-                frames, weight[:, :, 0], bias, stride[1:], padding[1:], dilation[1:], groups
-            ),
-        )
-    within_positions = kernel[1:] == (1, 1) and tuple(stride[1:]) == (1, 1)
-    if within_positions and tuple(padding[1:]) == (0, 0) and lies == 'channels last':
+    within_frames = kernel[0] == 1 and padding[0] == 0 and lies != 'contiguous'
+    within_positions = (*kernel[1:], *stride[1:], *padding[1:]) == (1, 1, 1, 1, 0, 0)
+    # Frames that are left out would have to be copied away; steps along a line need no copy.
+    if within_positions and lies == 'channels last' and not (within_frames and stride[0] == 1):
         return _over_time(
             x,
             lambda lines: F.conv2d(
@@ -71,6 +65,14 @@ def convolve(
                 (padding[0], 0),
                 (dilation[0], 1),
                 groups,
+            ),
+        )
+    if within_frames:
+        return _over_frames(
+            x,
+            stride[0],
+            lambda frames: F.conv2d(
+                frames, weight[:, :, 0], bias, stride[1:], padding[1:], dilation[1:], groups
             ),
         )
     return F.conv3d(x, weight, bias, tuple(stride), tuple(padding), tuple(dilation), groups)
