@@ -1,5 +1,5 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
-"""Makes pictures and a page of a test's dump: which videos took how much, and where it was saved."""
+"""Makes pictures and a page of a test's dump: which videos took how much, what layers chose."""
 
 import argparse
 import os

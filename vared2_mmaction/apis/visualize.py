@@ -2,7 +2,7 @@
 """Pictures and a page of a test: which videos took how much compute, and where gates saved it."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,7 @@ def load_study(dump: str, cfg: Config, labels: str | None = None) -> Study:
         FileNotFoundError: If a file is missing; videos may be.
     """
     samples = load_dump(dump)
+    cfg = cfg.copy()
     cfg.load_from = None  # what training starts from does not matter here
     check_config(cfg)
     init_default_scope(cfg.get('default_scope') or 'mmaction')
@@ -75,8 +76,9 @@ def build_test_dataset(cfg: Config) -> BaseDataset:
             'prediction is of'
         )
     ann_file = loader.dataset.get('ann_file')
-    if isinstance(ann_file, str) and '://' not in ann_file and not os.path.isfile(ann_file):
-        raise FileNotFoundError(f'test_dataloader.dataset.ann_file={ann_file!r}: no such file')
+    path = os.path.join(loader.dataset.get('data_root') or '', ann_file or '')
+    if ann_file and '://' not in path and not os.path.isfile(path):
+        raise FileNotFoundError(f'test_dataloader.dataset.ann_file={path!r}: no such file')
     return DATASETS.build(loader.dataset)
 
 
@@ -154,7 +156,7 @@ def write_study(
     title: str,
     number: int = 16,
     frames: int = 8,
-    progress: Callable[[Sequence[int]], Sequence[int]] = lambda indices: indices,
+    progress: Callable[[Sequence[int]], Iterable[int]] = lambda indices: indices,
 ) -> tuple[list[str], list[str]]:
     """Write the figures and the page.
 

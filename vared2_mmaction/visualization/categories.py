@@ -1,6 +1,7 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """What the videos of a category took, and bins of compute."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -88,7 +89,7 @@ def accuracy_bins(ratio: np.ndarray, correct: np.ndarray, edges: np.ndarray) -> 
     """
     inside = np.clip(np.digitize(ratio, edges) - 1, 0, len(edges) - 2)
     bins = []
-    for index, (low, high) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+    for index, (low, high) in enumerate(itertools.pairwise(edges)):
         hits = correct[inside == index]
         accuracy = float(hits.mean()) if len(hits) else float('nan')
         interval = wilson_interval(accuracy, len(hits))

@@ -108,7 +108,7 @@ def _encode_latin1(text: str, encoding: str) -> bytes:
     """Pickles of protocol 2 spell bytes as text; any other codec has no business there."""
     if encoding != 'latin1':
         raise ForbiddenGlobalError(f'it asks for codec {encoding!r}; it is refused')
-    return codecs.encode(text, encoding)  # type: ignore[return-value]
+    return codecs.encode(text, encoding)
 
 
 def _load_storage(content: bytes) -> Any:

@@ -2,6 +2,7 @@
 """Figures of what gates chose, and of what that took."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -69,7 +70,7 @@ def draw_compute(videos: Videos) -> Figure:
     figure = Figure(figsize=(4.4 * panels, 3.4), layout='constrained')
     axes = figure.subplots(1, panels, sharex=True, squeeze=False)[0]
     edges = _edges(videos.ratio, _BINS)
-    axes[0].hist(videos.ratio, edges, color=_ALL)
+    axes[0].hist(videos.ratio, list(edges), color=_ALL)
     axes[0].axvline(videos.ratio.mean(), color='black', linewidth=1, linestyle='--')
     axes[0].set_title('all videos; dashed: mean', fontsize=10)
     axes[0].set_ylabel('videos')
@@ -90,9 +91,9 @@ def _compare_correct(axis: Axes, videos: Videos, edges: np.ndarray) -> None:
         if len(ratio):
             weights = np.full(len(ratio), 1 / len(ratio))
             label = f'{name}: {len(ratio):,} videos, mean {100 * ratio.mean():.1f} %'
-            style = {'color': colour, 'histtype': 'stepfilled', 'alpha': 0.35}
-            axis.hist(ratio, edges, weights=weights, label=label, **style)
-            axis.axvline(ratio.mean(), color=colour, linewidth=1, linestyle='--')
+            style: dict[str, Any] = {'color': colour, 'histtype': 'stepfilled', 'alpha': 0.35}
+            axis.hist(ratio, list(edges), weights=weights, label=label, **style)
+            axis.axvline(ratio.mean(), ymax=0.78, color=colour, linewidth=1, linestyle='--')
     axis.set_title('correct and wrong, each to 100 %', fontsize=10)
     axis.yaxis.set_major_formatter(PercentFormatter(1))
     axis.set_ylabel('share of these videos')
@@ -153,7 +154,7 @@ def draw_strip(axis: Axes, strip: Strip, name: str) -> None:
         return
     text = f'{printable(name, 70)}\n{printable(strip.problem, 90)}'
     box = {'facecolor': _ABSENT, 'edgecolor': 'none', 'boxstyle': 'round,pad=1'}
-    style = {'ha': 'center', 'va': 'center', 'fontsize': 8, 'bbox': box}
+    style: dict[str, Any] = {'ha': 'center', 'va': 'center', 'fontsize': 8, 'bbox': box}
     axis.text(0.5, 0.5, text, transform=axis.transAxes, parse_math=False, **style)
 
 

@@ -9,30 +9,31 @@
     [video, data.category[i], data.prediction[i]].join('\n').toLowerCase());
   const words = { '1': '✓', '0': '✗', '-1': '–' };
   const everything = data.video.map((_, i) => i);
-  const orders = new Map(); // rising order of all videos, by column
+  const orders = new Map(); // order of all videos, by column and direction
   const state = { key: 'ratio', rising: false, page: 0, rows: everything };
 
-  // A column is sorted once; a filter then only picks from its order.
-  function order(key) {
-    if (!orders.has(key)) {
+  // A column is sorted once; a filter then only picks from its order. Equals stay as they came.
+  function order(key, rising) {
+    const name = key + rising;
+    if (!orders.has(name)) {
       const column = data[key];
+      const sign = rising ? 1 : -1;
       const compare = typeof column[0] === 'string'
-        ? (a, b) => collator.compare(column[a], column[b])
-        : (a, b) => column[a] - column[b];
-      orders.set(key, everything.slice().sort((a, b) => compare(a, b) || a - b));
+        ? (a, b) => sign * collator.compare(column[a], column[b])
+        : (a, b) => sign * (column[a] - column[b]);
+      orders.set(name, everything.slice().sort(compare));
     }
-    return orders.get(key);
+    return orders.get(name);
   }
 
   function select() {
     const category = find('category').value;
     const correct = find('correct').value;
     const text = find('text').value.trim().toLowerCase();
-    const kept = order(state.key).filter((i) =>
+    state.rows = order(state.key, state.rising).filter((i) =>
       (category === '' || data.labels[i].includes(Number(category))) &&
       (correct === '' || data.correct[i] === Number(correct)) &&
       (text === '' || searched[i].includes(text)));
-    state.rows = state.rising ? kept : kept.reverse();
     state.page = 0;
     draw();
   }
