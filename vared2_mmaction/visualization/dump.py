@@ -9,6 +9,7 @@ import codecs
 import functools
 import io
 import pickle
+import re
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, BinaryIO
@@ -90,6 +91,8 @@ def _allowed() -> dict[str, Callable]:
         'torch._utils._rebuild_tensor_v2': torch._utils._rebuild_tensor_v2,
         'torch.storage._load_from_bytes': functools.lru_cache(_STORAGES_KEPT)(_load_storage),
         'torch.Size': torch.Size,
+        '__builtin__.set': set,  # protocol 2 calls builtins by their old name
+        'builtins.set': set,
         'numpy.ndarray': np.ndarray,
         'numpy.dtype': np.dtype,
         **{
@@ -113,7 +116,12 @@ def _encode_latin1(text: str, encoding: str) -> bytes:
 
 def _load_storage(content: bytes) -> Any:
     """Load the memory of a tensor, which is a file of torch.save inside the pickle."""
-    storage = torch.load(io.BytesIO(content), weights_only=True, map_location='cpu')
+    try:
+        storage = torch.load(io.BytesIO(content), weights_only=True, map_location='cpu')
+    except pickle.UnpicklingError as error:  # its text advises to switch the protection off
+        asked = re.search(r'GLOBAL (\S+)', str(error))
+        what = asked[1] if asked else 'something that is no memory'
+        raise ForbiddenGlobalError(f'inside a tensor it asks for {what}; it is refused') from None
     if not isinstance(storage, torch.UntypedStorage | torch.storage.TypedStorage):
         raise pickle.UnpicklingError(f'expected the memory of a tensor, got {type(storage)}')
     return storage
