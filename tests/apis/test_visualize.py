@@ -8,6 +8,7 @@ from pathlib import Path
 
 import cv2
 import mmengine
+import numpy as np
 import pytest
 import torch
 from mmaction.registry import DATASETS, MODELS
@@ -167,6 +168,36 @@ def test_many_labels_a_video(project, tmp_path):
     files, _ = visualize.write_study(study, str(tmp_path / 'out'), 'many', number=0)
     assert table(tmp_path / 'out')['labels'] == [[0, 3], [1], [2, 13]]
     assert len(files) == 3
+
+
+def test_folders_of_frames(project, tmp_path):
+    for name in ('a', 'b', 'c'):
+        (tmp_path / name).mkdir()
+        for t in range(1, 4):
+            cv2.imwrite(str(tmp_path / name / f'img_{t:05}.jpg'), np.zeros((16, 32, 3), np.uint8))
+    (tmp_path / 'list.txt').write_text('a 3 0\nb 3 1\nc 3 0\n')
+    cfg = Config.fromfile(project / 'config.py')
+    cfg.test_dataloader.dataset = {
+        'type': 'RawframeDataset',
+        'data_root': str(tmp_path),
+        'ann_file': 'list.txt',
+        'data_prefix': {'img': ''},
+        'pipeline': [{'type': 'SampleFrames', 'clip_len': 2}, {'type': 'RawFrameDecode'}],
+    }
+    study = visualize.load_study(str(project / 'dump.pkl'), cfg)
+    _, absent = visualize.write_study(study, str(tmp_path / 'out'), 'frames')
+    assert absent == []
+    assert table(tmp_path / 'out')['video'] == ['a', 'b', 'c']
+    assert (tmp_path / 'out' / 'index.html').read_text('utf-8').count('data:image/jpeg') == 4
+
+
+def test_data_sets_of_something_else_are_named():
+    class Poses(list):
+        def get_data_info(self, index):
+            return {'keypoint': None}
+
+    with pytest.raises(ValueError, match=r"video 0 has \['keypoint'\]; expected filename or"):
+        visualize.read_sources(Poses([1]))
 
 
 def changed(project, name, change):

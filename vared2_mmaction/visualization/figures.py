@@ -39,11 +39,13 @@ def draw_options(chosen: np.ndarray, layers: Mapping[str, tuple[int, int]]) -> F
         image = axis.imshow(values, cmap='Blues', vmin=0, vmax=1, aspect='auto')
         axis.set_xticks(range(shown), labels=_SHARES[:shown])
         axis.set_title(title, fontsize=10)
-        axis.tick_params(length=0, labelsize=8)
+        axis.tick_params(length=0, labelsize=8, labeltop=len(layers) > 30)
         if len(layers) <= _ANNOTATED_LAYERS:
             _annotate(axis, values)
     axes[0].set_yticks(range(len(layers)), labels=list(layers), parse_math=False)
-    bar = figure.colorbar(image, ax=axes, format=PercentFormatter(1), shrink=0.8, aspect=30)
+    shrink = min(0.8, 14 / len(layers))
+    style: dict[str, Any] = {'shrink': shrink, 'aspect': 20, 'anchor': (0, 1)}
+    bar = figure.colorbar(image, ax=axes, format=PercentFormatter(1), **style)
     bar.set_label('share of views', fontsize=9)
     bar.ax.tick_params(labelsize=8)
     return figure
