@@ -43,6 +43,8 @@ def test_testing_puts_compute_on_every_sample(name, n, views):
         assert isinstance(sample.compute_ratio, float)
         assert sample.policy.shape == (views, layers, 2)
         assert not sample.policy.is_floating_point()
+        own_bytes = sample.policy.numel() * sample.policy.element_size()
+        assert sample.policy.untyped_storage().nbytes() == own_bytes  # a dump writes no more
         alone = {'inputs': [data['inputs'][video]], 'data_samples': [data['data_samples'][video]]}
         with torch.no_grad():
             (own,) = model.test_step(alone)

@@ -53,7 +53,8 @@ class BudgetHead(nn.Module):
         for i, sample in enumerate(samples):
             sample.compute_ratio = ratios[i]
             sample.compute_gmacs, _, sample.overhead_gmacs = costs[i]
-            sample.policy = x.policy[i * views : (i + 1) * views]
+            # A view of the batch would bring all of it into every sample of a dump.
+            sample.policy = x.policy[i * views : (i + 1) * views].clone()
         return samples
 
     def _correct(self, scores: Tensor, data_samples: list[ActionDataSample]) -> Tensor:

@@ -1,0 +1,32 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""Data samples as a test dumps them, and the videos they are of."""
+
+import torch
+
+from vared2_mmaction.visualization.videos import Source, read_videos
+
+HOSTILE = '</script><script>document.title="owned"</script>&"\'$x_{$ \u2028'
+
+
+def sample(label, scores, ratio, policy=((0, 0), (1, 2)), views=1, **changes):
+    """A prediction of one video; label is a number or several."""
+    labels = torch.tensor(label).reshape(-1)
+    return {
+        **{'gt_label': labels, 'pred_score': torch.tensor(scores)},
+        **{'compute_ratio': ratio, 'compute_gmacs': 10 * ratio, 'overhead_gmacs': 0.1},
+        'policy': torch.tensor(policy).expand(views, -1, -1),
+        **changes,
+    }
+
+
+def videos(rows, names=None):
+    """Videos of rows (label or labels, predicted class, compute ratio); three classes."""
+    samples, sources = [], []
+    for index, (label, predicted, ratio) in enumerate(rows):
+        scores = [0.1, 0.1, 0.1]
+        scores[predicted] = 0.8
+        samples.append(sample(label, scores, ratio))
+        labels = (label,) if isinstance(label, int) else tuple(label)
+        name = names[index] if names else f'folder/video{index}.mp4'
+        sources.append(Source(name, tuple(one for one in labels if one >= 0)))
+    return read_videos(samples, sources)

@@ -1,0 +1,88 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""Makes pictures and a page of a test's dump: which videos took how much, what layers chose."""
+
+import argparse
+import os
+from collections.abc import Sequence
+
+from mmengine.config import Config, DictAction
+from rich.console import Console
+from rich.progress import track
+
+import vared2_mmaction  # noqa: F401  (registers the models and mends the OpenMMLab releases)
+from vared2_mmaction.apis import visualize
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('dump', metavar='DUMP.pkl', help='of tools/test.py CONFIG CKPT --dump')
+    parser.add_argument('config', metavar='CONFIG', help='path of the config file of that test')
+    parser.add_argument(
+        '--out', metavar='DIR', required=True, help='folder for index.html and the PNG files'
+    )
+    parser.add_argument(
+        '--labels', metavar='FILE', help='class names, one a line; default: their numbers'
+    )
+    parser.add_argument(
+        '--categories',
+        type=int,
+        default=16,
+        metavar='N',
+        help='categories to show videos of, evenly spread from the dearest to the cheapest; 0 '
+        'opens no video (default: 16)',
+    )
+    parser.add_argument(
+        '--frames', type=int, default=8, metavar='N', help='frames of a video (default: 8)'
+    )
+    parser.add_argument('--title', help='of the page; default: the name of the config')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='settings that replace those of the config, as in the test',
+    )
+    return parser
+
+
+def load(args: argparse.Namespace) -> visualize.Study:
+    """Reads what the arguments name."""
+    if args.categories < 0:
+        raise ValueError(f'--categories {args.categories}: expected 0 or more')
+    if args.frames < 1:
+        raise ValueError(f'--frames {args.frames}: expected at least 1')
+    if os.path.exists(args.out) and not os.path.isdir(args.out):
+        raise FileExistsError(f'--out {args.out!r}: expected a folder, this is a file')
+    for name in ('dump', 'config'):
+        if not os.path.isfile(path := getattr(args, name)):
+            raise FileNotFoundError(f'{name.upper()}={path!r}: no such file')
+    cfg = Config.fromfile(args.config)
+    cfg.merge_from_dict(args.cfg_options or {})
+    return visualize.load_study(args.dump, cfg, args.labels)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    try:
+        study = load(args)
+        files, absent = visualize.write_study(
+            study,
+            args.out,
+            args.title or os.path.splitext(os.path.basename(args.config))[0],
+            args.categories,
+            args.frames,
+            lambda videos: track(videos, 'frames', console=console),
+        )
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    if absent:
+        first = f'first {absent[0]!r}'
+        console.print(f'{len(absent)} of the videos to show are missing or broken, {first}')
+    for file in files:
+        console.print(file)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,127 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""Read what ``tools/test.py --dump`` wrote, and execute nothing that a file asks for.
+
+A pickle may call any function by its name. A dump needs tensors and arrays only: exactly these are
+rebuilt, all else is refused by name.
+"""
+
+import codecs
+import functools
+import io
+import pickle
+import re
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from mmengine.structures import BaseDataElement, InstanceData, LabelData
+
+try:
+    from numpy._core import multiarray
+except ImportError:  # numpy < 2
+    from numpy.core import multiarray  # type: ignore[no-redef]
+
+# Samples that were tested in a batch share storages, and each brings a copy of the whole; with
+# several processes, several batches take turns.
+_STORAGES_KEPT = 256
+
+
+class ForbiddenGlobalError(pickle.UnpicklingError):
+    """A file asks for something that no dump of predictions holds."""
+
+
+def load_dump(path: str) -> list[dict[str, Any]]:
+    """Load the predictions of a test.
+
+    Args:
+        path: The pickle that ``tools/test.py --dump`` wrote.
+
+    Returns:
+        A dict for every sample. Samples may share memory: do not write to their tensors.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no dump: not a pickle, cut off, empty, of something else than dicts, or
+            of anything else than tensors, arrays, MMEngine's structures and plain values.
+    """
+    wanted = 'expected what tools/test.py --dump writes'
+    with open(path, 'rb') as file:
+        try:
+            samples = _DumpUnpickler(file).load()
+        except ForbiddenGlobalError as error:
+            raise ValueError(f'{path}: {error}') from error
+        except Exception as error:  # unpickling some other file may raise anything
+            problem = f'{type(error).__name__}: {error}'
+            raise ValueError(f'{path}: {wanted}; it is no pickle or cut off ({problem})') from error
+    if not isinstance(samples, list) or not samples:
+        found = 'an empty list' if samples == [] else f'a {type(samples).__name__}'
+        raise ValueError(f'{path}: {wanted}, a list of samples; found {found}')
+    for index, sample in enumerate(samples):
+        if not isinstance(sample, dict):
+            found = f'sample {index} is a {type(sample).__name__}'
+            raise ValueError(f'{path}: {wanted}, a list of dicts; {found}')
+    return samples
+
+
+class _DumpUnpickler(pickle.Unpickler):
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__(file)
+        self._allowed = _allowed()
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return self._allowed[f'{module}.{name}']
+        except KeyError:
+            raise ForbiddenGlobalError(
+                f'it asks for {module}.{name}, which no dump of predictions holds; it is refused'
+            ) from None
+
+    def persistent_load(self, key: Any) -> Any:
+        raise pickle.UnpicklingError('a checkpoint of torch.save, not a dump')
+
+
+def _allowed() -> dict[str, Callable]:
+    """What a dump may ask for, by the names that pickles give it."""
+    cores = ('numpy._core', 'numpy.core')
+    return {
+        'collections.OrderedDict': OrderedDict,
+        '_codecs.encode': _encode_latin1,
+        'torch._utils._rebuild_tensor_v2': torch._utils._rebuild_tensor_v2,
+        'torch.storage._load_from_bytes': functools.lru_cache(_STORAGES_KEPT)(_load_storage),
+        'torch.Size': torch.Size,
+        '__builtin__.set': set,  # protocol 2 calls builtins by their old name
+        'builtins.set': set,
+        'numpy.ndarray': np.ndarray,
+        'numpy.dtype': np.dtype,
+        **{
+            f'{core}.multiarray.{function}': getattr(multiarray, function)
+            for core in cores
+            for function in ('_reconstruct', 'scalar')
+        },
+        **{
+            f'{kind.__module__}.{kind.__name__}': kind
+            for kind in (BaseDataElement, InstanceData, LabelData)
+        },
+    }
+
+
+def _encode_latin1(text: str, encoding: str) -> bytes:
+    """Pickles of protocol 2 spell bytes as text; any other codec has no business there."""
+    if encoding != 'latin1':
+        raise ForbiddenGlobalError(f'it asks for codec {encoding!r}; it is refused')
+    return codecs.encode(text, encoding)
+
+
+def _load_storage(content: bytes) -> Any:
+    """Load the memory of a tensor, which is a file of torch.save inside the pickle."""
+    try:
+        storage = torch.load(io.BytesIO(content), weights_only=True, map_location='cpu')
+    except pickle.UnpicklingError as error:  # its text advises to switch the protection off
+        asked = re.search(r'GLOBAL (\S+)', str(error))
+        what = asked[1] if asked else 'something that is no memory'
+        raise ForbiddenGlobalError(f'inside a tensor it asks for {what}; it is refused') from None
+    if not isinstance(storage, torch.UntypedStorage | torch.storage.TypedStorage):
+        raise pickle.UnpicklingError(f'expected the memory of a tensor, got {type(storage)}')
+    return storage

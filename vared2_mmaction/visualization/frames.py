@@ -1,0 +1,91 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""A few frames of a video side by side."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from mmengine.dataset import BaseDataset
+
+_GAP = 3  # pixels between frames
+_WHITE = 255
+
+
+class Strip(NamedTuple):
+    """Frames of a video, or why there are none."""
+
+    image: np.ndarray | None
+    """RGB, (H, W, 3), bytes."""
+    problem: str = ''
+
+
+class StripReader:
+    """Reads strips by the means of a data set: its files, its decoder, its storage.
+
+    Only the steps of the pipeline that open and decode are run, on evenly spaced frames; files of
+    video and folders of frames are read alike.
+
+    Args:
+        dataset: A ``VideoDataset``, a ``RawframeDataset`` or one like them.
+        frames: Frames of a strip; a shorter video shows all it has.
+        height: Height of a strip in pixels.
+
+    Raises:
+        ValueError: If the pipeline has no step that decodes.
+    """
+
+    def __init__(self, dataset: BaseDataset, frames: int, height: int = 112) -> None:
+        self.dataset, self.frames, self.height = dataset, frames, height
+        steps = [(type(step).__name__, step) for step in dataset.pipeline.transforms]
+        self.steps = [step for name, step in steps if name.endswith(('Init', 'Decode'))]
+        if not any(name.endswith('Decode') for name, _ in steps):
+            found = [name for name, _ in steps]
+            raise ValueError(
+                'test_dataloader.dataset.pipeline: expected a step that decodes frames, such as '
+                f'DecordDecode or RawFrameDecode, found {found}'
+            )
+
+    def read(self, index: int) -> Strip:
+        """Frames of a video of the data set; what cannot be shown has a ``problem``."""
+        try:
+            return Strip(side_by_side(self._decode(self.dataset.get_data_info(index)), self.height))
+        except Exception as error:  # a decoder may raise anything, and a picture less is no harm
+            missing = isinstance(error.__cause__ or error, FileNotFoundError)
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            return Strip(None, 'missing on disk' if missing else f'cannot be read: {reason}')
+
+    def _decode(self, results: dict[str, Any]) -> Sequence[np.ndarray]:
+        for step in self.steps:
+            if type(step).__name__.endswith('Decode'):
+                count = results['total_frames']
+                shown = np.arange(min(self.frames, count))
+                spaced = ((shown + 0.5) * count / len(shown)).astype(int)
+                results['frame_inds'] = spaced + results.get('start_index', 0)
+            results = step(results)
+        return results['imgs']
+
+
+def side_by_side(frames: Sequence[np.ndarray], height: int) -> np.ndarray:
+    """Put frames next to each other.
+
+    Args:
+        frames: RGB, grey or flow, each (H, W, 3), (H, W), (H, W, 1) or (H, W, 2), whose first
+            component is shown; bytes.
+        height: Height of the result in pixels.
+
+    Returns:
+        RGB, (height, W, 3), bytes.
+    """
+    columns: list[np.ndarray] = []
+    for frame in frames:
+        if frame.ndim == 2 or frame.shape[2] != 3:
+            frame = np.repeat(frame.reshape(*frame.shape[:2], -1)[..., :1], 3, axis=2)
+        width = max(round(frame.shape[1] * height / frame.shape[0]), 1)
+        smaller = height < frame.shape[0]
+        method = cv2.INTER_AREA if smaller else cv2.INTER_CUBIC
+        columns += [
+            cv2.resize(frame, (width, height), interpolation=method),
+            np.full((height, _GAP, 3), _WHITE, np.uint8),
+        ]
+    return np.concatenate(columns[:-1], axis=1)

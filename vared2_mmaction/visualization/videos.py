@@ -1,0 +1,167 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""What a test found out about its videos, as columns; the only reader of data samples."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+COMPUTE = ('compute_ratio', 'compute_gmacs', 'overhead_gmacs')
+MOST_OPTIONS = 4
+"""Options of a dimension, at most."""
+
+
+class Source(NamedTuple):
+    """A video of the data set: its file or folder of frames, and its labels."""
+
+    name: str
+    labels: tuple[int, ...]
+    """Empty where the data set has none."""
+
+
+@dataclass(frozen=True)
+class Videos:
+    """The N videos of a test."""
+
+    sources: Sequence[Source]
+    num_classes: int
+    predicted: np.ndarray
+    """(N,), the class of the highest score."""
+    score: np.ndarray
+    """(N,), the score of that class."""
+    correct: np.ndarray
+    """(N,), 1 where that class is one of the labels, 0 where it is not, -1 without labels."""
+    compute: np.ndarray
+    """(N, 3): ``compute_ratio``, a share of the static backbone's multiply-adds in (0, 1], and
+    ``compute_gmacs`` and ``overhead_gmacs``, billions of multiply-adds a view; means over views."""
+    views: int
+    """Views of all videos together."""
+    chosen: np.ndarray
+    """(layers, 2, MOST_OPTIONS): share of the views in which a layer chose a channel option (first)
+    and a temporal option (second), dearest option first."""
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    @property
+    def ratio(self) -> np.ndarray:
+        """(N,), the share of the static backbone's multiply-adds."""
+        return self.compute[:, 0]
+
+
+def read_videos(samples: Sequence[Mapping[str, Any]], sources: Sequence[Source]) -> Videos:
+    """Bring the data samples of a test and the videos they are of together.
+
+    Args:
+        samples: Predictions, as :func:`~vared2_mmaction.visualization.dump.load_dump` gives them.
+        sources: The videos of the data set, in the same order.
+
+    Raises:
+        ValueError: If the numbers of both differ, a sample is not that of a VARED2 head or is of
+            another video; names the sample and the key.
+    """
+    if len(samples) != len(sources):
+        raise ValueError(
+            f'{len(samples)} predictions, but the data set has {len(sources)} videos: expected '
+            'those of one test of this data set'
+        )
+    rows, policies = [], []
+    classes = layers = None
+    for index, (sample, source) in enumerate(zip(samples, sources, strict=True)):
+        where = f'sample {index} ({source.name!r})'
+        _check_keys(sample, where)
+        scores = _array(sample['pred_score'])
+        classes = len(scores) if classes is None and scores.ndim == 1 else classes
+        if scores.shape != (classes,) or not np.isfinite(scores).all():
+            found = (
+                f'{scores.shape}' if np.isfinite(scores).all() else 'numbers that are not finite'
+            )
+            raise ValueError(f'{where}: pred_score has {found}; expected ({classes or "classes"},)')
+        _check_labels(sample, source, len(scores), where)
+        policy = _policy(sample, layers, where)
+        layers = policy.shape[1]
+        policies.append(policy)
+        best = int(scores.argmax())
+        correct = best in source.labels if source.labels else -1
+        rows.append((best, scores[best], correct, *_compute(sample, where)))
+    predicted, score, correct, *compute = np.array(rows, dtype=np.float64).T
+    policy = np.concatenate(policies)
+    chosen = np.stack([(policy == option).mean(0) for option in range(MOST_OPTIONS)], -1)
+    return Videos(
+        sources=sources,
+        num_classes=classes or 0,
+        predicted=predicted.astype(int),
+        score=score,
+        correct=correct.astype(int),
+        compute=np.stack(compute, 1),
+        views=len(policy),
+        chosen=chosen,
+    )
+
+
+def _check_keys(sample: Mapping[str, Any], where: str) -> None:
+    for key in ('pred_score', 'gt_label'):
+        if key not in sample:
+            raise ValueError(f'{where} lacks {key!r}: expected the predictions of a recognizer')
+    for key in ('policy', *COMPUTE):
+        if key not in sample:
+            raise ValueError(
+                f'{where} lacks {key!r}: expected the predictions of a VARED2 head (VARED2TSNHead, '
+                'VARED2I3DHead, VARED2X3DHead), not of a stock one'
+            )
+
+
+def _check_labels(sample: Mapping[str, Any], source: Source, classes: int, where: str) -> None:
+    """A dump does not name its videos; their labels tell most mistakes."""
+    found = label_indices(sample['gt_label'], classes)
+    if found != source.labels:
+        raise ValueError(
+            f'{where}: gt_label says {list(found)}, the data set {list(source.labels)}; expected '
+            'the dump of a test of this data set, in its order'
+        )
+    if found and found[-1] >= classes:
+        raise ValueError(f'{where}: label {found[-1]}, expected less than the {classes} classes')
+
+
+def label_indices(label: Any, classes: int) -> tuple[int, ...]:
+    """Labels of a video as class numbers, rising.
+
+    Args:
+        label: A class number, several, or a vector that is 1 for the classes of the video and 0 for
+            all others; a negative number stands for no label.
+        classes: Number of classes, which tells a vector from numbers.
+    """
+    values = _array(label).reshape(-1)
+    if len(values) == classes > 1 and np.isin(values, (0, 1)).all():
+        values = np.flatnonzero(values)
+    return tuple(sorted({int(value) for value in values if value >= 0}))
+
+
+def _policy(sample: Mapping[str, Any], layers: int | None, where: str) -> np.ndarray:
+    """Options, (views, layers, 2), as bytes: a test may have a hundred million of them."""
+    policy = _array(sample['policy'])
+    fits = policy.ndim == 3 and policy.shape[2] == 2 and policy.size and policy.dtype.kind in 'iu'
+    if not fits or layers not in (None, policy.shape[1]):
+        found = f'{policy.dtype} of shape {policy.shape}'
+        wanted = f'integers of shape (views, {"layers" if layers is None else layers}, 2)'
+        raise ValueError(f'{where}: policy is {found}; expected {wanted}')
+    if policy.min() < 0 or policy.max() >= MOST_OPTIONS:
+        found = f'from {policy.min()} to {policy.max()}'
+        raise ValueError(f'{where}: policy has options {found}; expected 0 to {MOST_OPTIONS - 1}')
+    return policy.astype(np.int8)
+
+
+def _compute(sample: Mapping[str, Any], where: str) -> list[float]:
+    values = [float(sample[key]) for key in COMPUTE]
+    for key, value in zip(COMPUTE, values, strict=True):
+        # Up to the rounding of a mean over views.
+        if not 0 <= value <= (1 + 1e-6 if key == 'compute_ratio' else np.inf):
+            wanted = 'a share from 0 to 1' if key == 'compute_ratio' else 'a number, 0 or more'
+            raise ValueError(f'{where}: {key} is {value}; expected {wanted}')
+    return values
+
+
+def _array(value: Any) -> np.ndarray:
+    """A tensor, an array or numbers as an array."""
+    return np.asarray(value.numpy() if hasattr(value, 'numpy') else value)
