@@ -8,8 +8,10 @@ from collections.abc import Sequence
 
 import vared2_mmaction  # noqa: F401  (registers the models and mends the OpenMMLab releases)
 from vared2_mmaction.apis import Recognition, load_inferencer, recognize
+from vared2_mmaction.apis.inference import check_video
 from vared2_mmaction.visualization import decisions
 
+TOP = 5
 SUFFIXES = ('.png', '.pdf', '.svg')
 
 
@@ -23,7 +25,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument('--labels', metavar='FILE', help='names of the classes, one a line')
     parser.add_argument(
-        '--out', metavar='FILE', help=f'figure to write, {", ".join(SUFFIXES)}: frames and decisions'
+        '--out',
+        metavar='FILE',
+        help=f'figure to write, {", ".join(SUFFIXES)}: frames and decisions',
     )
     return parser
 
@@ -41,11 +45,8 @@ def check_out(path: str) -> None:
 def describe_compute(found: Recognition) -> str:
     """What the video took, in words."""
     views, *size = found.frames.shape[:4]
-    digits = 2 if found.static_gmacs >= 1 else 5
-    executed, static, overhead = (
-        f'{gmacs:.{digits}f}'
-        for gmacs in (found.compute_gmacs, found.static_gmacs, found.overhead_gmacs)
-    )
+    costs = (found.compute_gmacs, found.static_gmacs, found.overhead_gmacs)
+    executed, static, overhead = (f'{gmacs:#.3g}' for gmacs in costs)
     each = 'a view, mean' if views > 1 else 'a view'
     return (
         f'{views} view{"s" * (views > 1)} of {" x ".join(map(str, size))} '
@@ -53,8 +54,15 @@ def describe_compute(found: Recognition) -> str:
         f'compute: {100 * found.compute_ratio:.1f} % of the static convolutions, '
         f'{executed} of {static} GMACs {each}\n'
         f'gates and cheap operations: {overhead} GMACs on top, '
-        f'{100 * found.overhead_gmacs / found.static_gmacs:.2f} %'
+        f'{100 * found.overhead_gmacs / found.static_gmacs:.2f} % of the static convolutions'
     )
+
+
+def describe(video: str, found: Recognition) -> str:
+    """The best classes and the compute, in words."""
+    best = zip(found.scores[:TOP], found.labels, strict=False)
+    lines = [f'{score:8.4f}  {label}' for score, label in best]
+    return '\n'.join((video, *lines, describe_compute(found)))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -63,15 +71,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if args.out:
             check_out(args.out)
-        if not os.path.isfile(args.video):
-            raise FileNotFoundError(f'VIDEO={args.video!r}: no such file')
+        check_video(args.video)  # before the network is built
         inferencer = load_inferencer(args.config, args.checkpoint, args.device, args.labels)
         found = recognize(inferencer, args.video)
-        best = [f'{s:8.4f}  {n}' for s, n in zip(found.scores[:5], found.labels, strict=False)]
-        compute = describe_compute(found)
-        print(args.video, *best, compute, sep='\n')
+        print(describe(args.video, found))
         if args.out:
-            title = f'{os.path.basename(args.video)}: {best[0].strip()}\n{compute}'
+            best = f'{os.path.basename(args.video)}: {found.labels[0]} {found.scores[0]:.4f}'
+            title = f'{best}\n{describe_compute(found)}'
             figure = decisions.draw(found.frames.numpy(), found.layers, found.policy.numpy(), title)
             figure.savefig(args.out, dpi=150)
     except (ValueError, OSError) as error:

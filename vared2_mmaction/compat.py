@@ -140,6 +140,8 @@ def _name_undecodable_videos() -> None:
                 raise
             except Exception as error:
                 reason = str(error).partition('\n')[0]  # decord appends its stack
+                if 'must exactly match' in reason:
+                    reason += '; decord fails on some widths up to 72 pixels, 48 and 72 among them'
                 raise RuntimeError(
                     f'video {str(results.get("filename", "<array>"))!r} cannot be {_step}: '
                     f'expected a video file that decord can decode ({reason})'

@@ -101,8 +101,8 @@ def recognize(
     path = os.fspath(video)
     inferencer = getattr(inferencer, 'actionrecog_inferencer', inferencer)
     backbone = _dynamic_backbone(inferencer.model)
-    if not os.path.exists(path):
-        raise FileNotFoundError(f'VIDEO={path!r}: no such file')
+    if inferencer.input_format == 'video':
+        check_video(path)
     batch = _decode(inferencer, path)
     try:
         (sample,) = inferencer.forward(batch)
@@ -126,6 +126,19 @@ def recognize(
         policy=sample.policy.cpu(),
         frames=_frames_of_views(batch['inputs'][0], len(sample.policy)),
     )
+
+
+def check_video(path: str) -> None:
+    """Look whether there is a file, not what is in it.
+
+    Raises:
+        FileNotFoundError: If there is nothing.
+        ValueError: If there is a folder.
+    """
+    if os.path.isdir(path):
+        raise ValueError(f'VIDEO={path!r}: expected a video file, found a folder')
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f'VIDEO={path!r}: no such file')
 
 
 def _read_config(path: str) -> Config:
@@ -176,7 +189,9 @@ def _read_labels(path: str, cfg: Config) -> list[str]:
         raise ValueError(f'LABELS={path!r}: expected text, one class a line: {error}') from error
     wanted = cfg.model.cls_head.get('num_classes')
     if len(names) != wanted:
-        raise ValueError(f'LABELS={path!r}: expected {wanted} lines, a class each, got {len(names)}')
+        raise ValueError(
+            f'LABELS={path!r}: expected {wanted} lines, a class each, got {len(names)}'
+        )
     return names
 
 
@@ -208,9 +223,9 @@ def _decode(inferencer: ActionRecogInferencer, path: str) -> dict[str, Any]:
     try:
         (batch,) = inferencer.preprocess([path])
     except Exception as error:  # the steps are the config's
-        what = f'{type(error).__name__}: {error}'
         if isinstance(error, RuntimeError) and path in str(error):  # decoding names the video
-            what = str(error)
+            raise ValueError(str(error)) from error
+        what = f'{type(error).__name__}: {error}'
         raise ValueError(f'VIDEO={path!r}: the test pipeline fails: {what}') from error
     (inputs,) = batch['inputs']
     channels = 1 if inputs.dim() == 5 else -3

@@ -24,7 +24,8 @@ def load_weights(model: nn.Module, checkpoint: str) -> str:
     try:
         loaded = load_checkpoint(model, checkpoint, map_location='cpu', logger='silent')
     except Exception as error:  # unpickling some other file may raise anything
-        raise ValueError(f'CHECKPOINT={checkpoint!r} cannot be loaded: {error}') from error
+        what = f'{type(error).__name__}: {error}'
+        raise ValueError(f'CHECKPOINT={checkpoint!r} cannot be loaded: {what}') from error
     given = {k.removeprefix('module.'): v for k, v in loaded.get('state_dict', loaded).items()}
     note = ''
     for key, parameter in model.named_parameters():  # MMEngine would only log what differs

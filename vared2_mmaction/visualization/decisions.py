@@ -3,6 +3,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -19,7 +20,8 @@ def computed_shares(policy: np.ndarray) -> np.ndarray:
     """Share of the channels and of the frames that each layer computes, mean over views.
 
     Args:
-        policy: (views, layers, 2), options p_c and p_t; an option p computes 2^-p.
+        policy: (views, layers, 2), options p_c and p_t; an option p computes 2^-p, rounded up to
+            whole channels and frames, which is left out here.
 
     Returns:
         (layers, 2), in (0, 1].
@@ -62,11 +64,11 @@ def draw(
         raise ValueError(f'layers: expected {len(shares)} names, as in policy, got {len(layers)}')
     width, height = _SIZE[0], max(_SIZE[1], _TITLE + _INCHES_A_LAYER * len(layers))
     figure = Figure(figsize=(width, height), layout='constrained')
-    figure.suptitle(title, x=0.01, ha='left', fontsize=11, parse_math=False)
+    figure.suptitle(title, x=0.01, ha='left', fontsize=10, parse_math=False)
     ratios = (_SHARE_OF_FRAMES, 1 - _SHARE_OF_FRAMES)
-    left, right = figure.subfigures(1, 2, width_ratios=ratios, wspace=0.02)
-    _draw_frames(left, frames, most, _SHARE_OF_FRAMES * width / (height - _TITLE / 2))
-    _draw_shares(right, layers, shares, views=len(np.asarray(policy)))
+    halves: Any = figure.subfigures(1, 2, width_ratios=ratios, wspace=0.02)
+    _draw_frames(halves[0], frames, most, _SHARE_OF_FRAMES * width / (height - _TITLE / 2))
+    _draw_shares(halves[1], layers, shares, views=len(np.asarray(policy)))
     return figure
 
 
@@ -94,17 +96,15 @@ def _best_columns(number: int, aspect: float) -> int:
     return max(range(1, number + 1), key=side)
 
 
-def _draw_shares(
-    figure: SubFigure, layers: Sequence[str], shares: np.ndarray, views: int
-) -> None:
-    mean = f', mean of {views} views' if views > 1 else ''
+def _draw_shares(figure: SubFigure, layers: Sequence[str], shares: np.ndarray, views: int) -> None:
+    heading = f', mean of {views} views' if views > 1 else ' computed'
     axes = figure.subplots(1, 2, sharey=True)
     for axis, column, (name, colour) in zip(axes, shares.T, _COLUMNS.items(), strict=True):
         places = np.arange(len(layers))
         axis.barh(places, np.ones(len(layers)), height=0.8, color='0.93')
         axis.barh(places, column, height=0.8, color=colour)
         _label_shares(axis, column)
-        axis.set_title(f'{name} computed{mean}', fontsize=9)
+        axis.set_title(name + heading, fontsize=9)
         axis.set_xlim(0, 1)
         axis.set_xticks([0, 0.25, 0.5, 1], labels=['0', '1/4', '1/2', '1'], fontsize=8)
         axis.tick_params(axis='y', length=0)
