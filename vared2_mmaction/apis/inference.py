@@ -227,6 +227,10 @@ def _decode(inferencer: ActionRecogInferencer, path: str) -> dict[str, Any]:
             raise ValueError(str(error)) from error
         what = f'{type(error).__name__}: {error}'
         raise ValueError(f'VIDEO={path!r}: the test pipeline fails: {what}') from error
+    if 'inputs' not in batch:
+        raise ValueError(
+            f'the test pipeline gives {sorted(batch)}: expected PackActionInputs as its last step'
+        )
     (inputs,) = batch['inputs']
     channels = 1 if inputs.dim() == 5 else -3
     if inputs.dim() not in (4, 5) or inputs.shape[channels] != 3 or inputs.dtype != torch.uint8:
