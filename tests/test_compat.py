@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import decord
 import mmaction
 import numpy as np
 import pytest
@@ -23,6 +24,8 @@ from mmengine.runner import Runner, load_checkpoint
 from torch import nn
 
 from vared2_mmaction import compat
+
+from .videos import write_video
 
 HAS_DRN = (Path(mmaction.__file__).parent / 'models' / 'localizers' / 'drn').exists()
 on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason='needs a machine without a GPU')
@@ -152,6 +155,32 @@ def test_mending_twice_names_a_video_once(tmp_path):
     with pytest.raises(RuntimeError) as caught:
         DecordInit()({'filename': str(tmp_path / 'broken.mp4')})
     assert str(caught.value).count('cannot be opened') == 1
+
+
+def test_cut_off_avi_does_not_end_the_process(tmp_path):
+    """decord dies of its first half, if it is given as bytes."""
+    path = tmp_path / 'cut.avi'
+    write_video(path, 60, size=(64, 100), codec='MJPG')
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert 0 < DecordInit()({'filename': str(path)})['total_frames'] < 60
+
+
+def test_videos_open_as_their_bytes_do(tmp_path):
+    path = write_video(tmp_path / 'video.mp4', 20)
+    ours, indices = DecordInit()({'filename': path})['video_reader'], [0, 7, 19]
+    with open(path, 'rb') as file:
+        stock = decord.VideoReader(file)
+    assert (ours.get_batch(indices).asnumpy() == stock.get_batch(indices).asnumpy()).all()
+
+
+def test_names_of_videos_may_lack_the_suffix(tmp_path):
+    write_video(tmp_path / 'video.mp4', 5)
+    name = str(tmp_path / 'video')
+    assert DecordInit()({'filename': name})['total_frames'] == 5
+    (tmp_path / 'plain').write_bytes((tmp_path / 'video.mp4').read_bytes())
+    assert DecordInit()({'filename': str(tmp_path / 'plain')})['total_frames'] == 5
+    with pytest.raises(RuntimeError, match="gone.mp4' cannot be opened.*no such file"):
+        DecordInit()({'filename': str(tmp_path / 'gone.mp4')})
 
 
 class Recorder:

@@ -23,6 +23,7 @@ def apply() -> None:
     _provide_importlib_metadata()
     _provide_missing_localizer()
     _allow_checkpoints_of_the_trainer()
+    _open_videos_by_path()
     _name_undecodable_videos()
     _draw_predictions()
     _start_distributed_on_cpu()
@@ -102,8 +103,30 @@ def _allow_checkpoints_of_the_trainer() -> None:
     )
 
 
+def _open_videos_by_path() -> None:
+    """DecordInit hands decord the bytes of a file; those of a cut-off AVI crash the process."""
+    from mmaction.datasets.transforms.loading import DecordInit
+
+    original = DecordInit._get_video_reader
+
+    @functools.wraps(original)
+    def open_video(self: Any, filename: str) -> object:
+        if self.io_backend != 'disk':
+            return original(self, filename)
+        import decord
+
+        if not os.path.isfile(filename) and not os.path.splitext(filename)[1]:
+            filename += '.mp4'  # lists of videos may leave it out
+        if not os.path.isfile(filename):
+            raise FileNotFoundError('no such file')
+        return decord.VideoReader(filename, num_threads=self.num_threads)
+
+    if not hasattr(original, '__wrapped__'):
+        DecordInit._get_video_reader = open_video
+
+
 def _name_undecodable_videos() -> None:
-    """decord sees bytes, so its error does not say which video of the data set is broken."""
+    """decord's error does not say which video of the data set is broken."""
     from mmaction.datasets.transforms.loading import DecordDecode, DecordInit
 
     for transform, step in ((DecordInit, 'opened'), (DecordDecode, 'decoded')):
@@ -116,9 +139,12 @@ def _name_undecodable_videos() -> None:
             except ImportError:
                 raise
             except Exception as error:
+                reason = str(error).partition('\n')[0]  # decord appends its stack
+                if 'must exactly match' in reason:
+                    reason += '; decord fails on some widths up to 72 pixels, 48 and 72 among them'
                 raise RuntimeError(
                     f'video {str(results.get("filename", "<array>"))!r} cannot be {_step}: '
-                    f'expected a video file that decord can decode ({error})'
+                    f'expected a video file that decord can decode ({reason})'
                 ) from error
 
         if not hasattr(original, '__wrapped__'):

@@ -6,7 +6,6 @@
 operations. In evaluation expected and executed are equal, layer by layer, or an error is raised.
 """
 
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,7 +17,6 @@ from mmaction.models.recognizers import Recognizer2D, Recognizer3D
 from mmaction.registry import DATASETS, MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
-from mmengine.runner import load_checkpoint
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.flop_counter import FlopCounterMode
@@ -26,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..models.dynamize import DynamicFeatures, is_own_parameter
 from ..models.static import to_static
 from .check import check_config
+from .weights import load_weights
 
 _RESIDUAL_STAGE = re.compile(r'((?P<pathway>.+?)\.)?layer\d+(?=[._]|$)')
 _CROPS = {'CenterCrop': 1, 'ThreeCrop': 3, 'TenCrop': 10}
@@ -285,24 +284,7 @@ def load_model(cfg: Config, checkpoint: str | None = None) -> tuple[nn.Module, s
         raise ValueError(f'model.type={cfg.model.type!r}: expected Recognizer2D or Recognizer3D')
     if checkpoint is None:
         return model, 'no checkpoint, weights as initialised'
-    if '://' not in checkpoint and not os.path.isfile(checkpoint):
-        raise FileNotFoundError(f'CHECKPOINT={checkpoint!r}: no such file')
-    try:
-        loaded = load_checkpoint(model, checkpoint, map_location='cpu', logger='silent')
-    except Exception as error:  # unpickling some other file may raise anything
-        raise ValueError(f'CHECKPOINT={checkpoint!r} cannot be loaded: {error}') from error
-    given = {k.removeprefix('module.'): v for k, v in loaded.get('state_dict', loaded).items()}
-    note = ''
-    for key, parameter in model.named_parameters():  # MMEngine would only log what differs
-        found = getattr(given.get(key), 'shape', None)
-        if found is None and is_own_parameter(key):
-            note = ', which lacks gates: they are as initialised'
-        elif found != parameter.shape:
-            raise ValueError(
-                f'CHECKPOINT={checkpoint!r} is of another network: expected {key} of shape '
-                f'{tuple(parameter.shape)}, found {found and tuple(found)}'
-            )
-    return model, f'checkpoint {checkpoint}{note}'
+    return model, load_weights(model, checkpoint)
 
 
 def views_of_split(cfg: Config, model: nn.Module, split: str) -> Views | None:

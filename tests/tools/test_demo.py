@@ -1,0 +1,76 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""tools/demo.py: what it prints and writes, and how it fails."""
+
+import re
+
+import pytest
+
+from vared2_mmaction.apis import load_inferencer, recognize
+
+from ..loading import load_tool
+from ..networks import CLASSES, write_network
+from ..videos import write_video
+
+MAGIC = {'png': b'\x89PNG', 'pdf': b'%PDF', 'svg': b'<?xml'}
+
+
+@pytest.fixture(scope='module')
+def tool():
+    return load_tool('demo')
+
+
+@pytest.fixture(scope='module')
+def given(tmp_path_factory):
+    """VIDEO, CONFIG and CHECKPOINT, and the names of the classes."""
+    folder = tmp_path_factory.mktemp('given')
+    (folder / 'classes.txt').write_text('\n'.join(CLASSES))
+    video = write_video(folder / 'video.mp4', 20)
+    return [video, *write_network(folder)], str(folder / 'classes.txt')
+
+
+def test_prints_classes_and_compute(tool, given, capsys):
+    (video, *network), labels = given
+    tool.main([video, *network, '--labels', labels, '--device', 'cpu'])
+    printed = capsys.readouterr().out
+    found = recognize(load_inferencer(*network, device='cpu', label_file=labels), video)
+    classes = re.findall(r'^ +([\d.]+)  (\w+)$', printed, re.MULTILINE)
+    assert [label for _, label in classes] == list(found.labels)
+    assert [float(score) for score, _ in classes] == pytest.approx(found.scores, abs=1e-4)
+    assert '1 view of 8 x 32 x 32 (frames x height x width)' in printed
+    assert f'{100 * found.compute_ratio:.1f} % of the static convolutions' in printed
+    executed, static = re.search(r'([\d.]+) of ([\d.]+) GMACs', printed).groups()
+    assert float(executed) == pytest.approx(found.compute_gmacs, rel=0.01)
+    assert float(static) == pytest.approx(found.static_gmacs, rel=0.01)
+    overhead = re.search(r'operations: ([\d.e-]+) GMACs on top', printed)[1]
+    assert float(overhead) == pytest.approx(found.overhead_gmacs, rel=0.01)
+
+
+@pytest.mark.parametrize('suffix', MAGIC)
+def test_writes_the_figure_that_the_suffix_says(tool, given, suffix, tmp_path):
+    out = tmp_path / f'figure.{suffix}'
+    tool.main([*given[0], '--out', str(out)])
+    assert out.read_bytes().startswith(MAGIC[suffix])
+
+
+@pytest.mark.parametrize(
+    ('place', 'value', 'message'),
+    [
+        (0, 'gone.mp4', "VIDEO='gone.mp4': no such file"),
+        (0, __file__, 'expected a video file that decord can decode'),
+        (1, 'gone.py', "CONFIG='gone.py': no such file"),
+        (2, 'gone.pth', "CHECKPOINT='gone.pth': no such file"),
+        (2, __file__, 'cannot be loaded'),
+        (4, 'figure.jpg', "--out 'figure.jpg': expected a name that ends in .png, .pdf, .svg"),
+        (4, 'no/folder/figure.png', "--out 'no/folder/figure.png': there is no such folder"),
+    ],
+)
+def test_errors_are_one_line(tool, given, place, value, message, tmp_path):
+    argv = [*given[0], '--out', str(tmp_path / 'figure.png')]
+    argv[place] = value
+    with pytest.raises(SystemExit) as caught:
+        tool.main(argv)
+    assert isinstance(caught.value.code, str)  # printed to stderr, exit status 1
+    assert message in caught.value.code
+    assert value in caught.value.code
+    assert '\n' not in caught.value.code
+    assert not (tmp_path / 'figure.png').exists()
