@@ -3,7 +3,7 @@
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from mmengine import dist
@@ -22,8 +22,8 @@ class Usage:
     """(layers, 4, 4) in int64 on the CPU: clips with p_c and p_t."""
     ratio_sum: float = 0.0
     """Sum of the compute ratios of all clips."""
-    ratio_min: float = field(default=math.inf)
-    ratio_max: float = field(default=-math.inf)
+    ratio_min: float = math.inf
+    ratio_max: float = -math.inf
 
     @classmethod
     def none(cls, layers: int) -> 'Usage':
