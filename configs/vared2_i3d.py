@@ -13,7 +13,7 @@ load_from = (
     'i3d_imagenet-pretrained-r50_8xb8-32x2x1-100e_kinetics400-rgb_20220812-e213c223.pth'
 )
 
-custom_hooks = [dict(type='BudgetScheduleHook', begin=5, ramp=10)]
+custom_hooks = [dict(type='BudgetScheduleHook', begin=5, ramp=10), dict(type='PolicyUsageHook')]
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=40, val_begin=1, val_interval=5)
 optim_wrapper = dict(optimizer=dict(lr=0.005))
 param_scheduler = [dict(type='CosineAnnealingLR', T_max=40, eta_min=0, by_epoch=True)]

@@ -13,7 +13,7 @@ load_from = (
     'r2plus1d_r34_8xb8-8x8x1-180e_kinetics400-rgb_20220812-47cfe041.pth'
 )
 
-custom_hooks = [dict(type='BudgetScheduleHook', begin=5, ramp=10)]
+custom_hooks = [dict(type='BudgetScheduleHook', begin=5, ramp=10), dict(type='PolicyUsageHook')]
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=40, val_begin=1, val_interval=5)
 optim_wrapper = dict(optimizer=dict(lr=0.005))
 param_scheduler = [dict(type='CosineAnnealingLR', T_max=40, eta_min=0, by_epoch=True)]

@@ -16,7 +16,7 @@ load_from = (
 _base_.test_pipeline[1].update(num_clips=8)
 test_dataloader = dict(dataset=dict(pipeline=_base_.test_pipeline))
 
-custom_hooks = [dict(type='BudgetScheduleHook', begin=5, ramp=10)]
+custom_hooks = [dict(type='BudgetScheduleHook', begin=5, ramp=10), dict(type='PolicyUsageHook')]
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=40, val_begin=1, val_interval=5)
 optim_wrapper = dict(optimizer=dict(lr=0.005))
 param_scheduler = [dict(type='CosineAnnealingLR', T_max=40, eta_min=0, by_epoch=True)]

@@ -1,6 +1,6 @@
 # VA-RED2 of the static twin, from its weights; the budget loss rises in the first epochs.
 _base_ = 'static_r2plus1d.py'
-custom_hooks = [dict(type='BudgetScheduleHook', ramp=2)]
+custom_hooks = [dict(type='BudgetScheduleHook', ramp=2), dict(type='PolicyUsageHook')]
 
 model = dict(
     backbone=dict(type='VARED2ResNet2Plus1d', dynamic=dict(gate=dict(initial=(0.8, 0.13, 0.07)))),

@@ -76,7 +76,8 @@ def test_parts_outside_the_model_build(name):
     hooks = [HOOKS.build(hook) for hook in cfg.get('custom_hooks', [])]
     metrics = [Evaluator(cfg[f'{split}_evaluator']).metrics for split in ('val', 'test')]
     if name in DYNAMIC:
-        assert 'BudgetScheduleHook' in [type(hook).__name__ for hook in hooks]
+        names = {type(hook).__name__ for hook in hooks}
+        assert names == {'BudgetScheduleHook', 'PolicyUsageHook'}
         for split in metrics:
             assert {type(metric).__name__ for metric in split} >= {'AccMetric', 'ComputeMetric'}
 

@@ -48,6 +48,10 @@ custom_hooks = [dict(type='BudgetScheduleHook')]
 val_evaluator = [dict(type='AccMetric'), dict(type='ComputeMetric')]
 test_evaluator = val_evaluator
 """
+USAGE = """
+_base_ = 'dynamic.py'
+custom_hooks = [dict(type='BudgetScheduleHook'), dict(type='PolicyUsageHook')]
+"""
 
 
 @pytest.fixture(scope='module')
@@ -225,14 +229,21 @@ def test_mmaction2s_own_tools_run_the_config(run, varied, tested, folder, static
 
 def test_distributed_training_with_closed_gates(run, closed, folder):
     """Nothing is unused for DistributedDataParallel when most cheap operations do not run."""
-    run(
-        *(TOOLS / 'dist_train.sh', 'dynamic.py', '2', '--work-dir', 'distributed'),
+    (folder / 'distributed.py').write_text(USAGE)
+    output = run(
+        *(TOOLS / 'dist_train.sh', 'distributed.py', '2', '--work-dir', 'distributed'),
         *('--cfg-options', f'load_from={closed}', 'train_dataloader.batch_size=1'),
     )
-    *train, validation = scalars(folder / 'distributed')
+    *lines, validation = scalars(folder / 'distributed')
+    train = [line for line in lines if 'loss' in line]
     assert len(train) == 3  # six videos, two processes
     assert all(step['compute_ratio'] < 0.7 for step in train)
     assert validation['compute/ratio'] < 0.7
+    usage = [line for line in lines if 'usage/channel_2' in line]
+    assert [line['step'] for line in usage] == [line['step'] for line in train]
+    assert all(line['usage/channel_2'] == 1 for line in usage)
+    (warning,) = re.findall('PolicyUsageHook: (.*)', output)
+    assert 'all 6 clips of iterations 1 to 3' in warning
 
 
 def test_distributed_test_agrees_with_one_process(run, varied, tested, folder):

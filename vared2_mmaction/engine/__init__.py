@@ -2,5 +2,6 @@
 """Hooks of the training loop."""
 
 from .budget_hook import BudgetScheduleHook
+from .usage_hook import PolicyUsageHook
 
-__all__ = ['BudgetScheduleHook']
+__all__ = ['BudgetScheduleHook', 'PolicyUsageHook']
