@@ -94,8 +94,8 @@ def test_exactly_the_layers_that_gave_one_answer_are_named_once_an_epoch(varied)
 
 def test_nothing_listens_after_training(varied):
     model = unwrapped(varied.runner)
-    gates = [layer.gate for layer in dynamic_layers(model).values()]
-    assert not any(module._forward_hooks for module in (model.neck, *gates))
+    layers = dynamic_layers(model).values()
+    assert not any(module._forward_hooks for module in (model.neck, *layers))
 
 
 @pytest.fixture(scope='module')

@@ -12,7 +12,6 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ..models import ComputationBudgetLoss, SoftModulationGateNeck, dynamic_layers
-from ..ops import Modulation
 from .usage import Usage, shorten
 
 
@@ -55,7 +54,7 @@ class PolicyUsageHook(Hook):
         self._handles: list[Any] = []
 
     def before_train(self, runner: Runner) -> None:
-        """Listen to the neck and the gates.
+        """Listen to the neck and the dynamic layers.
 
         Raises:
             ValueError: If the model does not have one SoftModulationGateNeck, or no interval is
@@ -79,7 +78,7 @@ class PolicyUsageHook(Hook):
         self._handles = [_neck(model).register_forward_hook(self._keep_decisions)]
         for name, layer in layers.items():
             note = functools.partial(self._keep_options, name)
-            self._handles.append(layer.gate.register_forward_hook(note))
+            self._handles.append(layer.register_forward_hook(note))
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
@@ -121,10 +120,10 @@ class PolicyUsageHook(Hook):
                 )
             self._pending.append((modulated.policy, modulated.ratio.detach()))
 
-    def _keep_options(self, name: str, gate: nn.Module, args: Any, output: Modulation) -> None:
-        if gate.training:
+    def _keep_options(self, name: str, layer: Any, args: Any, output: Tensor) -> None:
+        if layer.training:
             channel, temporal = self._options[name]
-            seen = (output.channel.shape[1], output.temporal.shape[1])
+            seen = layer.num_options(args[0])
             self._options[name] = (max(channel, seen[0]), max(temporal, seen[1]))
 
     def _fetch(self) -> None:
