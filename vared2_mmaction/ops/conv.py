@@ -95,6 +95,10 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         report(self.layer_name, decision)
         return self._from_clips(y)
 
+    def num_options(self, x: Tensor) -> tuple[int, int]:
+        """Numbers of channel and temporal options that an input leaves the layer."""
+        return len(self.channel_options.kept), len(self._frame_options(self._to_clips(x)))
+
     def modulate(self, clips: Tensor, weights: Answer | Modulation) -> tuple[Tensor, LayerDecision]:
         """Blend the options with given weights.
 
