@@ -28,6 +28,24 @@ def test_weight_of_each_epoch(begin, ramp, factors):
     assert loss.loss_weight == 0.8
 
 
+def test_budget_falls_with_the_iterations():
+    loss = ComputationBudgetLoss(0.8, budget=0.6)
+    hook = BudgetScheduleHook(begin=1, fall=2)
+    runner = SimpleNamespace(model=nn.Sequential(loss), train_dataloader=range(4))
+    hook.before_run(runner)
+    budgets = []
+    for runner.iter in range(14):
+        hook.before_train_iter(runner, runner.iter % 4)
+        budgets.append(loss.budget)
+    falling = [1 - 0.4 * i / 8 for i in range(8)]
+    assert budgets == pytest.approx([1] * 4 + falling + [0.6] * 2)
+    runner.iter = 8  # a resumed run
+    hook.before_train_iter(runner, 0)
+    assert loss.budget == pytest.approx(0.8)
+    hook.after_run(runner)
+    assert loss.budget == 0.6
+
+
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match='begin=-1'):
         BudgetScheduleHook(-1)

@@ -1,6 +1,8 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """Phases of the computation-budget loss; MMEngine schedules optimizer parameters only."""
 
+from typing import Any
+
 from mmaction.registry import HOOKS
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
@@ -11,26 +13,34 @@ from ..models import ComputationBudgetLoss
 
 @HOOKS.register_module()
 class BudgetScheduleHook(Hook):
-    """Train without the budget loss first, then raise it to its weight.
+    """Train without the budget loss first, then raise it to its weight, or lower the budget.
 
-    The factor depends on the epoch alone, so that a resumed run goes on as it would have.
+    A budget that falls closes options one after the other, those first that the classification
+    misses least. One that is low from the start pushes at all gates alike, and many close together.
+
+    Weight and budget depend on the epoch alone, so that a resumed run goes on as it would have.
 
     Args:
         begin: Epoch from which the budget loss counts.
         ramp: Number of epochs over which its weight then rises linearly; 0 switches it on.
+        fall: Number of epochs over which the budget falls linearly, iteration by iteration, from 1
+            to its own value; 0 leaves it there.
     """
 
-    def __init__(self, begin: int = 0, ramp: int = 0) -> None:
-        if begin < 0 or ramp < 0:
-            raise ValueError(f'begin={begin!r}, ramp={ramp!r}: expected epochs, 0 or more')
+    def __init__(self, begin: int = 0, ramp: int = 0, fall: int = 0) -> None:
+        if min(begin, ramp, fall) < 0:
+            raise ValueError(
+                f'begin={begin!r}, ramp={ramp!r}, fall={fall!r}: expected epochs, 0 or more'
+            )
         self.begin = begin
         self.ramp = ramp
+        self.fall = fall
 
     def before_run(self, runner: Runner) -> None:
-        """Remember the configured weights."""
+        """Remember the configured weights and budgets."""
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         self.losses = [
-            (loss, loss.loss_weight)
+            (loss, loss.loss_weight, loss.budget)
             for loss in model.modules()
             if isinstance(loss, ComputationBudgetLoss)
         ]
@@ -41,16 +51,27 @@ class BudgetScheduleHook(Hook):
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Set the weight for this epoch."""
-        for loss, weight in self.losses:
+        for loss, weight, _ in self.losses:
             loss.loss_weight = weight * self.factor(runner.epoch)
 
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Set the budget for this iteration."""
+        if self.fall:
+            fallen = self.fallen(runner.iter / len(runner.train_dataloader))
+            for loss, _, budget in self.losses:
+                loss.budget = 1 - (1 - budget) * fallen
+
     def after_run(self, runner: Runner) -> None:
-        """Give the configured weights back."""
-        for loss, weight in self.losses:
-            loss.loss_weight = weight
+        """Give the configured weights and budgets back."""
+        for loss, weight, budget in self.losses:
+            loss.loss_weight, loss.budget = weight, budget
 
     def factor(self, epoch: int) -> float:
         """Share of the weight that counts in an epoch, counted from 0."""
         if epoch < self.begin:
             return 0.0
         return min(1.0, (epoch - self.begin + 1) / (self.ramp + 1))
+
+    def fallen(self, epoch: float) -> float:
+        """Share of its way that the budget has fallen when so many epochs have passed."""
+        return min(1.0, max(0.0, (epoch - self.begin) / self.fall)) if self.fall else 1.0

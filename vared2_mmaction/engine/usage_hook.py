@@ -32,7 +32,7 @@ class PolicyUsageHook(Hook):
 
     A gate that gave the same answer for every clip of a period is named in one warning. One that
     computed everything, which is how gates start, is named only where the budget loss had its full
-    weight in the whole period: before, nothing asked it to close. Layers that have one option are
+    weight and its own budget in the whole period: before, nothing asked it to close. Layers that have one option are
     never named. (A gate whose weights are not finite raises ``FloatingPointError`` in the forward.)
 
     Args:
@@ -65,7 +65,7 @@ class PolicyUsageHook(Hook):
         self._every = self.interval or _logger_interval(runner)
         self._in_period = self.period or len(runner.train_dataloader)
         self._losses = [
-            (loss, loss.loss_weight)
+            (loss, loss.loss_weight, loss.budget)
             for loss in model.modules()
             if isinstance(loss, ComputationBudgetLoss)
         ]
@@ -85,7 +85,10 @@ class PolicyUsageHook(Hook):
     ) -> None:
         """Write at the interval, and look for stuck gates at the end of a period."""
         self._steps += 1
-        self._pressed &= all(loss.loss_weight >= full > 0 for loss, full in self._losses)
+        self._pressed &= all(
+            loss.loss_weight >= weight > 0 and loss.budget <= budget
+            for loss, weight, budget in self._losses
+        )
         if write := self.every_n_inner_iters(batch_idx, self._every):
             self._fetch()
             self._write(runner, step=runner.iter + 1)
