@@ -33,7 +33,7 @@ class PolicyUsageHook(Hook):
     A gate that gave the same answer for every clip of a period is named in one warning. One that
     computed everything, which is how gates start, is named only where the budget loss had its full
     weight and budget in the whole period: before, nothing asked it to close. Layers that have one
-    option are never named. (A gate whose weights are not finite raises ``FloatingPointError`` in the forward.)
+    option are never named. (A gate whose weights are not finite raises ``FloatingPointError``.)
 
     Args:
         interval: Iterations between two writings; None takes that of the ``LoggerHook``.
