@@ -157,16 +157,12 @@ class Study:
         order = list(VARIANTS)
         return sorted(wanted, key=lambda run: (order.index(run.variant), run.seed))
 
-    def config(
-        self, run: Run, equal_compute: float | int | None, data: str = 'DATA', workers: int = 1
-    ) -> Config:
-        """The config of a run, without its folder and the weights it starts from.
+    def config(self, run: Run, equal_compute: float | int | None = None) -> Config:
+        """The config of a run, without its folder, its data and the weights it starts from.
 
         Args:
             run: The run.
             equal_compute: Thrift or width for variants that have one, None for others.
-            data: Folder of the video set.
-            workers: Processes that decode videos.
         """
         variant = VARIANTS[run.variant]
         cfg = self._base_config(variant)
@@ -180,7 +176,7 @@ class Study:
             set_width(cfg, int(equal_compute))  # type: ignore[arg-type]
             set_epochs(cfg, cfg.train_cfg.max_epochs + self._epochs(DYNAMIC))
         cfg.randomness = dict(seed=run.seed)
-        _set_data(cfg, data, workers)
+        set_data(cfg, 'DATA', 1)
         _keep_the_last_checkpoints(cfg)
         return cfg
 
@@ -189,7 +185,7 @@ class Study:
 
         Args:
             run: The run.
-            cfg: What :meth:`config` returned for the default folder of the data.
+            cfg: What :meth:`config` returned.
             start: Hash of the weights the run starts from.
         """
         config = {
@@ -212,7 +208,8 @@ class Study:
     def _base_config(self, variant: Variant) -> Config:
         cfg = Config.fromfile(self.configs / CONFIGS[variant.base])
         cfg.merge_from_dict(dict(self.options))
-        set_epochs(cfg, self._epochs(variant.base))
+        if self.epochs is not None:
+            set_epochs(cfg, self._epochs(variant.base))
         return cfg
 
     def _epochs(self, base: str) -> int:
@@ -226,7 +223,7 @@ def set_epochs(cfg: Config, epochs: int) -> None:
     but a warm-up lasts an epoch at least."""
     stretch = epochs / cfg.train_cfg.max_epochs
     cfg.train_cfg.max_epochs = epochs
-    for scheduler in cfg.param_scheduler if stretch != 1 else ():
+    for scheduler in cfg.param_scheduler:
         for key in ('begin', 'end'):
             if key in scheduler and scheduler.get('by_epoch', True):
                 scheduler[key] = max(scheduler[key] * stretch, min(scheduler[key], 1))
@@ -273,7 +270,14 @@ def _scale_budget_loss(cfg: Config, factor: float) -> None:
     loss['loss_weight'] *= factor
 
 
-def _set_data(cfg: Config, data: str, workers: int) -> None:
+def set_data(cfg: Config, data: str, workers: int) -> None:
+    """Train and test on a video set.
+
+    Args:
+        cfg: The config, changed in place.
+        data: Folder of the video set.
+        workers: Processes that decode videos.
+    """
     for split in ('train', 'test'):
         loader = cfg[f'{split}_dataloader']
         loader.dataset.ann_file = f'{data}/{split}.txt'

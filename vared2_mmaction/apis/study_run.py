@@ -7,6 +7,7 @@ as it happens when the study that holds the other end is killed.
 """
 
 import argparse
+import copy
 import fcntl
 import hashlib
 import json
@@ -15,7 +16,8 @@ import platform
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +47,26 @@ def main() -> None:
     folder = args.folder
     if args.with_stdin:
         threading.Thread(target=_end_with_stdin, daemon=True).start()
-    with open(folder / 'lock', 'w') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # until a process that is about to end has ended
+    with locked(folder):
         task = json.loads((folder / TASK).read_text())
         torch.set_num_threads(task['threads'])
         run(folder, task)
+
+
+@contextmanager
+def locked(folder: Path, wait: bool = True) -> Iterator[None]:
+    """Hold a folder, so that no other process writes into it.
+
+    Args:
+        folder: The folder.
+        wait: Whether to wait for a process that holds it.
+
+    Raises:
+        BlockingIOError: If another process holds the folder, without ``wait``.
+    """
+    with open(folder / 'lock', 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
 
 
 def run(folder: Path, task: Mapping[str, Any]) -> None:
@@ -64,14 +81,14 @@ def run(folder: Path, task: Mapping[str, Any]) -> None:
     checkpoint = folder / f'epoch_{cfg.train_cfg.max_epochs}.pth'
     resumed = last_checkpoint(folder) is not None
     if last_checkpoint(folder) != checkpoint:
-        training = cfg.copy()
+        training = copy.deepcopy(cfg)
         training.resume = resumed
         if resumed:
             training.load_from = None
         check_config(training, 'train', 'test')
         cli.build_runner(training).train()
     dump = folder / 'test.pkl'
-    testing = cfg.copy()
+    testing = copy.deepcopy(cfg)
     testing.load_from = str(checkpoint)
     testing.test_evaluator = [
         *_as_list(cfg.test_evaluator),

@@ -1,7 +1,6 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """Do all runs of the study, several at a time, and go on where it was interrupted."""
 
-import fcntl
 import functools
 import json
 import os
@@ -20,9 +19,9 @@ from rich.console import Console
 
 from ..datasets.moving_shapes import make_moving_shapes
 from . import compare, study_match
-from .study import DYNAMIC, STATIC, VARIANTS, Run, Study
+from .study import DYNAMIC, STATIC, VARIANTS, Run, Study, set_data, set_width
 from .study_progress import StudyProgress, remaining_seconds
-from .study_run import RESULT, TASK, last_checkpoint, write_json
+from .study_run import RESULT, TASK, last_checkpoint, locked, write_json
 
 RESULTS = 'results.json'
 LOG = 'run.log'
@@ -123,11 +122,9 @@ class Scheduler:
         equal_compute = self._equal_compute(run)
         base = VARIANTS[run.variant].base
         start = Run(STATIC, run.seed) if base == DYNAMIC else None
-        settings = self.study.settings(
-            run,
-            self.study.config(run, equal_compute),
-            None if start is None else self.results[start]['weights'],
-        )
+        cfg = self.study.config(run, equal_compute)
+        weights = None if start is None else self.results[start]['weights']
+        settings = self.study.settings(run, cfg, weights)
         there = read_settings(folder)
         if there is not None and there != settings and not (self.stale == 'keep' and _is(result)):
             if self.stale == 'error':
@@ -137,7 +134,7 @@ class Scheduler:
             self.results[run] = json.loads(result.read_text())
             return False
         folder.mkdir(exist_ok=True)
-        cfg = self.study.config(run, equal_compute, str(self.data), self.workers)
+        set_data(cfg, str(self.data), self.workers)
         cfg.work_dir = str(folder)
         if start is not None:
             cfg.load_from = str(_final_checkpoint(self.folder(start)))
@@ -215,22 +212,23 @@ class Scheduler:
         taken = self.results[Run(DYNAMIC, run.seed)]
         shape = self._clip_shape
         if kind == 'thrift':
-            cfg = self.study.config(Run(DYNAMIC, run.seed), None)
+            cfg = self.study.config(Run(DYNAMIC, run.seed))
             costs = study_match.layer_costs(study_match.backbone_of(cfg), shape)
             return study_match.thrift_for(costs, taken['ratio']['mean'])
-        static = self.study.config(Run(STATIC, run.seed), None)
+        static = self.study.config(Run(STATIC, run.seed))
+        widest = 2 * static.model.backbone.base_channels
 
         def cost(width: int) -> float:
-            cfg = static.copy()
-            cfg.model.backbone.base_channels = width
-            return study_match.cost_of(cfg, shape)
+            set_width(static, width)
+            return study_match.cost_of(static, shape)
 
         target = 1e9 * (taken['gmacs']['mean'] + taken['overhead_gmacs'])
-        return study_match.width_for(cost, target, 2 * static.model.backbone.base_channels)
+        return study_match.width_for(cost, target, widest)
 
     @functools.cached_property
     def _clip_shape(self) -> tuple[int, ...]:
-        cfg = self.study.config(Run(STATIC, self.study.seeds[0]), None, str(self.data), 0)
+        cfg = self.study.config(Run(STATIC, self.study.seeds[0]))
+        set_data(cfg, str(self.data), 0)
         study_match.init_scope(cfg)
         _, *shape = compare.decoded_videos(cfg, 1)[0]['inputs'][0].shape
         return tuple(shape)
@@ -292,9 +290,8 @@ def _is(path: Path) -> bool:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold the folder, so that no second study writes into it."""
-    with open(folder / 'lock', 'w') as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f'--out: another study is at work in {folder}') from error
-        yield
+    try:
+        with locked(folder, wait=False):
+            yield
+    except BlockingIOError as error:
+        raise ValueError(f'--out: another study is at work in {folder}') from error

@@ -38,9 +38,10 @@ class Spread(NamedTuple):
     def text(self, digits: int = 1, sign: bool = False) -> str:
         """Such as '85.0 ± 0.7 (84.3, 85.0, 85.7)'."""
         form = f'{"+" if sign else ""}.{digits}f'
-        values = ', '.join(f'{value:{form}}' for value in self.values)
+        mean, *rounded = (round(v, digits) + 0.0 for v in (self.mean, *self.values))  # no -0.0
+        values = ', '.join(f'{value:{form}}' for value in rounded)
         std = '' if math.isnan(self.std) else f' ± {self.std:.{digits}f} ({values})'
-        return f'{self.mean:{form}}{std}'
+        return f'{mean:{form}}{std}'
 
 
 class Goal(NamedTuple):
