@@ -108,6 +108,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(str(error))
     except RunFailedError as error:
         parser.exit(1, f'{parser.prog}: {error}\n')
+    except KeyboardInterrupt:
+        parser.exit(130, f'{parser.prog}: interrupted; the same command goes on\n')
     console.print(f'{docs / "results.md"} is written', soft_wrap=True)
 
 

@@ -102,6 +102,7 @@ def run(folder: Path, task: Mapping[str, Any]) -> None:
         **summarise(videos, _static_gmacs(folder / 'config.py', checkpoint)),
         'weights': weights_hash(torch.load(checkpoint, map_location='cpu')['state_dict']),
         'seconds': time.perf_counter() - begin,
+        'cpu_seconds': cpu_seconds(),
         'resumed': resumed,
         'environment': environment(),
     }
@@ -185,6 +186,13 @@ def _static_gmacs(config: Path, checkpoint: Path) -> float:
     model, cfg = compare.load_recognizer(str(config), str(checkpoint))
     _, *shape = compare.decoded_videos(cfg, 1)[0]['inputs'][0].shape
     return static_cost(model.get_submodule('backbone'), shape) / 1e9
+
+
+def cpu_seconds() -> float:
+    """Processor time of this process and its finished children, which a busy machine leaves as it
+    is."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def weights_hash(state: Mapping[str, Tensor]) -> str:
