@@ -45,9 +45,10 @@ def build_parser() -> argparse.ArgumentParser:
         '--workers', type=int, default=1, help='processes of each that decode (default: 1)'
     )
     parser.add_argument(
-        '--data', type=Path, help='folder of the video set (default: data/moving_shapes, for the '
-        'large scale data/moving_shapes_large); made where it is missing'
-    )  # fmt: skip
+        '--data',
+        type=Path,
+        help='folder of the video set, made where it is missing (default: data/study_SCALE)',
+    )
     parser.add_argument(
         '--stale',
         choices=STALE,
@@ -69,7 +70,6 @@ def make_scheduler(args: argparse.Namespace, console: Console) -> Scheduler:
     videos = scale.videos
     if args.videos is not None:
         videos = replace(videos, **dict(zip(('train', 'val', 'test'), args.videos, strict=True)))
-    suffix = '' if args.scale == 'small' else f'_{args.scale}'
     plan = study.Study(
         CONFIGS,
         videos,
@@ -78,7 +78,7 @@ def make_scheduler(args: argparse.Namespace, console: Console) -> Scheduler:
         tuple(args.variants),
         None if args.epochs is None else tuple(args.epochs),
     )
-    data = args.data or Path(f'data/moving_shapes{suffix}')
+    data = args.data or Path(f'data/study_{args.scale}')
     settings = (args.jobs, args.threads, args.workers, args.stale)
     return Scheduler(plan, args.out, data, *settings, console, command(args))
 

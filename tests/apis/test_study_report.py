@@ -36,6 +36,7 @@ def run(variant, seed, top1, gmacs, overhead):
         'overhead_gmacs': overhead,
         'motion': {'all': group, 'same_classes': None} if dynamic else None,
         'seconds': 120.0,
+        'cpu_seconds': 90.0,
         'resumed': False,
         'settings': {},
         'environment': {'device': 'a processor', 'threads': 1, 'torch': '2.13.0'},
@@ -49,7 +50,7 @@ def content():
         for variant, numbers in NUMBERS.items()
         for seed in SEEDS
     }
-    settings = {'videos.train': 1120, 'videos.test': 560, 'source': 'abc'}
+    settings = {'videos.seed': 1, 'videos.train': 1120, 'videos.test': 560, 'source': 'abc'}
     command = 'python tools/study.py --out work_dirs/study'
     return {'command': command, 'settings': settings, 'runs': runs}
 
@@ -120,9 +121,17 @@ def test_page(load, content):
     assert '| vared2 | 1 | same classes | no such clips |' in page
     assert content['command'] in page
     assert '10 runs, 20 minutes' in page
+    assert '15 minutes of processor time' in page
     assert 'different versions of the sources' not in page
     for line in re.findall(r'^\|.*\|$', page, re.M):
         assert ' nan' not in line
+
+
+def test_set_that_the_recipe_was_chosen_by_is_told(load, content):
+    told = 'chosen by looking at this test set'
+    assert told not in study_report.page(load(content))
+    content['settings']['videos.seed'] = 0
+    assert told in study_report.page(load(content))
 
 
 def test_runs_of_different_sources_are_told(load, content):

@@ -144,4 +144,4 @@ def test_process_ends_with_the_study(tmp_path):
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(0.5)
         process.stdin.close()
-        assert process.wait(60) == 1
+        assert process.wait(300) == 1

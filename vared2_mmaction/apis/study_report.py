@@ -48,11 +48,12 @@ def _introduction(results: Results) -> Iterator[str]:
     yield 'This page is written by `tools/study.py`; nothing in it is written by hand.'
     yield ''
     yield (
-        f'Generated videos ({settings.get("videos.train", "?")} to train, '
-        f'{settings.get("videos.test", "?")} to test), seeds {seeds}. '
-        'Every number is that of the last epoch on the test set. '
-        'Dynamic networks start from the static network of their seed. '
-        'Where there are several seeds: mean ± standard deviation (each seed).'
+        f'Generated videos (tools/make_moving_shapes.py --seed {settings.get("videos.seed", "?")}, '
+        f'{settings.get("videos.train", "?")} to train, {settings.get("videos.test", "?")} to '
+        f'test); every network is trained with the seeds {seeds}. Every number is that of the last '
+        'epoch on the test set. Dynamic networks start from the static network of their seed, and '
+        'so are trained for longer than that; the slimmed network is trained for as many epochs as '
+        'both phases have. Where there are several seeds: mean ± standard deviation (each seed).'
     )
     if videos := settings.get('videos.test'):
         error = 100 * math.sqrt(top1 * (1 - top1) / videos)
@@ -60,6 +61,9 @@ def _introduction(results: Results) -> Iterator[str]:
             f'With {videos} test videos the standard error of one accuracy like that of the '
             f'static network is {error:.1f} points; smaller differences of single runs say little.'
         )
+    if settings.get('videos.seed') == 0:
+        yield ''
+        yield 'The settings of the recipe were chosen by looking at this test set.'
     if not any(key.startswith('source') for key in settings):
         yield ''
         yield (
@@ -195,11 +199,11 @@ def _again(results: Results) -> Iterator[str]:
     yield results.command
     yield '```'
     yield ''
-    seconds = sum(run['seconds'] for run in runs)
+    seconds, cpu = (sum(run[key] for run in runs) for key in ('seconds', 'cpu_seconds'))
     yield (
         f'{len(runs)} runs, {seconds / 60:.0f} minutes of training and testing in all, several '
-        f'side by side; {resumed} of them were interrupted and went on, the time before not '
-        'counted. Made on:'
+        f'side by side ({cpu / 60:.0f} minutes of processor time); {resumed} of them were '
+        'interrupted and went on, the time before not counted. Made on:'
     )
     yield ''
     yield from (f'- {place}' for place in places)

@@ -18,7 +18,10 @@ MAY_LOSE = 1.0
 """Points of top-1 that VA-RED² may lose."""
 MAY_MISS = 1.0
 """Points of compute by which the random policy may miss that of VA-RED²."""
-_KEYS = ('variant', 'seed', 'top1', 'ratio', 'gmacs', 'overhead_gmacs', 'seconds', 'environment')
+_KEYS = (
+    *('variant', 'seed', 'top1', 'ratio', 'gmacs', 'overhead_gmacs'),
+    *('seconds', 'cpu_seconds', 'environment'),
+)
 
 
 class Spread(NamedTuple):
