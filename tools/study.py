@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from vared2_mmaction.apis import study, study_report
-from vared2_mmaction.apis.study_schedule import RESULTS, STALE, RunFailedError, Scheduler
+from vared2_mmaction.apis.study_schedule import RESULTS, STALE, Resources, RunFailedError, Scheduler
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs' / 'demo'
 
@@ -79,8 +79,8 @@ def make_scheduler(args: argparse.Namespace, console: Console) -> Scheduler:
         None if args.epochs is None else tuple(args.epochs),
     )
     data = args.data or Path(f'data/study_{args.scale}')
-    settings = (args.jobs, args.threads, args.workers, args.stale)
-    return Scheduler(plan, args.out, data, *settings, console, command(args))
+    resources = Resources(args.jobs, args.threads, args.workers)
+    return Scheduler(plan, args.out, data, resources, args.stale, console, command(args))
 
 
 def command(args: argparse.Namespace) -> str:

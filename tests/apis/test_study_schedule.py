@@ -12,7 +12,7 @@ from rich.console import Console
 from vared2_mmaction.apis import study_schedule
 from vared2_mmaction.apis.study import Run, Study
 from vared2_mmaction.apis.study_progress import StudyProgress, remaining_seconds
-from vared2_mmaction.apis.study_schedule import Scheduler, StaleResultError
+from vared2_mmaction.apis.study_schedule import Resources, Scheduler, StaleResultError
 from vared2_mmaction.datasets.moving_shapes import MovingShapes
 
 CONFIGS = Path(__file__).parents[2] / 'configs' / 'demo'
@@ -152,11 +152,12 @@ def test_two_studies_do_not_share_a_folder(make, tmp_path):
         make().run()
 
 
-@pytest.mark.parametrize('name', ['jobs', 'threads', 'workers', 'stale'])
-def test_mistakes(name, tmp_path):
-    study = Study(CONFIGS, VIDEOS)
-    with pytest.raises(ValueError, match=f'--{name}'):
-        Scheduler(study, tmp_path, tmp_path, **{name: 'never' if name == 'stale' else -1})
+def test_mistakes(tmp_path):
+    for name in ('jobs', 'threads', 'workers'):
+        with pytest.raises(ValueError, match=f'--{name}: expected at least [01], got -1'):
+            Resources(**{name: -1})
+    with pytest.raises(ValueError, match="--stale: .*'never'"):
+        Scheduler(Study(CONFIGS, VIDEOS), tmp_path, tmp_path, stale='never')
 
 
 def test_last_checkpoint(tmp_path):

@@ -37,6 +37,29 @@ class RunFailedError(RuntimeError):
     """The process of a run failed."""
 
 
+@dataclass(frozen=True)
+class Resources:
+    """What the runs may take.
+
+    Attributes:
+        jobs: Runs side by side.
+        threads: Threads of each.
+        workers: Processes of each that decode videos.
+
+    Raises:
+        ValueError: An argument is out of range; the message names it as the command line does.
+    """
+
+    jobs: int = 2
+    threads: int = 1
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        for name, least in (('jobs', 1), ('threads', 1), ('workers', 0)):
+            if (number := getattr(self, name)) < least:
+                raise ValueError(f'--{name}: expected at least {least}, got {number}')
+
+
 @dataclass
 class Scheduler:
     """Does the runs of a study.
@@ -45,9 +68,7 @@ class Scheduler:
         study: What to do.
         out: Where everything is written; a folder for each run.
         data: Folder of the video set, which is made where it is missing.
-        jobs: Runs side by side.
-        threads: Threads of each.
-        workers: Processes of each that decode videos.
+        resources: What the runs may take.
         stale: What to do about results of other settings: 'error', 'retrain', or 'keep' those of
             finished runs.
         console: Where progress is shown.
@@ -57,19 +78,12 @@ class Scheduler:
     study: Study
     out: Path
     data: Path
-    jobs: int = 2
-    threads: int = 1
-    workers: int = 1
+    resources: Resources = Resources()
     stale: str = 'error'
     console: Console = field(default_factory=Console)
     command: str = ''
 
     def __post_init__(self) -> None:
-        for name in ('jobs', 'threads'):
-            if getattr(self, name) < 1:
-                raise ValueError(f'--{name}: expected at least 1, got {getattr(self, name)}')
-        if self.workers < 0:
-            raise ValueError(f'--workers: expected 0 or more, got {self.workers}')
         if self.stale not in STALE:
             raise ValueError(f'--stale: expected one of {STALE}, got {self.stale!r}')
         self.results: dict[Run, dict[str, Any]] = {}
@@ -87,7 +101,9 @@ class Scheduler:
         """
         self.out.mkdir(parents=True, exist_ok=True)
         with _locked(self.out):
-            make_moving_shapes(self.data, self.study.videos, self.jobs, self.console.is_terminal)
+            make_moving_shapes(
+                self.data, self.study.videos, self.resources.jobs, self.console.is_terminal
+            )
             waiting = self.study.runs()
             with StudyProgress(self.console, len(waiting)) as progress:
                 try:
@@ -126,28 +142,32 @@ class Scheduler:
         weights = None if start is None else self.results[start]['weights']
         settings = self.study.settings(run, cfg, weights)
         there = read_settings(folder)
-        if there is not None and there != settings and not (self.stale == 'keep' and _is(result)):
+        if (
+            there is not None
+            and there != settings
+            and not (self.stale == 'keep' and result.is_file())
+        ):
             if self.stale == 'error':
                 raise StaleResultError(_difference(folder, there, settings))
             shutil.rmtree(folder)
-        if _is(result):
+        if result.is_file():
             self.results[run] = json.loads(result.read_text())
             return False
         folder.mkdir(exist_ok=True)
-        set_data(cfg, str(self.data), self.workers)
+        set_data(cfg, str(self.data), self.resources.workers)
         cfg.work_dir = str(folder)
         if start is not None:
             cfg.load_from = str(_final_checkpoint(self.folder(start)))
         cfg.dump(folder / 'config.py')
         write_json(
             folder / TASK,
-            {'threads': self.threads, 'data': str(self.data), 'settings': settings},
+            {'threads': self.resources.threads, 'data': str(self.data), 'settings': settings},
         )
         return True
 
     def _start_what_can(self, waiting: list[Run], progress: StudyProgress) -> None:
         for run in list(waiting):
-            if len(self.processes) >= self.jobs:
+            if len(self.processes) >= self.resources.jobs:
                 return
             if run.needs is not None and run.needs not in self.results:
                 continue
@@ -161,7 +181,7 @@ class Scheduler:
             self.processes[run] = self._start(run), time.monotonic()
 
     def _start(self, run: Run) -> subprocess.Popen:
-        threads = str(self.threads)
+        threads = str(self.resources.threads)
         # Threads that wait actively take the cores from the processes that decode videos.
         given = {'OMP_NUM_THREADS': threads, 'OMP_WAIT_POLICY': 'PASSIVE'}
         module = 'vared2_mmaction.apis.study_run'
@@ -195,7 +215,7 @@ class Scheduler:
         running = {run: self._epochs(run) for run in self.processes}
         elapsed = {run: now - begin for run, (_, begin) in self.processes.items()}
         took = {run: r['seconds'] for run, r in self.results.items() if not r['resumed']}
-        left = remaining_seconds([*waiting, *running], elapsed, took, self.jobs)
+        left = remaining_seconds([*waiting, *running], elapsed, took, self.resources.jobs)
         progress.update(len(self.results), running, left)
 
     def _epochs(self, run: Run) -> tuple[int, int]:
@@ -281,10 +301,6 @@ def _difference(folder: Path, there: Mapping[str, Any], settings: Mapping[str, A
 def _final_checkpoint(folder: Path) -> Path:
     epochs = Config.fromfile(folder / 'config.py').train_cfg.max_epochs
     return folder / f'epoch_{epochs}.pth'
-
-
-def _is(path: Path) -> bool:
-    return path.is_file()
 
 
 @contextmanager
