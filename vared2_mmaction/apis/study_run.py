@@ -79,12 +79,11 @@ def run(folder: Path, task: Mapping[str, Any]) -> None:
     begin = time.perf_counter()
     cfg = Config.fromfile(folder / 'config.py')
     checkpoint = folder / f'epoch_{cfg.train_cfg.max_epochs}.pth'
-    resumed = last_checkpoint(folder) is not None
-    if last_checkpoint(folder) != checkpoint:
+    last = last_checkpoint(folder)
+    if last != checkpoint:
         training = copy.deepcopy(cfg)
-        training.resume = resumed
-        if resumed:
-            training.load_from = None
+        if last is not None:
+            training.resume, training.load_from = True, str(last)
         check_config(training, 'train', 'test')
         cli.build_runner(training).train()
     dump = folder / 'test.pkl'
@@ -103,7 +102,7 @@ def run(folder: Path, task: Mapping[str, Any]) -> None:
         'weights': weights_hash(torch.load(checkpoint, map_location='cpu')['state_dict']),
         'seconds': time.perf_counter() - begin,
         'cpu_seconds': cpu_seconds(),
-        'resumed': resumed,
+        'resumed': last is not None,
         'environment': environment(),
     }
     write_json(folder / VIDEOS, videos)
