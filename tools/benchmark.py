@@ -24,6 +24,7 @@ from torch import nn
 
 import vared2_mmaction
 from vared2_mmaction.apis import benchmark, flops
+from vared2_mmaction.apis.environment import processor
 from vared2_mmaction.models import dynamic_layers
 
 POLICIES = ['full', 'channel=1,temporal=1', 'mixed', 'learned']
@@ -139,16 +140,6 @@ def environment(device: str, command: str) -> dict[str, Any]:
         'date': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
         'command': command,
     }
-
-
-def processor() -> str:
-    """Model of the CPU."""
-    if os.path.exists('/proc/cpuinfo'):
-        with open('/proc/cpuinfo') as file:
-            for line in file:
-                if line.startswith('model name'):
-                    return line.partition(':')[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def write_report(path: str, report: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from .heads import VARED2I3DHead, VARED2TSNHead, VARED2X3DHead
 from .losses import ComputationBudgetLoss
 from .neck import ModulatedFeatures, SoftModulationGateNeck
 from .policy import dynamic_layers, force_policies, force_policy, masking
+from .random_gate import RandomPolicyGate, RandomPolicyResNet2Plus1d
 from .static import static_cost, to_static
 
 __all__ = [
@@ -16,6 +17,8 @@ __all__ = [
     'ComputationBudgetLoss',
     'DynamicFeatures',
     'ModulatedFeatures',
+    'RandomPolicyGate',
+    'RandomPolicyResNet2Plus1d',
     'SoftModulationGateNeck',
     'VARED2I3DHead',
     'VARED2ResNet',

@@ -1,0 +1,117 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""Trains and tests what the study compares, and writes its report.
+
+Killed and started again, it goes on from the last checkpoints. Everything is written into --out:
+a folder for each run, results.json, results.md and results.png.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from vared2_mmaction.apis import study, study_report
+from vared2_mmaction.apis.study_schedule import RESULTS, STALE, Resources, RunFailedError, Scheduler
+
+CONFIGS = Path(__file__).resolve().parent.parent / 'configs' / 'demo'
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument('--out', type=Path, help='folder of runs and results')
+    what.add_argument(
+        '--report', type=Path, metavar='DIR', help='write the report of the results in DIR again'
+    )
+    parser.add_argument(
+        '--docs', type=Path, default=Path('docs'), help='with --report: where to (default: docs)'
+    )
+    parser.add_argument('--scale', choices=study.SCALES, default='small')
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    parser.add_argument(
+        '--variants',
+        nargs='+',
+        default=list(study.VARIANTS),
+        metavar='NAME',
+        help=f'of {", ".join(study.VARIANTS)}; what they need is added (default: all)',
+    )
+    parser.add_argument('--jobs', type=int, default=2, help='runs side by side (default: 2)')
+    parser.add_argument('--threads', type=int, default=1, help='of each run (default: 1)')
+    parser.add_argument(
+        '--workers', type=int, default=1, help='processes of each that decode (default: 1)'
+    )
+    parser.add_argument(
+        '--data',
+        type=Path,
+        help='folder of the video set, made where it is missing (default: data/study_SCALE)',
+    )
+    parser.add_argument(
+        '--stale',
+        choices=STALE,
+        default='error',
+        help='what to do about runs in --out that were made with other settings (default: error)',
+    )
+    trial = parser.add_argument_group('to try it out')
+    trial.add_argument(
+        '--epochs', type=int, nargs=2, metavar=('STATIC', 'DYNAMIC'), help='of the two phases'
+    )
+    trial.add_argument(
+        '--videos', type=int, nargs=3, metavar=('TRAIN', 'VAL', 'TEST'), help='of the video set'
+    )
+    return parser
+
+
+def make_scheduler(args: argparse.Namespace, console: Console) -> Scheduler:
+    scale = study.SCALES[args.scale]
+    videos = scale.videos
+    if args.videos is not None:
+        videos = replace(videos, **dict(zip(('train', 'val', 'test'), args.videos, strict=True)))
+    plan = study.Study(
+        CONFIGS,
+        videos,
+        scale.options,
+        tuple(args.seeds),
+        tuple(args.variants),
+        None if args.epochs is None else tuple(args.epochs),
+    )
+    data = args.data or Path(f'data/study_{args.scale}')
+    resources = Resources(args.jobs, args.threads, args.workers)
+    return Scheduler(plan, args.out, data, resources, args.stale, console, command(args))
+
+
+def command(args: argparse.Namespace) -> str:
+    """The command that makes the same results, without folders and what is the default."""
+    parts = ['python tools/study.py --out work_dirs/study']
+    default = build_parser().parse_args(['--out', 'work_dirs/study'])
+    for name in ('scale', 'seeds', 'variants', 'epochs', 'videos'):
+        if (value := getattr(args, name)) != getattr(default, name):
+            words = value if isinstance(value, list) else [value]
+            parts.append(' '.join([f'--{name}', *map(str, words)]))
+    return ' '.join(parts)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    console = Console()
+    try:
+        if args.report is None:
+            make_scheduler(args, console).run()
+        found = args.report or args.out
+        docs = args.out or args.docs
+        study_report.write(study_report.load(found / RESULTS), docs)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    except RunFailedError as error:
+        parser.exit(1, f'{parser.prog}: {error}\n')
+    except KeyboardInterrupt:
+        parser.exit(130, f'{parser.prog}: interrupted; the same command goes on\n')
+    console.print(f'{docs / "results.md"} is written', soft_wrap=True)
+
+
+if __name__ == '__main__':
+    main()

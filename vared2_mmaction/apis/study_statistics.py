@@ -1,0 +1,182 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""What the results of the study say, in numbers."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .study import DYNAMIC, STATIC, VARIANTS
+
+Result = Mapping[str, Any]
+SIGNIFICANT = 0.01
+MAY_LOSE = 1.0
+"""Points of top-1 that VA-RED² may lose."""
+MAY_MISS = 1.0
+"""Points of compute by which the random policy may miss that of VA-RED²."""
+_KEYS = (
+    *('variant', 'seed', 'top1', 'ratio', 'gmacs', 'overhead_gmacs'),
+    *('seconds', 'cpu_seconds', 'environment'),
+)
+
+
+class Spread(NamedTuple):
+    """Values of several seeds."""
+
+    mean: float
+    std: float
+    """Of a sample; not a number where there is one value."""
+    values: tuple[float, ...]
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> 'Spread':
+        """Mean and standard deviation of values, of which there is at least one."""
+        std = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+        return cls(float(np.mean(values)), std, tuple(values))
+
+    def text(self, digits: int = 1, sign: bool = False) -> str:
+        """Such as '85.0 ± 0.7 (84.3, 85.0, 85.7)'."""
+        form = f'{"+" if sign else ""}.{digits}f'
+        mean, *rounded = (round(v, digits) + 0.0 for v in (self.mean, *self.values))  # no -0.0
+        values = ', '.join(f'{value:{form}}' for value in rounded)
+        std = '' if math.isnan(self.std) else f' ± {self.std:.{digits}f} ({values})'
+        return f'{mean:{form}}{std}'
+
+
+class Goal(NamedTuple):
+    """Something the study was to show."""
+
+    text: str
+    met: bool | None
+    """None where it was not measured."""
+    found: str
+
+
+@dataclass(frozen=True)
+class Results:
+    """Results of a study by variant and seed; of variants and seeds only those that it has."""
+
+    command: str
+    settings: Mapping[str, Any]
+    """Those that all runs share."""
+    runs: Mapping[str, Mapping[int, Result]]
+
+    @classmethod
+    def load(cls, path: Path) -> 'Results':
+        """Read what a study wrote.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is not the results of a study.
+        """
+        if not path.is_file():
+            raise FileNotFoundError(f'{path}: no such file; tools/study.py --out writes it')
+        try:
+            found = json.loads(path.read_text())
+            runs = list(found['runs'].values())
+            command, settings = found['command'], found['settings']
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f'{path}: expected the results of tools/study.py: {error!r}'
+            ) from error
+        ordered: dict[str, dict[int, Result]] = {name: {} for name in VARIANTS}
+        for run in runs:
+            for key in _KEYS:
+                if key not in run:
+                    raise ValueError(f'{path}: a run lacks {key!r}')
+            if run['variant'] not in VARIANTS:
+                raise ValueError(f'{path}: variant {run["variant"]!r} is not of {list(VARIANTS)}')
+            ordered[run['variant']][run['seed']] = run
+        if not ordered[STATIC]:
+            raise ValueError(f'{path}: expected at least one run of {STATIC!r}')
+        return cls(command, settings, {name: by for name, by in ordered.items() if by})
+
+    def top1(self, variant: str, seed: int) -> float:
+        """Accuracy, %."""
+        return 100 * self.runs[variant][seed]['top1']
+
+    def gmacs(self, variant: str, seed: int) -> float:
+        """Billions of multiply-adds of a clip, gates and cheap operations included."""
+        run = self.runs[variant][seed]
+        return run['gmacs']['mean'] + run['overhead_gmacs']
+
+    def share(self, variant: str, seed: int) -> float:
+        """Compute in % of the static network's, gates and cheap operations included."""
+        return 100 * self.gmacs(variant, seed) / self.gmacs(STATIC, seed)
+
+    def ratio(self, variant: str, seed: int) -> float:
+        """Compute in % of the network's own convolutions, gates and cheap operations left out."""
+        return 100 * self.runs[variant][seed]['ratio']['mean']
+
+    def spread(self, measure: str, variant: str) -> Spread:
+        """A measure, such as 'top1', over seeds."""
+        return Spread.of([getattr(self, measure)(variant, seed) for seed in self.runs[variant]])
+
+    def difference(self, measure: str, variant: str, other: str) -> Spread | None:
+        """A measure of one variant minus that of another, seed by seed."""
+        mine, theirs = self.runs.get(variant, {}), self.runs.get(other, {})
+        if not (seeds := [seed for seed in mine if seed in theirs]):
+            return None
+        take = getattr(self, measure)
+        return Spread.of([take(variant, seed) - take(other, seed) for seed in seeds])
+
+    def goals(self) -> list[Goal]:
+        """What was to be shown, and whether it was."""
+        return [
+            self._saves(),
+            self._keeps_accuracy(),
+            self._beats('random', 'a random policy'),
+            self._beats('slimmed', 'a slimmed static network'),
+            self._same_compute(),
+            self._follows_motion(),
+        ]
+
+    def _saves(self) -> Goal:
+        text = 'VA-RED² takes less compute than the static network, all included, for every seed'
+        if DYNAMIC not in self.runs:
+            return Goal(text, None, 'not measured')
+        share = self.spread('share', DYNAMIC)
+        return Goal(text, max(share.values) < 100, f'{share.text()} % of its multiply-adds')
+
+    def _keeps_accuracy(self) -> Goal:
+        text = f'VA-RED² loses at most {MAY_LOSE:g} point of top-1, on average'
+        change = self.difference('top1', DYNAMIC, STATIC)
+        if change is None:
+            return Goal(text, None, 'not measured')
+        return Goal(text, change.mean >= -MAY_LOSE, f'{change.text(sign=True)} points')
+
+    def _beats(self, other: str, what: str) -> Goal:
+        text = f'At equal compute VA-RED² is more accurate than {what}, for every seed'
+        change = self.difference('top1', DYNAMIC, other)
+        if change is None:
+            return Goal(text, None, 'not measured')
+        return Goal(text, min(change.values) > 0, f'{change.text(sign=True)} points')
+
+    def _same_compute(self) -> Goal:
+        text = (
+            f'The random policy takes the compute of VA-RED² within {MAY_MISS:g} point, '
+            'convolutions only, for every seed'
+        )
+        miss = self.difference('ratio', 'random', DYNAMIC)
+        if miss is None:
+            return Goal(text, None, 'not measured')
+        met = max(map(abs, miss.values)) <= MAY_MISS
+        return Goal(text, met, f'{miss.text(2, sign=True)} points')
+
+    def _follows_motion(self) -> Goal:
+        text = (
+            'VA-RED² computes fewer frames for still clips than for moving ones '
+            f'(p < {SIGNIFICANT:g}), for every seed'
+        )
+        runs = self.runs.get(DYNAMIC, {}).values()
+        groups = [g for run in runs if (g := (run.get('motion') or {}).get('all')) is not None]
+        if not groups or len(groups) < len(runs):
+            return Goal(text, None, 'not measured')
+        fewer = [g['still'] < g['moving'] and g['p'] < SIGNIFICANT for g in groups]
+        change = Spread.of([100 * (g['still'] - g['moving']) for g in groups])
+        p_values = ', '.join(f'{g["p"]:.4f}' for g in groups)
+        return Goal(text, all(fewer), f'{change.text(sign=True)} points; p {p_values}')
