@@ -13,15 +13,16 @@ CONSTRAINTS := requirements/constraints.txt
 TORCH_ID := $(shell printf '%s' '$(TORCH)' | cksum | tr -d ' ')
 STAMP := $(VENV)/.setup-$(TORCH_ID)
 
-.PHONY: help setup demo test lint clean distclean
+.PHONY: help setup demo study test lint clean distclean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make setup      make $(VENV) with everything installed (once; TORCH=... picks the PyTorch)'
 	@echo 'make demo       train, test and show the demo (tools/run_demo.py)'
+	@echo 'make study      train, test and report the study (tools/study.py); goes on where it was'
 	@echo 'make test       lint, then run the tests'
 	@echo 'make lint       ruff check, ruff format --check, mypy'
-	@echo 'make clean      remove what the demo wrote'
+	@echo 'make clean      remove what the demo and the study wrote'
 	@echo 'make distclean  remove also $(VENV), caches and build results'
 
 setup: $(STAMP)
@@ -41,6 +42,10 @@ $(STAMP): pyproject.toml setup.py $(CONSTRAINTS) Makefile
 demo: setup
 	@$(BIN)/python tools/run_demo.py
 
+study: setup
+	@$(BIN)/python tools/study.py --out work_dirs/study
+	@$(BIN)/python tools/study.py --report work_dirs/study --docs docs
+
 lint: setup
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -50,7 +55,7 @@ test: lint
 	$(BIN)/python -m pytest
 
 clean:
-	rm -rf work_dirs/demo data/moving_shapes
+	rm -rf work_dirs/demo work_dirs/study data/moving_shapes data/study_small
 
 distclean: clean
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
