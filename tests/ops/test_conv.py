@@ -158,3 +158,15 @@ def test_converted_layer_shares_the_parameters_of_the_stock_one():
     assert {k for k in layer.state_dict() if '.' not in k} == set(conv.state_dict())
     assert isinstance(layer, nn.Conv3d)
     assert layer.stride == conv.stride
+
+
+@pytest.mark.parametrize('case', CASES, ids=names)
+def test_what_is_overwritten_without_gradients_is_what_is_written_with_them(case):
+    layer, x = build(case), clips(case, 3)
+    for modulation in every_modulation(layer, x):
+        expected, _ = layer.modulate(x, modulation)
+        before = x.clone()
+        with torch.no_grad():
+            found, _ = layer.modulate(x, modulation)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+        assert torch.equal(x, before)

@@ -69,7 +69,7 @@ class _FusedConv:
     def _blend(self, clips: Tensor, z: Tensor, modulation: Modulation, group: Group) -> Tensor:
         y = super()._blend(clips, z, modulation, group)  # type: ignore[misc]
         scale, shift = self.norm.to(y.dtype)
-        return torch.addcmul(shift, y, scale)
+        return torch.addcmul(shift, y, scale, out=None if torch.is_grad_enabled() else y)
 
 
 class FusedConv3d(_FusedConv, DynamicConv3d):

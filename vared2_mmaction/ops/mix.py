@@ -6,6 +6,7 @@ over the maps again, twice so in the backward pass; here factors are combined be
 touched.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -39,8 +40,18 @@ class Mix:
         """Add a region and what it is the sum of."""
         self.sums.append((target, sources))
 
-    def write(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """Compute the output, (N, C, T, H, W), in the layout of other clips."""
+    def write(self, shape: tuple[int, ...], maps: Tensor) -> Tensor:
+        """Compute the output.
+
+        Without gradients and where the maps have the shape of the output, they are overwritten:
+        regions that stay as they are cost nothing. This asks that a sum's first source be its own
+        region of the maps, and that others lie in regions that were added before.
+
+        Args:
+            shape: Shape of the output, (N, C, T, H, W).
+            maps: The maps that sources are regions of, in whose layout the output is.
+        """
+        in_place = maps.shape == shape and not torch.is_grad_enabled()
         tensors: list[Tensor] = []
         position: dict[int, int] = {}
 
@@ -53,12 +64,14 @@ class Mix:
             return position[id(tensor)]
 
         plan = []
-        for target, sources in self.sums:
+        for target, sources in reversed(self.sums) if in_place else self.sums:
             merged = _merge(sources)
             shifts = [s.shift for s in merged if s.shift is not None]
             terms = [(place(s.maps), s.region, place(s.factor)) for s in merged]
             plan.append((target, terms, place(sum(shifts[1:], shifts[0]) if shifts else None)))
-        return _Write.apply(empty_clips(shape, like), plan, *tensors)
+        if in_place:
+            return _write(maps, plan, tensors)
+        return _Write.apply(empty_clips(shape, maps), plan, *tensors)
 
 
 def _merge(sources: list[Source]) -> list[Source]:
@@ -78,6 +91,23 @@ def _merge(sources: list[Source]) -> list[Source]:
     return list(merged.values())
 
 
+def _write(out: Tensor, plan: list, tensors: Sequence[Tensor]) -> Tensor:
+    for target, terms, shift in plan:
+        part = out[target]
+        for i, (maps, region, factor) in enumerate(terms):
+            source = tensors[maps][region]
+            scale = None if factor is None else _spread(tensors[factor])
+            if i == 0 and shift is not None:
+                _affine(source, scale, _spread(tensors[shift]), part)
+            elif i == 0 and scale is not None:
+                torch.mul(source, scale, out=part)
+            elif i == 0 and tensors[maps] is not out:
+                part.copy_(source)
+            elif i > 0:
+                part.add_(source) if scale is None else part.addcmul_(source, scale)
+    return out
+
+
 class _Write(torch.autograd.Function):
     """Forward and backward of the sums, without a graph of their parts."""
 
@@ -86,18 +116,7 @@ class _Write(torch.autograd.Function):
         ctx.plan = plan
         ctx.save_for_backward(*tensors)
         ctx.mark_dirty(out)
-        for target, terms, shift in plan:
-            part = out[target]
-            for i, (maps, region, factor) in enumerate(terms):
-                source = tensors[maps][region]
-                scale = None if factor is None else _spread(tensors[factor])
-                if i == 0 and shift is not None:
-                    _affine(source, scale, _spread(tensors[shift]), part)
-                elif i == 0:
-                    part.copy_(source) if scale is None else torch.mul(source, scale, out=part)
-                else:
-                    part.add_(source) if scale is None else part.addcmul_(source, scale)
-        return out
+        return _write(out, plan, tensors)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
