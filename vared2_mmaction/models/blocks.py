@@ -43,10 +43,6 @@ class Deciding(nn.Module):
         with deciding(Joint(self.decides_for, clips, self.gate_stack)):
             return super().forward(x, *args, **kwargs)
 
-    def stack_gates(self) -> None:
-        """Make the gates one module, for inference; their normalisation is folded."""
-        self.gate_stack = GateStack([layer.gate for layer in self.decides_for])
-
 
 def decide_together(backbone: nn.Module, layers: Iterable[str]) -> None:
     """Let the gates of each residual block decide together, in place.
@@ -61,7 +57,7 @@ def decide_together(backbone: nn.Module, layers: Iterable[str]) -> None:
     blocks: dict[str, list[nn.Module]] = {}
     for name in layers:
         layer, of = backbone.get_submodule(name), block_of(name)
-        if of is not None and isinstance(layer.gate, SoftModulationGate):
+        if of is not None and type(layer.gate) is SoftModulationGate:
             blocks.setdefault(of, []).append(layer)
     for name, together in blocks.items():
         block: Any = backbone.get_submodule(name)

@@ -16,8 +16,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..ops import DynamicConv2d, DynamicConv3d, SoftModulationGate
 from ..ops.fused import fold_norm
+from ..ops.joint import GateStack
 from .blocks import Deciding
 from .forms import keep_channels_last
+from .policy import dynamic_layers
 
 
 def fuse(model: nn.Module) -> nn.Module:
@@ -48,11 +50,20 @@ def fuse(model: nn.Module) -> nn.Module:
     for gate in fused.modules():
         if isinstance(gate, SoftModulationGate):
             gate.fold_norm()
-    for block in list(fused.modules()):
-        if isinstance(block, Deciding):
-            block.stack_gates()
+    _stack_gates(fused)
     keep_channels_last(fused)
     return fused
+
+
+def _stack_gates(model: nn.Module) -> None:
+    """Let gates that are evaluated together, and those that decide alone, be evaluated as one."""
+    blocks = [module for module in model.modules() if isinstance(module, Deciding)]
+    together = {layer for block in blocks for layer in block.decides_for}
+    for block in blocks:
+        block.gate_stack = GateStack([layer.gate for layer in block.decides_for])
+    for layer in set(dynamic_layers(model).values()) - together:
+        if type(layer.gate) is SoftModulationGate:
+            layer.gate_stack = GateStack([layer.gate])
 
 
 def _pairs(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:

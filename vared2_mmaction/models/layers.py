@@ -49,9 +49,10 @@ class DynamicOptions:
             downsampling, lateral, squeeze-and-excitation and non-local branches; in a backbone
             without residual stages, all but the first.
         gate: Config of the gate of each layer, by default a ``SoftModulationGate``.
-        gate_input: What the gates of a residual block see: the input of the 'block', so that they
-            decide together, or each that of its own 'layer', as in the paper. Layers outside
-            residual blocks, and gates of another kind, always see the input of the layer.
+        gate_input: What gates see: each the input of its own 'layer', as in the paper, or those of
+            a residual block the input of the 'block', so that they decide together, which is
+            faster. Layers outside residual blocks, and gates of another kind, always see that of
+            the layer.
         channel_operation: Cheap operation that rebuilds channels: 'affine' or 'depthwise'.
         temporal_operation: Cheap operation that rebuilds frames: 'affine' or 'depthwise'.
         normalise: Whether the weights of a dimension's options become shares that sum to one.
@@ -65,7 +66,7 @@ class DynamicOptions:
     temporal: int = 3
     layers: str | None = None
     gate: dict = field(default_factory=dict)
-    gate_input: str = 'block'
+    gate_input: str = 'layer'
     channel_operation: str = 'affine'
     temporal_operation: str = 'affine'
     normalise: bool = True

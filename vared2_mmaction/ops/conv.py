@@ -16,8 +16,9 @@ from .cheap import ChannelOptions, TemporalOptions
 from .decision import LayerConstants, LayerCost, LayerDecision, layer_cost, report
 from .forced import Forced
 from .forms import convolve
+from .gate import SoftModulationGate
 from .groups import Group, assemble, consecutive, group_by_policy, take
-from .joint import joint_answer
+from .joint import GateStack, Joint, joint_answer
 from .options import kept
 from .rebuild import rebuild
 
@@ -39,6 +40,8 @@ class _DynamicConv(nn.modules.conv._ConvNd):
     """Whether what a policy leaves out is skipped, or computed and discarded."""
     forced: Forced | None
     """What is done instead of what the gate answers."""
+    gate_stack: GateStack | None
+    """The gate as it is evaluated in a fused network, where no block decides for the layer."""
 
     @classmethod
     def convert_from(
@@ -82,18 +85,24 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         )
         self.skip = True
         self.forced = None
+        self.gate_stack = None
         return self.train(conv.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve; shapes are those of the stock convolution."""
         clips = self._to_clips(x)
         options = len(self._frame_options(clips))
-        answer = joint_answer(self, options) or fetch(self.gate(clips, options))
+        answer = joint_answer(self, options) or self._decide(clips, options)
         if self.forced is not None:
             answer = self.forced.replace(answer)
         y, decision = self.modulate(clips, answer)
         report(self.layer_name, decision)
         return self._from_clips(y)
+
+    def _decide(self, clips: Tensor, options: int) -> Answer:
+        if type(self.gate) is SoftModulationGate:  # of another class only the forward is known
+            return Joint((self,), clips, self.gate_stack).answer(self, options)
+        return fetch(self.gate(clips, options))
 
     def num_options(self, x: Tensor) -> tuple[int, int]:
         """Numbers of channel and temporal options that an input leaves the layer."""
