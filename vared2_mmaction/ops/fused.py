@@ -9,22 +9,29 @@ from torch import Tensor
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from .answer import Modulation
+from .cheap import PerChannelAffine
 from .conv import DynamicConv2d, DynamicConv3d
 from .groups import Group
+
+AMPLIFICATION = 100
+"""How far rounding errors of normalised maps may grow when other maps are rebuilt from them."""
 
 
 def fold_norm(layer: DynamicConv2d | DynamicConv3d, norm: Any) -> None:
     """Fold a BatchNorm in evaluation mode into a layer, in place.
 
-    The full policy takes folded kernels; a pair of options folds the normalisation into what it
-    rebuilds, so that nothing divides by a factor that may be zero. The layer keeps both kernels.
+    Where shares sum to one and cheap operations are affine, the layer computes normalised maps, and
+    each operation undoes the normalisation of the map that it reads. Where that cannot be done, or
+    would divide by next to nothing, the layer keeps two kernels: folded ones for the full policy,
+    and its own for all others, whose normalisation comes last.
 
     Args:
         layer: The dynamic convolution.
         norm: The BatchNorm that follows it, with running statistics.
     """
+    in_3d, (channel, temporal) = isinstance(layer, DynamicConv3d), _options(layer)
     with torch.no_grad():
-        weight, bias = fuse_conv_bn_weights(
+        folded = fuse_conv_bn_weights(
             layer.weight,
             layer.bias,
             norm.running_mean,
@@ -33,26 +40,104 @@ def fold_norm(layer: DynamicConv2d | DynamicConv3d, norm: Any) -> None:
             norm.weight,
             norm.bias,
         )
-        scale = torch.rsqrt(norm.running_var + norm.eps)
-        scale = scale if norm.weight is None else scale * norm.weight
-        shift = -norm.running_mean * scale
-        shift = shift if norm.bias is None else shift + norm.bias
-        made = FusedConv2d if isinstance(layer, DynamicConv2d) else FusedConv3d
-        if layer.channel_options.affine and layer.temporal_options.affine:
-            options = (len(layer.channel_options.kept), layer.temporal_options.num_options)
-            for i, j in itertools.product(*map(range, options)):
-                own_scale, own_shift = layer._factors(i, j, layer.weight.dtype)
-                folded = torch.stack((own_scale * scale, own_shift * scale + shift))
-                layer.register_buffer(f'factors_{i}_{j}', folded, persistent=False)
-        layer.register_buffer('folded_weight', weight.detach(), persistent=False)
-        layer.register_buffer('folded_bias', bias.detach(), persistent=False)
-        spread = torch.stack((scale, shift)).view(2, 1, -1, 1, 1, 1)
-        layer.register_buffer('norm', spread, persistent=False)
+        ones, zeros = channel.ones.to(norm.running_var), channel.zeros.to(norm.running_var)
+        gain, offset = (
+            own if given is None else given
+            for own, given in ((ones, norm.weight), (zeros, norm.bias))
+        )
+        scale = torch.rsqrt(norm.running_var + norm.eps) * gain
+        shift = offset - norm.running_mean * scale
+        affine = channel.affine and temporal.affine
+        sizes = gain.abs() + offset.abs()
+        if affine and layer.saturation is not None and _invertible(layer, scale, sizes):
+            layer.weight, layer.bias = folded
+            _fold_into_operations(layer, scale, shift)
+            scale, shift = ones, zeros
+            made: Any = FusedConv3d if in_3d else FusedConv2d
+        else:
+            made = TwoKernelConv3d if in_3d else TwoKernelConv2d
+            for name, tensor in zip(('folded_weight', 'folded_bias'), folded, strict=True):
+                layer.register_buffer(name, tensor.detach(), persistent=False)
+            spread = torch.stack((scale, shift)).view(2, 1, -1, 1, 1, 1)
+            layer.register_buffer('norm', spread, persistent=False)
+        if affine:
+            _tabulate(layer, scale, shift)
     layer.__class__ = made
 
 
-class _FusedConv:
-    """Mixin: what differs from the layer without its normalisation."""
+def _options(layer: DynamicConv2d | DynamicConv3d) -> tuple[Any, Any]:
+    return layer.channel_options, layer.temporal_options
+
+
+def _operations(layer: DynamicConv2d | DynamicConv3d) -> list[tuple[PerChannelAffine, Any, Any]]:
+    """Operations that rebuild channels, with the channels they make and those they read."""
+    channels = torch.arange(layer.out_channels, device=layer.weight.device)
+    options = layer.channel_options
+    return [
+        (operation, channels[k:], channels[k:] % k)  # type: ignore[misc]
+        for operation, k in zip(options.cheap, options.kept[1:], strict=True)
+    ]
+
+
+def _invertible(layer: DynamicConv2d | DynamicConv3d, scale: Tensor, sizes: Tensor) -> bool:
+    """Whether the normalisation of maps that others are rebuilt from can be undone.
+
+    Args:
+        layer: The layer.
+        scale: Factors of the normalisation, (C,).
+        sizes: About how large normalised maps are, (C,).
+    """
+    limit = AMPLIFICATION * sizes.max()
+    return all(
+        (scale[made] * operation.weight * sizes[read]).abs().le(limit * scale[read].abs()).all()
+        and scale[read].ne(0).all()
+        for operation, made, read in _operations(layer)
+    )
+
+
+def _fold_into_operations(
+    layer: DynamicConv2d | DynamicConv3d, scale: Tensor, shift: Tensor
+) -> None:
+    """Let operations on normalised maps make normalised maps."""
+    for operation, made, read in _operations(layer):
+        weight = operation.weight * scale[made] / scale[read]
+        operation.bias.copy_(scale[made] * operation.bias + shift[made] - weight * shift[read])
+        operation.weight.copy_(weight)
+    operations: Any = layer.temporal_options.cheap
+    for operation in operations:
+        offsets = len(operation.weight) // len(scale)
+        scales, shifts = scale.repeat(offsets), shift.repeat(offsets)
+        operation.bias.copy_(scales * operation.bias + shifts * (1 - operation.weight))
+
+
+def _tabulate(layer: DynamicConv2d | DynamicConv3d, scale: Tensor, shift: Tensor) -> None:
+    """Keep, for every pair of options, the factors of what it rebuilds, normalised at the end."""
+    numbers = (len(layer.channel_options.kept), layer.temporal_options.num_options)
+    for i, j in itertools.product(*map(range, numbers)):
+        own_scale, own_shift = layer._factors(i, j, layer.weight.dtype)
+        factors = torch.stack((own_scale * scale, own_shift * scale + shift))
+        layer.register_buffer(f'factors_{i}_{j}', factors, persistent=False)
+
+
+class _Tabulated:
+    """Mixin: factors of pairs of options are looked up."""
+
+    def _factors(self, channel: int, temporal: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        scale, shift = getattr(self, f'factors_{channel}_{temporal}').to(dtype)
+        return scale, shift
+
+
+class FusedConv3d(_Tabulated, DynamicConv3d):
+    """A dynamic 3-D convolution that computes normalised maps."""
+
+
+class FusedConv2d(_Tabulated, DynamicConv2d):
+    """A dynamic 2-D convolution that computes normalised maps."""
+
+
+class _TwoKernels(_Tabulated):
+    """Mixin: the normalisation is folded into the kernels of the full policy, and comes last
+    otherwise."""
 
     folded_weight: Tensor
     folded_bias: Tensor
@@ -62,19 +147,15 @@ class _FusedConv:
         weight, bias = self.folded_weight, self.folded_bias
         return self._filtered(clips, weight, bias, len(weight), 1)  # type: ignore[attr-defined]
 
-    def _factors(self, channel: int, temporal: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        scale, shift = getattr(self, f'factors_{channel}_{temporal}').to(dtype)
-        return scale, shift
-
     def _blend(self, clips: Tensor, z: Tensor, modulation: Modulation, group: Group) -> Tensor:
         y = super()._blend(clips, z, modulation, group)  # type: ignore[misc]
         scale, shift = self.norm.to(y.dtype)
         return torch.addcmul(shift, y, scale, out=None if torch.is_grad_enabled() else y)
 
 
-class FusedConv3d(_FusedConv, DynamicConv3d):
-    """A dynamic 3-D convolution with its normalisation."""
+class TwoKernelConv3d(_TwoKernels, DynamicConv3d):
+    """A dynamic 3-D convolution with its normalisation behind it."""
 
 
-class FusedConv2d(_FusedConv, DynamicConv2d):
-    """A dynamic 2-D convolution with its normalisation."""
+class TwoKernelConv2d(_TwoKernels, DynamicConv2d):
+    """A dynamic 2-D convolution with its normalisation behind it."""
