@@ -2,6 +2,7 @@
 #
 #   TORCH   what to install as PyTorch: any requirement of 2.4 or newer, or the path of a wheel
 #   PYTHON  the interpreter that .venv is made with (3.10 or newer)
+#   WHEELS  where `make setup-detection` keeps, and looks for, the mmcv wheel that it compiles
 #
 # pip's own variables (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, ...) apply.
 TORCH ?= torch==2.13.0
@@ -13,7 +14,14 @@ CONSTRAINTS := requirements/constraints.txt
 TORCH_ID := $(shell printf '%s' '$(TORCH)' | cksum | tr -d ' ')
 STAMP := $(VENV)/.setup-$(TORCH_ID)
 
-.PHONY: help setup demo test lint clean distclean
+# Detection needs mmcv with its operators, which replaces the mmcv-lite of .venv.
+WHEELS ?= wheels
+DETECTION := .venv-detection
+DETECTION_BIN := $(DETECTION)/bin
+DETECTION_STAMP := $(DETECTION)/.setup-$(TORCH_ID)
+MMCV := $(shell sed -n 's/^mmcv==//p' $(CONSTRAINTS))
+
+.PHONY: help setup setup-detection demo test test-detection lint clean distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -21,6 +29,8 @@ help:
 	@echo 'make demo       train, test and show the demo (tools/run_demo.py)'
 	@echo 'make test       lint, then run the tests'
 	@echo 'make lint       ruff check, ruff format --check, mypy'
+	@echo 'make setup-detection  make $(DETECTION) for action detection (about 20 minutes, once)'
+	@echo 'make test-detection   run the tests of detection there'
 	@echo 'make clean      remove what the demo wrote'
 	@echo 'make distclean  remove also $(VENV), caches and build results'
 
@@ -38,6 +48,28 @@ $(STAMP): pyproject.toml setup.py $(CONSTRAINTS) Makefile
 	  '$(TORCH)' -e '.[recognition,dev]'
 	@touch $@
 
+setup-detection: $(DETECTION_STAMP)
+
+# A wheel fits one PyTorch and one Python only, hence the folder's name; pip's own cache of wheels
+# does not know about the former.
+$(DETECTION_STAMP): pyproject.toml setup.py $(CONSTRAINTS) Makefile
+	@$(DETECTION_BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(DETECTION)
+	@rm -f $(DETECTION)/.setup-*
+	PIP_CONSTRAINT=$(CONSTRAINTS) $(DETECTION_BIN)/python -m pip install --quiet setuptools wheel ninja \
+	  numpy '$(TORCH)'
+	@set -e; export PIP_CONSTRAINT=$(CONSTRAINTS) MMCV_WITH_OPS=1; \
+	export PATH="$(abspath $(DETECTION_BIN)):$$PATH"; \
+	folder=$(WHEELS)/$$(python -c 'import torch; print("torch-" + torch.__version__)'); \
+	wheel=mmcv-$(MMCV)-$$(python -c 'import sys; print("cp%d%d" % sys.version_info[:2])'); \
+	if ! ls "$$folder/$$wheel"-*.whl 2>/dev/null; then \
+	  echo "Compiling the operators of mmcv $(MMCV): about 20 minutes on two cores, once."; \
+	  echo "The wheel is kept in $$folder; WHEELS=... names another folder."; \
+	  python -m pip wheel --quiet --no-deps --no-cache-dir --no-build-isolation --no-binary mmcv \
+	    --wheel-dir "$$folder" mmcv==$(MMCV); \
+	fi; \
+	python -m pip install --quiet --no-build-isolation "$$folder/$$wheel"-*.whl -e '.[detection,dev]'
+	@touch $@
+
 demo: setup
 	@$(BIN)/python tools/run_demo.py
 
@@ -49,9 +81,12 @@ lint: setup
 test: lint
 	$(BIN)/python -m pytest
 
+test-detection: setup-detection
+	$(DETECTION_BIN)/python -m pytest tests/detection
+
 clean:
 	rm -rf work_dirs/demo data/moving_shapes
 
 distclean: clean
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(DETECTION) wheels build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
