@@ -1,5 +1,7 @@
 # VA-RED2 of SlowOnly-50 on AVA 2.1, from its zoo checkpoint.
-_base_ = 'mmaction::detection/slowonly/slowonly_kinetics400-pretrained-r50_8xb16-4x16x1-20e_ava21-rgb.py'
+_base_ = (
+    'mmaction::detection/slowonly/slowonly_kinetics400-pretrained-r50_8xb16-4x16x1-20e_ava21-rgb.py'
+)
 custom_imports = dict(imports=['vared2_mmaction'])
 
 model = dict(

@@ -31,12 +31,17 @@ def make_batch(model: nn.Module, batch_size: int, shape: Sequence[int], seed: in
     views = flops.Views(shape[1], 1, 1, None)
     videos = [flops.random_clip(model, clip, views, seed + i) for i in range(batch_size)]
     generator = torch.Generator().manual_seed(seed)
-    head: Any = model.roi_head.bbox_head if is_detector(model) else model.cls_head
-    labels = torch.randint(head.num_classes, (batch_size,), generator=generator).tolist()
+    classes = classifier(model).num_classes
+    labels = torch.randint(classes, (batch_size,), generator=generator).tolist()
     if is_detector(model):
-        samples = [_boxed_sample(shape, head.num_classes, label) for label in labels]
+        samples = [_boxed_sample(shape, classes, label) for label in labels]
         return Batch(torch.cat(videos), samples)
     return Batch(torch.cat(videos), [ActionDataSample().set_gt_label(label) for label in labels])
+
+
+def classifier(model: Any) -> Any:
+    """The part of a recognizer or detector that says how likely each class is."""
+    return model.roi_head.bbox_head if is_detector(model) else model.cls_head
 
 
 def _boxed_sample(shape: Sequence[int], classes: int, label: int) -> ActionDataSample:

@@ -34,9 +34,8 @@ from ..models import (
     to_static,
 )
 from ..models.dynamize import DynamicFeatures
-from ..models.static import is_detector
 from . import flops
-from .batches import Batch, make_batch
+from .batches import Batch, classifier, make_batch
 from .memory import peak_bytes, state_tensors
 
 WARMUP = 2
@@ -189,8 +188,7 @@ def build_network(name: str, model: nn.Module, case: Case, options: Options) -> 
     network.train(not infer)
     if not infer and options.dtype != 'float32':
         # Stock heads hand the scores to NumPy, which knows no bfloat16.
-        head: Any = network.roi_head.bbox_head if is_detector(network) else network.cls_head
-        head.register_forward_hook(_to_float32)
+        classifier(network).register_forward_hook(_to_float32)
     batch = make_batch(model, case.batch_size, case.shape, options.seed)
     samples = [sample.to(options.device) for sample in batch.data_samples]
     batch = Batch(batch.inputs.to(options.device), samples)
@@ -232,7 +230,7 @@ def _predict(model: nn.Module, batch: Batch, autocast: Callable) -> object:
 def _train_step(
     model: Any, batch: Batch, autocast: Callable, optimizer: torch.optim.Optimizer
 ) -> None:
-    samples = [sample.clone() for sample in batch.data_samples]  # a detector changes them
+    samples = copy.deepcopy(batch.data_samples)  # a detector changes them
     with autocast():
         losses = model(batch.inputs, samples, mode='loss')
     loss, _ = model.parse_losses(losses)

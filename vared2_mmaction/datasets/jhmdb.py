@@ -3,8 +3,8 @@
 
 Its annotation is read from either of two things:
 
-- what its authors publish: the folder ``puppet_mask``, ``CLASS/VIDEO/puppet_mask.mat`` with an array
-  ``part_mask`` of (H, W, T), non-zero on the person, and the folder ``splits``,
+- what its authors publish: the folder ``puppet_mask``, ``CLASS/VIDEO/puppet_mask.mat`` with an
+  array ``part_mask`` of (H, W, T), non-zero on the person, and the folder ``splits``,
   ``CLASS_test_splitN.txt`` with lines ``VIDEO.avi 1`` (training) or ``2`` (test);
 - ``JHMDB-GT.pkl``, which tube detectors share: a dictionary of ``labels`` (21 names), ``gttubes``
   (video -> label -> arrays (frames, 5) of frame, counted from 1, and x1, y1, x2, y2 in pixels),
@@ -168,7 +168,9 @@ def read_published(puppet_mask: Path, splits: Path, split: int) -> Jhmdb:
         for number, line in enumerate(path.read_text().splitlines(), 1):
             name, _, part = line.strip().rpartition(' ')
             if part not in ('1', '2') or not name.endswith('.avi'):
-                raise ValueError(f'{path}, line {number}: expected "VIDEO.avi 1" or 2, got {line!r}')
+                raise ValueError(
+                    f'{path}, line {number}: expected "VIDEO.avi 1" or 2, got {line!r}'
+                )
             mask = puppet_mask / label / name.removesuffix('.avi') / 'puppet_mask.mat'
             keyframes[PARTS[int(part) - 1]] += _of_mask(mask, f'{label}/{name}', action)
     return Jhmdb(labels, keyframes)

@@ -6,15 +6,24 @@ The only module that needs mmdet and mmcv's operators.
 
 from typing import Any
 
+from mmaction.models.common import Conv2plus1d
 from mmaction.models.roi_heads.roi_head import AVARoIHead
 from mmaction.registry import MODELS
 from mmaction.structures import ActionDataSample
 from mmdet.registry import MODELS as MMDET_MODELS
+from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from ..ops import SoftModulationGate
 from .heads import BudgetPart
+from .losses import ComputationBudgetLoss
 from .neck import ModulatedFeatures
+
+# A detector's parts are built in mmdet's scope, from where only the root registry is in sight.
+# These are asked for by their bare name: the convolution by R(2+1)D, the others by our parts.
+for part in (Conv2plus1d, SoftModulationGate, ComputationBudgetLoss):
+    ROOT_MODELS.register_module(module=part)
 
 
 # In both registries: the stock head is in mmdet's, everything else of ours in MMAction2's.

@@ -91,7 +91,7 @@ def run_once(model: Any, x: Tensor) -> None:
     model.cls_head(feats, **kwargs)
 
 
-def _full_shape(model: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
+def _full_shape(model: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     recognizer = isinstance(model, BaseRecognizer)
     backbone = model.backbone if recognizer or is_detector(model) else model
     volumes = any(isinstance(module, nn.Conv3d) for module in backbone.modules())

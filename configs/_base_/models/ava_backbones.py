@@ -1,5 +1,5 @@
-# Backbones for AVA, as MMAction2 has them for Kinetics, but with a stride of 16 pixels in all, which
-# is what the RoI extractor of its detection recipes expects.
+# Backbones for AVA, as MMAction2 has them for Kinetics, but with a stride of 16 pixels in all,
+# which is what the RoI extractor of its detection recipes expects.
 zoo = 'https://download.openmmlab.com/mmaction/v1.0/recognition/'
 slowonly = dict(
     type='mmaction.ResNet3dSlowOnly',

@@ -1,0 +1,67 @@
+# Generated videos of 24 frames in the format of AVA, see tools/make_moving_boxes.py; a clip's 8
+# frames span the video. Left and right are classes: no Flip.
+data_root = 'data/moving_boxes'
+annotations = f'{data_root}/annotations'
+
+frames = dict(type='SampleAVAFrames', clip_len=8, frame_interval=3)
+format_inputs = [
+    dict(type='FormatShape', input_format='NCTHW', collapse=True),
+    dict(type='PackActionInputs'),
+]
+train_pipeline = [
+    dict(type='DecordInit', num_threads=1),
+    frames,
+    dict(type='DecordDecode'),
+    dict(type='RandomRescale', scale_range=(48, 56)),
+    dict(type='RandomCrop', size=48),
+    *format_inputs,
+]
+test_pipeline = [
+    dict(type='DecordInit', num_threads=1),
+    dict(test_mode=True, **frames),
+    dict(type='DecordDecode'),
+    dict(type='Resize', scale=(48, 48), keep_ratio=False),
+    *format_inputs,
+]
+
+
+dataset = dict(
+    type='AVADataset',
+    label_file=f'{annotations}/actions.pbtxt',
+    data_prefix=dict(img=data_root),
+    num_classes=9,
+    use_frames=False,
+    fps=1,  # timestamps are numbers of frames, from 1
+    timestamp_start=1,
+    start_index=0,
+)
+excluded, proposals = 'excluded_timestamps.csv', 'proposals.pkl'
+train = dict(
+    ann_file=f'{annotations}/train.csv',
+    exclude_file=f'{annotations}/train_{excluded}',
+    proposal_file=f'{annotations}/train_{proposals}',
+    pipeline=train_pipeline,
+)
+val = dict(
+    ann_file=f'{annotations}/val.csv',
+    exclude_file=f'{annotations}/val_{excluded}',
+    proposal_file=f'{annotations}/val_{proposals}',
+    pipeline=test_pipeline,
+    test_mode=True,
+)
+test = dict(
+    ann_file=f'{annotations}/test.csv',
+    exclude_file=f'{annotations}/test_{excluded}',
+    proposal_file=f'{annotations}/test_{proposals}',
+    pipeline=test_pipeline,
+    test_mode=True,
+)
+loader = dict(num_workers=1, persistent_workers=True)
+shuffled, in_order = (dict(type='DefaultSampler', shuffle=shuffle) for shuffle in (True, False))
+train_dataloader = dict(batch_size=16, sampler=shuffled, dataset={**dataset, **train}, **loader)
+val_dataloader = dict(batch_size=1, sampler=in_order, dataset={**dataset, **val}, **loader)
+test_dataloader = dict(batch_size=1, sampler=in_order, dataset={**dataset, **test}, **loader)
+
+metric = dict(type='AVAMetric', label_file=dataset['label_file'], num_classes=9)
+val_evaluator = dict(ann_file=val['ann_file'], exclude_file=val['exclude_file'], **metric)
+test_evaluator = dict(ann_file=test['ann_file'], exclude_file=test['exclude_file'], **metric)
