@@ -2,7 +2,8 @@
 #
 #   TORCH   what to install as PyTorch: any requirement of 2.4 or newer, or the path of a wheel
 #   PYTHON  the interpreter that .venv is made with (3.10 or newer)
-#   WHEELS  where `make setup-detection` keeps, and looks for, the mmcv wheel that it compiles
+#   WHEELS  where `make setup-detection` looks for, and keeps, the mmcv wheel that it compiles; by
+#           default in the user's cache folder, so that other clones find it
 #
 # pip's own variables (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, ...) apply.
 TORCH ?= torch==2.13.0
@@ -15,13 +16,14 @@ TORCH_ID := $(shell printf '%s' '$(TORCH)' | cksum | tr -d ' ')
 STAMP := $(VENV)/.setup-$(TORCH_ID)
 
 # Detection needs mmcv with its operators, which replaces the mmcv-lite of .venv.
-WHEELS ?= wheels
+WHEELS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/vared2_mmaction/wheels
 DETECTION := .venv-detection
 DETECTION_BIN := $(DETECTION)/bin
 DETECTION_STAMP := $(DETECTION)/.setup-$(TORCH_ID)
 MMCV := $(shell sed -n 's/^mmcv==//p' $(CONSTRAINTS))
 
-.PHONY: help setup setup-detection demo test test-detection lint clean distclean
+.PHONY: help setup setup-detection has-detection demo detection \
+  test test-detection lint clean distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -30,8 +32,9 @@ help:
 	@echo 'make test       lint, then run the tests'
 	@echo 'make lint       ruff check, ruff format --check, mypy'
 	@echo 'make setup-detection  make $(DETECTION) for action detection (about 20 minutes, once)'
+	@echo 'make detection        train and test detection there (tools/run_detection.py)'
 	@echo 'make test-detection   run the tests of detection there'
-	@echo 'make clean      remove what the demo wrote'
+	@echo 'make clean      remove what the demo and detection wrote'
 	@echo 'make distclean  remove also $(VENV), caches and build results'
 
 setup: $(STAMP)
@@ -63,15 +66,23 @@ $(DETECTION_STAMP): pyproject.toml setup.py $(CONSTRAINTS) Makefile
 	wheel=mmcv-$(MMCV)-$$(python -c 'import sys; print("cp%d%d" % sys.version_info[:2])'); \
 	if ! ls "$$folder/$$wheel"-*.whl 2>/dev/null; then \
 	  echo "Compiling the operators of mmcv $(MMCV): about 20 minutes on two cores, once."; \
-	  echo "The wheel is kept in $$folder; WHEELS=... names another folder."; \
+	  echo "The wheel is kept in $$folder (WHEELS=... names another folder)."; \
 	  python -m pip wheel --quiet --no-deps --no-cache-dir --no-build-isolation --no-binary mmcv \
 	    --wheel-dir "$$folder" mmcv==$(MMCV); \
 	fi; \
 	python -m pip install --quiet --no-build-isolation "$$folder/$$wheel"-*.whl -e '.[detection,dev]'
 	@touch $@
 
+# Succeeds if `make setup-detection` would not have to compile.
+has-detection: setup
+	@test -e $(DETECTION_STAMP) || ls $(WHEELS)/torch-$$($(BIN)/python -c 'import sys, torch; print( \
+	  "%s/mmcv-$(MMCV)-cp%d%d" % (torch.__version__, *sys.version_info[:2]))')-*.whl >/dev/null 2>&1
+
 demo: setup
 	@$(BIN)/python tools/run_demo.py
+
+detection: setup-detection
+	@$(DETECTION_BIN)/python tools/run_detection.py
 
 lint: setup
 	$(BIN)/ruff check
@@ -85,8 +96,8 @@ test-detection: setup-detection
 	$(DETECTION_BIN)/python -m pytest tests/detection
 
 clean:
-	rm -rf work_dirs/demo data/moving_shapes
+	rm -rf work_dirs/demo work_dirs/detection data/moving_shapes data/moving_boxes
 
 distclean: clean
-	rm -rf $(VENV) $(DETECTION) wheels build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(DETECTION) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
