@@ -143,6 +143,13 @@ def test_benchmark(trained, monkeypatch, tmp_path, mode):
     assert all(row['static_ms'] > 0 and row['dynamic_ms'] > 0 for row in (full, half, learned))
 
 
+def test_benchmark_of_a_batch_is_refused(trained, monkeypatch, capsys):
+    monkeypatch.chdir(trained)
+    with pytest.raises(SystemExit):
+        load_tool('benchmark').main(['dynamic.py', '--shape', '3', '8', '32', '32'])
+    assert '--batch-sizes: expected 1' in capsys.readouterr().err
+
+
 def test_chance_is_the_share_of_boxes(tmp_path):
     lines = ['a,1,0,0,.5,.5,1,0', 'a,1,0,0,.5,.5,2,0', 'a,1,.1,0,.5,.5,1,1', 'b,1,0,0,.5,.5,3,0']
     (tmp_path / 'ann.csv').write_text('\n'.join(lines))
