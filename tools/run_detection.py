@@ -23,7 +23,7 @@ from vared2_mmaction.apis import detection_study
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / 'configs' / 'detection'
 STATIC, DYNAMIC = 'static_resnet3d_moving-boxes', 'vared2_resnet3d_moving-boxes'
-FROZEN = 'optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult=0.0'
+FROZEN = 'model.backbone.frozen_stages=3'
 NETWORKS = {'static': STATIC, 'frozen': STATIC, 'VA-RED2': DYNAMIC}
 
 
