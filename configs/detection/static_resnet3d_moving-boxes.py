@@ -1,5 +1,4 @@
-# The static twin on the moving-boxes data set: a stock ResNet3d with three stages of a
-# block and a quarter of the usual channels, stride 8.
+# The static twin on moving boxes: a stock ResNet3d, three stages of a block, stride 8.
 _base_ = [
     '../_base_/datasets/moving_boxes.py',
     '../_base_/schedules/demo.py',

@@ -35,26 +35,15 @@ dataset = dict(
     timestamp_start=1,
     start_index=0,
 )
-excluded, proposals = 'excluded_timestamps.csv', 'proposals.pkl'
-train = dict(
-    ann_file=f'{annotations}/train.csv',
-    exclude_file=f'{annotations}/train_{excluded}',
-    proposal_file=f'{annotations}/train_{proposals}',
-    pipeline=train_pipeline,
-)
-val = dict(
-    ann_file=f'{annotations}/val.csv',
-    exclude_file=f'{annotations}/val_{excluded}',
-    proposal_file=f'{annotations}/val_{proposals}',
-    pipeline=test_pipeline,
-    test_mode=True,
-)
-test = dict(
-    ann_file=f'{annotations}/test.csv',
-    exclude_file=f'{annotations}/test_{excluded}',
-    proposal_file=f'{annotations}/test_{proposals}',
-    pipeline=test_pipeline,
-    test_mode=True,
+train, val, test = (
+    dict(
+        ann_file=f'{annotations}/{split}.csv',
+        exclude_file=f'{annotations}/{split}_excluded_timestamps.csv',
+        proposal_file=f'{annotations}/{split}_proposals.pkl',
+        pipeline=train_pipeline if split == 'train' else test_pipeline,
+        test_mode=split != 'train',
+    )
+    for split in ('train', 'val', 'test')
 )
 loader = dict(num_workers=1, persistent_workers=True)
 shuffled, in_order = (dict(type='DefaultSampler', shuffle=shuffle) for shuffle in (True, False))
