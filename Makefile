@@ -2,6 +2,8 @@
 #
 #   TORCH   what to install as PyTorch: any requirement of 2.4 or newer, or the path of a wheel
 #   PYTHON  the interpreter that .venv is made with (3.10 or newer)
+#   WHEELS  where `make setup-detection` looks for, and keeps, the mmcv wheel that it compiles; by
+#           default in the user's cache folder, so that other clones find it
 #
 # pip's own variables (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, ...) apply.
 TORCH ?= torch==2.13.0
@@ -13,7 +15,15 @@ CONSTRAINTS := requirements/constraints.txt
 TORCH_ID := $(shell printf '%s' '$(TORCH)' | cksum | tr -d ' ')
 STAMP := $(VENV)/.setup-$(TORCH_ID)
 
-.PHONY: help setup demo study test lint clean distclean
+# Detection needs mmcv with its operators, which replaces the mmcv-lite of .venv.
+WHEELS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/vared2_mmaction/wheels
+DETECTION := .venv-detection
+DETECTION_BIN := $(DETECTION)/bin
+DETECTION_STAMP := $(DETECTION)/.setup-$(TORCH_ID)
+MMCV := $(shell sed -n 's/^mmcv==//p' $(CONSTRAINTS))
+
+.PHONY: help setup setup-detection has-detection demo study detection \
+  test test-detection lint clean distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -22,7 +32,10 @@ help:
 	@echo 'make study      train, test and report the study (tools/study.py); goes on where it was'
 	@echo 'make test       lint, then run the tests'
 	@echo 'make lint       ruff check, ruff format --check, mypy'
-	@echo 'make clean      remove what the demo and the study wrote'
+	@echo 'make setup-detection  make $(DETECTION) for action detection (about 20 minutes, once)'
+	@echo 'make detection        train and test detection there (tools/run_detection.py)'
+	@echo 'make test-detection   run the tests of detection there'
+	@echo 'make clean      remove what the demo, the study and detection wrote'
 	@echo 'make distclean  remove also $(VENV), caches and build results'
 
 setup: $(STAMP)
@@ -39,12 +52,42 @@ $(STAMP): pyproject.toml setup.py $(CONSTRAINTS) Makefile
 	  '$(TORCH)' -e '.[recognition,dev]'
 	@touch $@
 
+setup-detection: $(DETECTION_STAMP)
+
+# A wheel fits one PyTorch and one Python only, hence the folder's name; pip's own cache of wheels
+# does not know about the former.
+$(DETECTION_STAMP): pyproject.toml setup.py $(CONSTRAINTS) Makefile
+	@$(DETECTION_BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(DETECTION)
+	@rm -f $(DETECTION)/.setup-*
+	PIP_CONSTRAINT=$(CONSTRAINTS) $(DETECTION_BIN)/python -m pip install --quiet setuptools wheel ninja \
+	  numpy '$(TORCH)'
+	@set -e; export PIP_CONSTRAINT=$(CONSTRAINTS) MMCV_WITH_OPS=1; \
+	export PATH="$(abspath $(DETECTION_BIN)):$$PATH"; \
+	folder=$(WHEELS)/$$(python -c 'import torch; print("torch-" + torch.__version__)'); \
+	wheel=mmcv-$(MMCV)-$$(python -c 'import sys; print("cp%d%d" % sys.version_info[:2])'); \
+	if ! ls "$$folder/$$wheel"-*.whl 2>/dev/null; then \
+	  echo "Compiling the operators of mmcv $(MMCV): about 20 minutes on two cores, once."; \
+	  echo "The wheel is kept in $$folder (WHEELS=... names another folder)."; \
+	  python -m pip wheel --quiet --no-deps --no-cache-dir --no-build-isolation --no-binary mmcv \
+	    --wheel-dir "$$folder" mmcv==$(MMCV); \
+	fi; \
+	python -m pip install --quiet --no-build-isolation "$$folder/$$wheel"-*.whl -e '.[detection,dev]'
+	@touch $@
+
+# Succeeds if `make setup-detection` would not have to compile.
+has-detection: setup
+	@test -e $(DETECTION_STAMP) || ls $(WHEELS)/torch-$$($(BIN)/python -c 'import sys, torch; print( \
+	  "%s/mmcv-$(MMCV)-cp%d%d" % (torch.__version__, *sys.version_info[:2]))')-*.whl >/dev/null 2>&1
+
 demo: setup
 	@$(BIN)/python tools/run_demo.py
 
 study: setup
 	@$(BIN)/python tools/study.py --out work_dirs/study
 	@$(BIN)/python tools/study.py --report work_dirs/study --docs docs
+
+detection: setup-detection
+	@$(DETECTION_BIN)/python tools/run_detection.py
 
 lint: setup
 	$(BIN)/ruff check
@@ -54,9 +97,13 @@ lint: setup
 test: lint
 	$(BIN)/python -m pytest
 
+test-detection: setup-detection
+	$(DETECTION_BIN)/python -m pytest tests/detection
+
 clean:
-	rm -rf work_dirs/demo work_dirs/study data/moving_shapes data/study_small
+	rm -rf work_dirs/demo work_dirs/study work_dirs/detection
+	rm -rf data/moving_shapes data/study_small data/moving_boxes
 
 distclean: clean
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(DETECTION) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -290,3 +290,12 @@ def test_models_are_wrapped_without_a_gpu(config):
     runner = SimpleNamespace(distributed=True, cfg={})
     model = Runner.wrap_model(runner, config, nn.Linear(2, 3))
     assert model(torch.ones(1, 2)).shape == (1, 3)
+
+
+def test_an_action_without_boxes_has_no_average_precision():
+    from mmaction.evaluation.functional.ava_evaluation import metrics
+
+    none = metrics.compute_precision_recall(np.array([0.5]), np.array([False]), 0)
+    assert np.isnan(metrics.compute_average_precision(*none))
+    some = metrics.compute_precision_recall(np.array([0.9, 0.5]), np.array([False, True]), 1)
+    assert metrics.compute_average_precision(*some) == pytest.approx(0.5)

@@ -26,6 +26,7 @@ import vared2_mmaction
 from vared2_mmaction.apis import benchmark, flops
 from vared2_mmaction.apis.environment import processor
 from vared2_mmaction.models import dynamic_layers
+from vared2_mmaction.models.static import is_detector
 
 POLICIES = ['full', 'channel=1,temporal=1', 'mixed', 'learned']
 
@@ -90,6 +91,8 @@ def prepare(args: argparse.Namespace) -> tuple[nn.Module, list[benchmark.Case]]:
             f'CONFIG={args.config!r}: expected a dynamic network, to be timed against the stock '
             f'one behind it; {cfg.model.backbone.type} has no dynamic layer'
         )
+    if is_detector(model) and args.mode == 'infer' and max(args.batch_sizes) > 1:
+        raise ValueError('--batch-sizes: expected 1, all that a detector takes in a test')
     views = flops.views_of_split(cfg, model, 'test')
     shapes = [benchmark.clip_shape(model, shape, views) for shape in args.shape or [None]]
     cases = itertools.product(policies, args.batch_sizes, shapes)

@@ -28,6 +28,7 @@ def apply() -> None:
     _draw_predictions()
     _start_distributed_on_cpu()
     _return_data_samples()
+    _score_actions_without_boxes()
 
 
 def _provide_importlib_metadata() -> None:
@@ -262,3 +263,18 @@ def _return_data_samples() -> None:
         known = MMAction2Inferencer.postprocess_kwargs
         MMAction2Inferencer.postprocess_kwargs = known | {'return_datasamples'}
         MMAction2Inferencer.postprocess = postprocess
+
+
+def _score_actions_without_boxes() -> None:
+    """AVA's average precision of an action that has no boxes is ``np.NAN``, which NumPy 2 lacks."""
+    from mmaction.evaluation.functional.ava_evaluation import metrics
+
+    original = metrics.compute_average_precision
+
+    @functools.wraps(original)
+    def compute_average_precision(precision: Any, recall: Any) -> float:
+        if precision is None and recall is None:
+            return float('nan')
+        return original(precision, recall)
+
+    metrics.compute_average_precision = compute_average_precision

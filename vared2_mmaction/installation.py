@@ -9,6 +9,13 @@ from packaging.version import Version
 _RECOGNITION = "pip install 'mmcv-lite==2.1.0'"
 _DETECTION = "pip install --no-build-isolation 'mmcv==2.1.0' (with operators, for detection)"
 
+DETECTION_MISSING = (
+    'action detection needs mmcv with its operators and mmdet, which are not installed here: '
+    '`make setup-detection` makes an environment that has them; in one of your own, `pip uninstall '
+    "mmcv-lite` and `MMCV_WITH_OPS=1 pip install --no-build-isolation '.[detection]'`"
+)
+"""What to say when a name of detection is used without them."""
+
 
 def check_installation() -> None:
     """Raise an ImportError that says which command mends the installation, if one is needed."""
@@ -30,6 +37,11 @@ def check_installation() -> None:
             'MMEngine imports pkg_resources, which setuptools has dropped since version 82: '
             "pip install 'setuptools<82'"
         )
+
+
+def has_detection() -> bool:
+    """Whether the packages that detection needs are installed."""
+    return all(importlib.util.find_spec(name) is not None for name in ('mmdet', 'mmcv._ext'))
 
 
 def _version(package: str) -> str | None:

@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from mmaction.models.recognizers import Recognizer2D
-from mmaction.structures import ActionDataSample
 from torch import Tensor, nn
 
 from ..models import (
@@ -36,6 +35,7 @@ from ..models import (
 )
 from ..models.dynamize import DynamicFeatures
 from . import flops
+from .batches import Batch, classifier, make_batch
 from .memory import peak_bytes, state_tensors
 
 WARMUP = 2
@@ -119,14 +119,6 @@ class Options(NamedTuple):
         ]
 
 
-class Batch(NamedTuple):
-    """Preprocessed videos of one view each, as a recognizer takes them."""
-
-    inputs: Tensor
-    """(N, 1, C, T, H, W) for a ``Recognizer3D``, (N, T, C, H, W) for a ``Recognizer2D``."""
-    data_samples: list[ActionDataSample]
-
-
 @dataclass
 class Network:
     """One of the networks, ready to run."""
@@ -158,8 +150,9 @@ def clip_shape(
         if views is None or views.size is None:
             raise ValueError('--shape C T H W is needed: the test pipeline leaves it open')
         clip = flops.random_clip(model, None, views)[0]
-        clip = clip.transpose(0, 1) if isinstance(model, Recognizer2D) else clip[0]
-        shape = tuple(clip.shape)
+        if isinstance(model, Recognizer2D):
+            clip = clip.transpose(0, 1)
+        shape = tuple(clip.shape[-4:])
     text = f'--shape {" ".join(map(str, shape))}'
     if len(shape) != 4 or min(shape) < 1:
         raise ValueError(f'{text}: expected C T H W, each 1 or more')
@@ -170,18 +163,6 @@ def clip_shape(
     except RuntimeError as error:
         raise ValueError(f'{text}: the network cannot take it: {error}') from error
     return tuple(shape)
-
-
-def make_batch(model: nn.Module, batch_size: int, shape: Sequence[int], seed: int) -> Batch:
-    """Videos of noise with random labels; the same for the same seed."""
-    flat = isinstance(model, Recognizer2D)
-    clip = (shape[0], *shape[2:]) if flat else shape
-    views = flops.Views(shape[1], 1, 1, None)
-    videos = [flops.random_clip(model, clip, views, seed + i) for i in range(batch_size)]
-    generator = torch.Generator().manual_seed(seed)
-    classes: Any = model.cls_head.num_classes  # type: ignore[union-attr]
-    labels = torch.randint(classes, (batch_size,), generator=generator).tolist()
-    return Batch(torch.cat(videos), [ActionDataSample().set_gt_label(label) for label in labels])
 
 
 def build_network(name: str, model: nn.Module, case: Case, options: Options) -> Network:
@@ -207,9 +188,10 @@ def build_network(name: str, model: nn.Module, case: Case, options: Options) -> 
     network.train(not infer)
     if not infer and options.dtype != 'float32':
         # Stock heads hand the scores to NumPy, which knows no bfloat16.
-        network.cls_head.register_forward_hook(_to_float32)  # type: ignore[union-attr]
+        classifier(network).register_forward_hook(_to_float32)
     batch = make_batch(model, case.batch_size, case.shape, options.seed)
-    batch = batch._replace(inputs=batch.inputs.to(options.device))
+    samples = [sample.to(options.device) for sample in batch.data_samples]
+    batch = Batch(batch.inputs.to(options.device), samples)
     context = partial(_policy_context, network, policy, name == 'masked')
     autocast = partial(_autocast, options)
     if infer:
@@ -248,8 +230,9 @@ def _predict(model: nn.Module, batch: Batch, autocast: Callable) -> object:
 def _train_step(
     model: Any, batch: Batch, autocast: Callable, optimizer: torch.optim.Optimizer
 ) -> None:
+    samples = copy.deepcopy(batch.data_samples)  # a detector changes them
     with autocast():
-        losses = model(batch.inputs, batch.data_samples, mode='loss')
+        losses = model(batch.inputs, samples, mode='loss')
     loss, _ = model.parse_losses(losses)
     loss.backward()
     optimizer.step()

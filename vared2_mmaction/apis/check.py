@@ -9,8 +9,9 @@ from mmaction.registry import MODELS
 from mmaction.utils import register_all_modules
 from mmengine.config import Config
 
+from ..installation import DETECTION_MISSING, has_detection
 from ..models.dynamize import DynamicBackbone, build_dynamic_backbone
-from ..models.heads import BudgetHead
+from ..models.heads import BudgetPart
 from ..models.layers import DynamicOptions
 from ..models.neck import SoftModulationGateNeck
 
@@ -40,40 +41,45 @@ def _check_model(model: dict) -> None:
     backbone, neck = model.get('backbone'), model.get('neck')
     if not backbone:
         return
+    detection = 'roi_head' in model
+    if detection and not has_detection():
+        raise ValueError(f'model.type={model["type"]!r}: {DETECTION_MISSING}')
     dynamic = _is(backbone, DynamicBackbone) or _class(backbone) is build_dynamic_backbone
     has_neck = neck is not None and _is(neck, SoftModulationGateNeck)
     if dynamic:
         DynamicOptions.parse(dict(backbone.get('dynamic') or {}))
     if dynamic and not has_neck:
+        name = 'mmaction.SoftModulationGateNeck' if detection else 'SoftModulationGateNeck'
         raise ValueError(
             f'model.neck: backbone {backbone["type"]} is dynamic and needs '
-            f"neck=dict(type='SoftModulationGateNeck'), got {neck}"
+            f'neck=dict(type={name!r}), got {neck}'
         )
     if has_neck and not dynamic:
         raise ValueError(
             f'model.backbone: SoftModulationGateNeck needs a dynamic backbone (VARED2...), got '
             f'{backbone["type"]}'
         )
-    if 'roi_head' in model:  # detection: its own head takes what the neck returns
-        return
-    head = model.get('cls_head')
-    if (dynamic or has_neck) and (head is None or not _is(head, BudgetHead)):
-        raise ValueError(
-            'model.cls_head: a dynamic backbone needs VARED2TSNHead, VARED2I3DHead or '
-            f'VARED2X3DHead, got {head and head["type"]}'
-        )
+    key, known = ('cls_head', 'VARED2TSNHead, VARED2I3DHead or VARED2X3DHead')
+    if detection:
+        key, known = 'roi_head', 'VARED2AVARoIHead'
+    head = model.get(key)
+    if dynamic and (head is None or not _is(head, BudgetPart, model.get('_scope_'))):
+        found = head and head['type']
+        raise ValueError(f'model.{key}: a dynamic backbone needs {known}, got {found}')
 
 
-def _class(config: dict) -> Any:
+def _class(config: dict, scope: str | None = None) -> Any:
     kind = config['type']
+    if scope and isinstance(kind, str) and '.' not in kind:
+        kind = f'{scope}.{kind}'
     found = MODELS.get(kind) if isinstance(kind, str) else kind
     if found is None:
         raise ValueError(f'model: {kind!r} is not registered; is custom_imports missing a module?')
     return found
 
 
-def _is(config: dict, base: type) -> bool:
-    found = _class(config)
+def _is(config: dict, base: type, scope: str | None = None) -> bool:
+    found = _class(config, scope)
     return inspect.isclass(found) and issubclass(found, base)
 
 

@@ -1,5 +1,5 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
-"""Where a recognizer's multiply-adds go: static, decided and executed, stage by stage.
+"""Where a network's multiply-adds go: static, decided and executed, stage by stage.
 
 *Static* is the stock network, *expected* what the decisions of the layers say, *executed* what
 ``torch.utils.flop_counter`` saw while a clip ran through the network, without gates and cheap
@@ -22,7 +22,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..models.dynamize import DynamicFeatures, is_own_parameter
-from ..models.static import to_static
+from ..models.static import is_detector, run_once, to_static
 from .check import check_config
 from .weights import load_weights
 
@@ -50,7 +50,7 @@ class Row(NamedTuple):
 
 
 class CostTable(NamedTuple):
-    """Multiply-adds of a recognizer by stage."""
+    """Multiply-adds of a recognizer, or of a detector for one box, by stage."""
 
     stages: list[Row]
     total: Row
@@ -77,9 +77,10 @@ def measure(model: nn.Module, videos: Iterable[Iterable[Tensor]]) -> CostTable:
     """Run clips through a recognizer and count what they take.
 
     Args:
-        model: A dynamic or stock ``Recognizer2D`` or ``Recognizer3D``; is put into evaluation mode.
-        videos: For each video its clips, preprocessed, (1, 1, C, T, H, W) for a ``Recognizer3D``
-            and (1, T, C, H, W) for a ``Recognizer2D``.
+        model: A dynamic or stock ``Recognizer2D``, ``Recognizer3D`` or ``FastRCNN``; is put into
+            evaluation mode.
+        videos: For each video its clips, preprocessed, (1, 1, C, T, H, W) for a ``Recognizer3D``,
+            (1, T, C, H, W) for a ``Recognizer2D`` and (1, C, T, H, W) for a ``FastRCNN``.
 
     Raises:
         CostMismatchError: If a layer executed something else than it decided.
@@ -133,7 +134,7 @@ def measure_clip(
     """Run one clip and compare what was executed with what was decided.
 
     Args:
-        model: A recognizer in evaluation mode.
+        model: A recognizer or detector in evaluation mode.
         clip: The clip, as for :func:`measure`.
         static: Multiply-adds of the stock network by name of the module.
 
@@ -211,8 +212,7 @@ def count_modules(model: Any, clip: Tensor) -> Counter[str]:
         handles.append(module.register_forward_hook(leave))
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            features, kwargs = model.extract_feat(clip, test_mode=True)
-            model.cls_head(features, **kwargs)
+            run_once(model, clip)
             charge()
     finally:
         for handle in handles:
@@ -231,7 +231,7 @@ def _count_static(model: nn.Module, clip: Tensor) -> dict[str, int]:
 
 
 def stage_of_modules(model: nn.Module) -> dict[str, str]:
-    """Stage of every module of a recognizer by name, in the order of registration.
+    """Stage of every module of a recognizer or detector by name, in the order of registration.
 
     A backbone's stages are ``stem``, ``layer1``, ``layer2`` and so on, with the pathway before
     them where there are several; what comes after the residual stages, and all of a backbone
@@ -242,7 +242,8 @@ def stage_of_modules(model: nn.Module) -> dict[str, str]:
     inside = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
     stages = {prefix + name: stage for name, stage in _backbone_stages(inside).items()}
     parts = {name: name.partition('.')[0] for name in names}
-    return {n: stages.get(n, 'head' if p == 'cls_head' else p) for n, p in parts.items()}
+    heads = ('cls_head', 'roi_head')
+    return {n: stages.get(n, 'head' if p in heads else p) for n, p in parts.items()}
 
 
 def _backbone_stages(names: list[str]) -> dict[str, str]:
@@ -266,7 +267,7 @@ def _backbone_stages(names: list[str]) -> dict[str, str]:
 
 
 def load_model(cfg: Config, checkpoint: str | None = None) -> tuple[nn.Module, str]:
-    """Build a config's recognizer; gates that the checkpoint lacks stay as initialised.
+    """Build a config's recognizer or detector; gates that the checkpoint lacks stay as initialised.
 
     Returns:
         The model, and where its weights are from.
@@ -280,8 +281,9 @@ def load_model(cfg: Config, checkpoint: str | None = None) -> tuple[nn.Module, s
     for key in ('max_testing_views', 'fcn_test'):  # clips come one at a time; heads keep their fc
         (cfg.model.get('test_cfg') or {}).pop(key, None)
     model = MODELS.build(cfg.model)
-    if not isinstance(model, Recognizer2D | Recognizer3D):
-        raise ValueError(f'model.type={cfg.model.type!r}: expected Recognizer2D or Recognizer3D')
+    if not isinstance(model, Recognizer2D | Recognizer3D) and not is_detector(model):
+        expected = 'Recognizer2D, Recognizer3D or FastRCNN'
+        raise ValueError(f'model.type={cfg.model.type!r}: expected {expected}')
     if checkpoint is None:
         return model, 'no checkpoint, weights as initialised'
     return model, load_weights(model, checkpoint)
@@ -319,12 +321,12 @@ def clip_frames(model: nn.Module) -> int | None:
 def random_clip(
     model: nn.Module, shape: Sequence[int] | None, views: Views | None, seed: int = 0
 ) -> Tensor:
-    """A clip of noise for a recognizer.
+    """A clip of noise.
 
     Args:
-        model: The recognizer.
-        shape: (C, T, H, W) for a ``Recognizer3D``, (C, H, W) for a ``Recognizer2D``; None takes
-            that of ``views``.
+        model: The recognizer or detector.
+        shape: (C, H, W) for a ``Recognizer2D``, (C, T, H, W) for others; None takes that of
+            ``views``.
         views: What the pipeline makes of a video.
         seed: Of the noise.
     """
@@ -341,7 +343,7 @@ def random_clip(
         given = ' '.join(map(str, shape))
         raise ValueError(f'--shape {given}: expected {wanted} for a {type(model).__name__}')
     frames = clip_frames(model) or (views.frames if views else 1)
-    full = (1, frames, *shape) if flat else (1, 1, *shape)
+    full = (1, frames, *shape) if flat else (1, *shape) if is_detector(model) else (1, 1, *shape)
     return torch.randn(full, generator=torch.Generator().manual_seed(seed))
 
 
@@ -373,7 +375,5 @@ def read_videos(
                 raise ValueError(f'{split}_dataloader: {taken} frames a video; expected {wanted}')
         preprocess: Any = model.data_preprocessor
         sample = [packed['data_samples']]
-        yield (
-            preprocess({'inputs': [clip], 'data_samples': sample})['inputs']
-            for clip in packed['inputs'].split(frames)
-        )
+        clips = [packed['inputs']] if is_detector(model) else packed['inputs'].split(frames)
+        yield (preprocess({'inputs': [clip], 'data_samples': sample})['inputs'] for clip in clips)

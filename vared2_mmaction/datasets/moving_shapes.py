@@ -21,6 +21,7 @@ from rich.progress import track
 
 from .motions import MOTIONS
 from .scenes import SHAPE_CLASS, background_moves, render
+from .videos import write_video
 
 SPLITS = ('train', 'val', 'test')
 META = 'meta.json'
@@ -241,21 +242,7 @@ def _write_chunk(out: Path, arguments: MovingShapes, clips: list[Clip]) -> int:
 
 def _write_video(out: Path, arguments: MovingShapes, clip: Clip) -> None:
     frames = render(clip.name, clip.seed(arguments.seed), arguments.frames, arguments.size)
-    path = out / clip.path
-    part = path.with_name(f'{path.stem}.part.mp4')
-    codec = cv2.VideoWriter.fourcc(*'mp4v')
-    writer = cv2.VideoWriter(
-        str(part), codec, float(arguments.fps), (arguments.size, arguments.size)
-    )
-    if not writer.isOpened():
-        raise OSError(f'OpenCV {cv2.__version__} cannot write {part} with the codec mp4v')
-    for frame in frames:
-        writer.write(frame)
-    writer.release()
-    # OpenCV does not report failed writes, of a full disk for example.
-    if not part.is_file() or part.stat().st_size == 0:
-        raise OSError(f'OpenCV wrote nothing to {part}')
-    os.replace(part, path)
+    write_video(out / clip.path, frames, arguments.fps)
 
 
 def _write_json(path: Path, content: object) -> None:

@@ -77,7 +77,7 @@ def render(name: str, seed: np.random.SeedSequence, num_frames: int, size: int) 
     for t in range(num_frames):
         clip[t] = _shifted(scene.background, *(drift * t))
         for track in tracks:
-            _paint_at(clip[t], scene.subject, track, t)
+            paint_at(clip[t], scene.subject, track, t)
     clip += NOISE * noise_rng.standard_normal((num_frames, size, size, 1), np.float32)
     return np.clip(np.rint(clip), 0, 255).astype(np.uint8)
 
@@ -88,16 +88,22 @@ def _streams(seed: np.random.SeedSequence) -> list[np.random.Generator]:
     return [np.random.default_rng(child) for child in copy.spawn(4)]
 
 
-def _draw_scene(rng: np.random.Generator, name: str, size: int) -> Scene:
+def draw_background(rng: np.random.Generator, size: int) -> tuple[np.ndarray, float]:
+    """Texture and clutter, as in :attr:`Scene.background`, and their mean grey value."""
     grey = rng.uniform(90.0, 165.0)
     background = _coloured(rng, grey, rng.uniform(*BACKGROUND_CONTRAST), _texture(rng, size))
     for _ in range(rng.integers(*NUM_CLUTTER, endpoint=True)):
-        clutter = _draw_shape(rng, rng.choice(SHAPES), grey)
+        clutter = draw_shape(rng, rng.choice(SHAPES), grey)
         _paint(background, clutter, _draw_pose(rng, (0.0, 1.0), CLUTTER_RADIUS, size))
+    return background, grey
+
+
+def _draw_scene(rng: np.random.Generator, name: str, size: int) -> Scene:
+    background, grey = draw_background(rng, size)
     shape = rng.choice(SUBJECTS)
     if name.startswith(SHAPE_CLASS):
         shape = name.removeprefix(SHAPE_CLASS)
-    subject = _draw_shape(rng, shape, grey)
+    subject = draw_shape(rng, shape, grey)
     return Scene(background, subject, _draw_pose(rng, START, RADIUS, size))
 
 
@@ -138,7 +144,7 @@ def _coloured(
     return (grey + tint + contrast * texture[..., None] * direction).astype(np.float32)
 
 
-def _draw_shape(rng: np.random.Generator, shape: str, background_grey: float) -> np.ndarray:
+def draw_shape(rng: np.random.Generator, shape: str, background_grey: float) -> np.ndarray:
     """A textured shape, darker or lighter than the background, as in :attr:`Scene.subject`."""
     grey = background_grey + rng.choice((-1.0, 1.0)) * rng.uniform(*CONTRAST)
     contrast = rng.uniform(*TEXTURE_CONTRAST)
@@ -188,7 +194,8 @@ def _shifted(image: np.ndarray, dx: float, dy: float) -> np.ndarray:
     return cv2.warpAffine(image, matrix, (width, height), borderMode=cv2.BORDER_WRAP)
 
 
-def _paint_at(frame: np.ndarray, subject: np.ndarray, track: Track, t: int) -> None:
+def paint_at(frame: np.ndarray, subject: np.ndarray, track: Track, t: int) -> None:
+    """Paint a subject, as in :attr:`Scene.subject`, where it is in frame ``t``, in place."""
     if track.visible[t]:
         _paint(frame, subject, Pose(track.x[t], track.y[t], track.angle[t], track.radius[t]))
 

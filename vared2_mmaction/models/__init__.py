@@ -1,6 +1,7 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """What MMAction2 sees: backbones, neck, heads and loss in its registries."""
 
+from ..installation import has_detection
 from .backbones import VARED2X3D, VARED2ResNet, VARED2ResNet2Plus1d, VARED2ResNet3d
 from .dynamize import DynamicFeatures, dynamize
 from .forms import accelerate
@@ -11,6 +12,11 @@ from .neck import ModulatedFeatures, SoftModulationGateNeck
 from .policy import dynamic_layers, force_policies, force_policy, masking
 from .random_gate import RandomPolicyGate, RandomPolicyResNet2Plus1d
 from .static import static_cost, to_static
+
+if has_detection():
+    from . import detection  # noqa: F401  (registers its head)
+else:
+    from . import without_detection  # noqa: F401  (registers who says what to install)
 
 __all__ = [
     'VARED2X3D',

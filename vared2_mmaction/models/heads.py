@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from .neck import ModulatedFeatures
 
 
-class BudgetHead(nn.Module):
-    """Mixin: a stock head with the computation-budget loss.
+class BudgetPart(nn.Module):
+    """Mixin: a stock head that holds the computation-budget loss.
 
     In training it adds ``loss_budget`` and logs ``compute_ratio``; in test it puts
     ``compute_ratio``, ``compute_gmacs``, ``overhead_gmacs`` (means over views) and ``policy``,
@@ -27,6 +27,36 @@ class BudgetHead(nn.Module):
         super().__init__(*args, **kwargs)
         self.loss_budget = MODELS.build({'type': 'ComputationBudgetLoss', **(loss_budget or {})})
 
+    def _budget_losses(self, x: ModulatedFeatures, correct: Tensor) -> dict[str, Tensor]:
+        """What a head adds to its losses; ``correct``: whether each of N videos is classified
+        correctly, (N,). ``compute_ratio`` is for the log only."""
+        ratio = x.ratio.view(len(correct), -1).mean(1)
+        loss = self.loss_budget(ratio, correct)
+        return {'loss_budget': loss, 'compute_ratio': ratio.detach().mean().float()}
+
+    def _note_compute(self, x: ModulatedFeatures, samples: list[ActionDataSample]) -> None:
+        views = len(x.ratio) // len(samples)
+        ratios = x.ratio.view(-1, views).mean(1).tolist()
+        costs = (x.cost.view(-1, views, 3).mean(1) / 1e9).tolist()
+        for i, sample in enumerate(samples):
+            sample.compute_ratio = ratios[i]
+            sample.compute_gmacs, _, sample.overhead_gmacs = costs[i]
+            # A view of the batch would bring all of it into every sample of a dump.
+            sample.policy = x.policy[i * views : (i + 1) * views].clone()
+
+    def _modulated(self, x: Any) -> ModulatedFeatures:
+        # The chunks of `max_testing_views` come back as a plain tuple.
+        if not isinstance(x, tuple) or len(x) != len(ModulatedFeatures._fields):
+            raise TypeError(
+                f'{type(self).__name__} expects what SoftModulationGateNeck returns, got '
+                f'{type(x).__name__}: the model needs neck=dict(type="SoftModulationGateNeck")'
+            )
+        return ModulatedFeatures(*x)
+
+
+class BudgetHead(BudgetPart):
+    """Mixin: a stock classification head with the computation-budget loss."""
+
     def forward(self, x: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Classify; the answer is that of the stock head."""
         return super().forward(self._modulated(x).features, *args, **kwargs)
@@ -36,10 +66,7 @@ class BudgetHead(nn.Module):
         x = self._modulated(feats)
         scores = self(x, **kwargs)
         losses = self.loss_by_feat(scores, data_samples)  # type: ignore[operator]
-        ratio = x.ratio.view(len(data_samples), -1).mean(1)
-        losses['loss_budget'] = self.loss_budget(ratio, self._correct(scores, data_samples))
-        losses['compute_ratio'] = ratio.detach().mean().float()
-        return losses
+        return losses | self._budget_losses(x, self._correct(scores, data_samples))
 
     def predict(
         self, feats: Any, data_samples: list[ActionDataSample], **kwargs: Any
@@ -47,14 +74,7 @@ class BudgetHead(nn.Module):
         """Stock predictions with the compute of each video."""
         x = self._modulated(feats)
         samples = super().predict(x, data_samples, **kwargs)  # type: ignore[misc]
-        views = len(x.ratio) // len(samples)
-        ratios = x.ratio.view(-1, views).mean(1).tolist()
-        costs = (x.cost.view(-1, views, 3).mean(1) / 1e9).tolist()
-        for i, sample in enumerate(samples):
-            sample.compute_ratio = ratios[i]
-            sample.compute_gmacs, _, sample.overhead_gmacs = costs[i]
-            # A view of the batch would bring all of it into every sample of a dump.
-            sample.policy = x.policy[i * views : (i + 1) * views].clone()
+        self._note_compute(x, samples)
         return samples
 
     def _correct(self, scores: Tensor, data_samples: list[ActionDataSample]) -> Tensor:
@@ -65,15 +85,6 @@ class BudgetHead(nn.Module):
         # A soft label (mixup, cutmix) is a distribution: its likeliest class is the one to meet.
         labels = labels.argmax(1) if labels.shape[1] > 1 else labels[:, 0]
         return (scores.detach().argmax(1) == labels).to(scores.dtype)
-
-    def _modulated(self, x: Any) -> ModulatedFeatures:
-        # The chunks of `max_testing_views` come back as a plain tuple.
-        if not isinstance(x, tuple) or len(x) != len(ModulatedFeatures._fields):
-            raise TypeError(
-                f'{type(self).__name__} expects what SoftModulationGateNeck returns, got '
-                f'{type(x).__name__}: the model needs neck=dict(type="SoftModulationGateNeck")'
-            )
-        return ModulatedFeatures(*x)
 
 
 @MODELS.register_module()

@@ -3,17 +3,18 @@
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmaction.models.recognizers.base import BaseRecognizer
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..ops import DynamicConv2d, DynamicConv3d
 from .blocks import Deciding, stop_deciding
 from .dynamize import OWN_PARTS, DynamicBackbone, report_convolution
 from .forms import restore_stock_forms
-from .heads import BudgetHead
+from .heads import BudgetPart
 from .neck import SoftModulationGateNeck
 
 
@@ -29,7 +30,7 @@ def to_static(model: nn.Module) -> nn.Module:
             module.__class__ = stock  # type: ignore[assignment]
         if isinstance(module, Deciding):
             stop_deciding(module)
-        for mixin in (DynamicBackbone, BudgetHead):
+        for mixin in (DynamicBackbone, BudgetPart):
             if isinstance(module, mixin):
                 module.__class__ = _behind(mixin, type(module))
                 module._modules.pop('loss_budget', None)
@@ -47,10 +48,10 @@ def static_cost(model: nn.Module, input_shape: Sequence[int]) -> int:
     Nothing is computed: shapes run through the network on the meta device.
 
     Args:
-        model: A dynamic or stock backbone or recognizer.
+        model: A dynamic or stock backbone, recognizer or detector; of a detector's head, one box.
         input_shape: Shape of its input, (N, C, T, H, W) or (N T, C, H, W) for a backbone,
-            (N, views, C, T, H, W) or (N, T, C, H, W) for a recognizer. Leading dimensions that
-            are missing are one clip.
+            (N, views, C, T, H, W) or (N, T, C, H, W) for a recognizer, (N, C, T, H, W) for a
+            detector. Leading dimensions that are missing are one clip.
 
     Raises:
         ValueError: If the shape has too many or too few dimensions.
@@ -59,18 +60,43 @@ def static_cost(model: nn.Module, input_shape: Sequence[int]) -> int:
     static.eval()  # does not return the module in stock backbones
     x = torch.empty(_full_shape(static, tuple(input_shape)), device='meta')
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        if isinstance(static, BaseRecognizer):
-            static.test_cfg = None  # one pass over the whole input, not in chunks of views
-            feats, kwargs = static.extract_feat(x, test_mode=True)
-            static.cls_head(feats, **kwargs)
+        if isinstance(static, BaseRecognizer) or is_detector(static):
+            run_once(static, x)
         else:
             static(x)
     return counter.get_total_flops() // 2
 
 
-def _full_shape(model: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
+def is_detector(model: nn.Module) -> bool:
+    """Whether a model is a detector, of mmdet, which need not be installed."""
+    return hasattr(model, 'roi_head')
+
+
+def run_once(model: Any, x: Tensor) -> None:
+    """The forward pass whose multiply-adds are counted.
+
+    Args:
+        model: A recognizer or detector. A detector's head classifies one box: how many there are
+            in a clip is not the network's choice.
+        x: Its input, preprocessed.
+    """
+    if is_detector(model):
+        model.extract_feat(x)
+        head = model.roi_head.bbox_head
+        # What is cut out of the features is pooled to this size first thing.
+        head(x.new_zeros(1, head.in_channels, 1, 1, 1))
+        return
+    test_cfg, model.test_cfg = model.test_cfg, None  # one pass, not in chunks of views
+    try:
+        feats, kwargs = model.extract_feat(x, test_mode=True)
+    finally:
+        model.test_cfg = test_cfg
+    model.cls_head(feats, **kwargs)
+
+
+def _full_shape(model: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     recognizer = isinstance(model, BaseRecognizer)
-    backbone = model.backbone if isinstance(model, BaseRecognizer) else model
+    backbone = model.backbone if recognizer or is_detector(model) else model
     volumes = any(isinstance(module, nn.Conv3d) for module in backbone.modules())
     rank = (5 if volumes else 4) + recognizer
     segments = 1 if volumes else getattr(backbone, 'num_segments', None) or 1

@@ -1,0 +1,18 @@
+# VA-RED2 of I3D-ResNet-50 on AVA 2.2, from the static network's weights.
+_base_ = 'static_i3d-50_ava22.py'
+custom_imports = dict(imports=['vared2_mmaction'])
+
+model = dict(
+    init_cfg=None,
+    backbone=dict(type='mmaction.VARED2ResNet3d', dynamic=dict()),
+    neck=dict(type='mmaction.SoftModulationGateNeck'),
+    roi_head=dict(type='VARED2AVARoIHead', loss_budget=dict(loss_weight=0.8)),
+)
+load_from = 'work_dirs/static_i3d-50_ava22/epoch_10.pth'
+
+custom_hooks = [dict(type='BudgetScheduleHook', begin=1, ramp=2)]
+train_cfg = dict(max_epochs=5)
+optim_wrapper = dict(optimizer=dict(lr=0.0075))
+param_scheduler = [dict(type='CosineAnnealingLR', T_max=5, eta_min=0, by_epoch=True)]
+val_evaluator = [_base_.val_evaluator, dict(type='ComputeMetric')]
+test_evaluator = val_evaluator

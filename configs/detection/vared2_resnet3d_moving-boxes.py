@@ -1,0 +1,36 @@
+# VA-RED2 of the static twin, from its weights; the budget loss rises in the first epochs.
+_base_ = 'static_resnet3d_moving-boxes.py'
+custom_imports = dict(imports=['vared2_mmaction'])
+custom_hooks = [dict(type='BudgetScheduleHook', ramp=3)]
+
+model = dict(
+    backbone=dict(
+        type='mmaction.VARED2ResNet3d', dynamic=dict(gate=dict(initial=(0.8, 0.13, 0.07)))
+    ),
+    neck=dict(type='mmaction.SoftModulationGateNeck'),
+    roi_head=dict(type='VARED2AVARoIHead', loss_budget=dict(loss_weight=1.0, budget=0.6)),
+)
+load_from = 'work_dirs/static_resnet3d_moving-boxes/epoch_24.pth'
+
+max_epochs = 16
+train_cfg = dict(max_epochs=max_epochs)
+# As in configs/demo: a gate's many weights would shift its answers far faster than its biases do.
+gate = dict(lr_mult=0.1, decay_mult=0.0)
+gate_bias = dict(lr_mult=3.0, decay_mult=0.0)
+optim_wrapper = dict(
+    optimizer=dict(lr=0.003),
+    paramwise_cfg=dict(custom_keys={'gate': gate, 'gate.fc2.bias': gate_bias}),
+)
+param_scheduler = [
+    dict(
+        type='CosineAnnealingLR',
+        begin=0,
+        end=max_epochs,
+        eta_min=1e-5,
+        by_epoch=True,
+        convert_to_iter_based=True,
+    )
+]
+val_evaluator = [_base_.val_evaluator, dict(type='ComputeMetric')]
+test_evaluator = [_base_.test_evaluator, dict(type='ComputeMetric')]
+work_dir = 'work_dirs/vared2_resnet3d_moving-boxes'

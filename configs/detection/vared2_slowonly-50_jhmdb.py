@@ -1,0 +1,23 @@
+# VA-RED2 of SlowOnly-50 on J-HMDB-21, from the static network's weights.
+_base_ = 'static_slowonly-50_jhmdb.py'
+custom_imports = dict(imports=['vared2_mmaction'])
+
+model = dict(
+    init_cfg=None,
+    backbone=dict(
+        _delete_=True,
+        type='mmaction.VARED2Backbone',
+        backbone=_base_.model.backbone,
+        dynamic=dict(),
+    ),
+    neck=dict(type='mmaction.SoftModulationGateNeck'),
+    roi_head=dict(type='VARED2AVARoIHead', loss_budget=dict(loss_weight=0.8)),
+)
+load_from = 'work_dirs/static_slowonly-50_jhmdb/epoch_20.pth'
+
+custom_hooks = [dict(type='BudgetScheduleHook', begin=1, ramp=2)]
+train_cfg = dict(max_epochs=5)
+optim_wrapper = dict(optimizer=dict(lr=0.02))
+param_scheduler = [dict(type='CosineAnnealingLR', T_max=5, eta_min=0, by_epoch=True)]
+val_evaluator = [_base_.val_evaluator, dict(type='ComputeMetric')]
+test_evaluator = val_evaluator

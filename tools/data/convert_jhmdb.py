@@ -1,0 +1,43 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""Converts the annotation of J-HMDB-21 to the format of AVA."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from vared2_mmaction.datasets import jhmdb
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add = parser.add_argument
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument('--pickle', type=Path, metavar='JHMDB-GT.pkl', help='tubes')
+    source.add_argument('--puppet-mask', type=Path, metavar='FOLDER', help='as published')
+    add('--splits', type=Path, metavar='FOLDER', help='as published; goes with --puppet-mask')
+    add('--out', type=Path, required=True, metavar='FOLDER', help='to write to')
+    add('--split', type=int, default=1, metavar='N', help='1, 2 or 3')
+    add('--step', type=int, default=1, metavar='N', help='take every Nth frame for training')
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if (args.puppet_mask is None) != (args.splits is None):
+        parser.error('--splits: expected beside --puppet-mask, and only there')
+    try:
+        if args.pickle:
+            source = jhmdb.read_pickle(args.pickle, args.split)
+        else:
+            source = jhmdb.read_published(args.puppet_mask, args.splits, args.split)
+        counts = jhmdb.convert(source, args.out, args.split, args.step)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    print(f'{args.out}: {counts["train"]} frames to train on, {counts["test"]} to test')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,85 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""Action detection on the moving-boxes set: a static network, the same with a frozen backbone of
+random weights, and VA-RED2 from the static weights, some seeds each.
+
+Every step leaves a file and is skipped where that is there; an interrupted training goes on from
+its last checkpoint.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from mmengine.config import Config
+from rich.console import Console
+
+import vared2_mmaction  # noqa: F401  (mends the installed releases)
+from vared2_mmaction.apis import detection_study
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / 'configs' / 'detection'
+STATIC, DYNAMIC = 'static_resnet3d_moving-boxes', 'vared2_resnet3d_moving-boxes'
+FROZEN = 'model.backbone.frozen_stages=3'
+NETWORKS = {'static': STATIC, 'frozen': STATIC, 'VA-RED2': DYNAMIC}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--work-dir', type=Path, default='work_dirs/detection')
+    parser.add_argument('--networks', nargs='+', choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
+    args = parser.parse_args()
+    os.chdir(ROOT)
+    # Threads that wait actively take the cores from the processes that decode videos.
+    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+    run('tools/make_moving_boxes.py', 'data/moving_boxes')
+    scores: dict[str, list[detection_study.Score]] = {name: [] for name in args.networks}
+    console = Console()
+    for seed in args.seeds:
+        for name in args.networks:
+            console.rule(f'{name}, seed {seed}')
+            scores[name].append(train_and_test(name, seed, args.work_dir))
+    cfg = Config.fromfile(CONFIGS / f'{STATIC}.py')
+    at_random = detection_study.chance(cfg.test_evaluator.ann_file)
+    console.print(detection_study.table(scores, at_random))
+    console.print('\n'.join(detection_study.markdown(scores, at_random)), soft_wrap=True)
+    plain = {name: [asdict(score) for score in runs] for name, runs in scores.items()}
+    report = {'seeds': args.seeds, 'chance': at_random, 'scores': plain}
+    (args.work_dir / 'results.json').write_text(json.dumps(report, indent=1) + '\n')
+
+
+def run(*command: str) -> None:
+    """Run one of the tools, its output visible; stop where it fails."""
+    subprocess.run([sys.executable, *command], check=True)
+
+
+def train_and_test(name: str, seed: int, work_dir: Path) -> detection_study.Score:
+    """Train and test a network, or what is missing of that."""
+    config = CONFIGS / f'{NETWORKS[name]}.py'
+    cfg = Config.fromfile(config)
+    folder = work_dir / f'{name}_seed{seed}'
+    checkpoint = folder / f'epoch_{cfg.train_cfg.max_epochs}.pth'
+    changes = {'static': [], 'frozen': [FROZEN], 'VA-RED2': []}[name]
+    if name == 'VA-RED2':
+        epochs = Config.fromfile(CONFIGS / f'{STATIC}.py').train_cfg.max_epochs
+        changes = [f'load_from={work_dir / f"static_seed{seed}" / f"epoch_{epochs}.pth"}']
+    options = ['--cfg-options', *changes] if changes else []
+    if not checkpoint.exists():
+        resume = ['--resume'] if (folder / 'last_checkpoint').exists() else []
+        where = ['--work-dir', str(folder), '--seed', str(seed)]
+        run('tools/train.py', str(config), *where, *resume, *options)
+    dump = folder / 'test.pkl'
+    if not dump.exists():
+        partial = folder / 'partial.pkl'
+        where = ['--work-dir', str(folder), '--dump', str(partial)]
+        run('tools/test.py', str(config), str(checkpoint), *where)
+        partial.replace(dump)
+    return detection_study.score(cfg, str(dump))
+
+
+if __name__ == '__main__':
+    main()
