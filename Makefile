@@ -13,7 +13,9 @@ CONSTRAINTS := requirements/constraints.txt
 TORCH_ID := $(shell printf '%s' '$(TORCH)' | cksum | tr -d ' ')
 STAMP := $(VENV)/.setup-$(TORCH_ID)
 
-.PHONY: help setup demo study test lint clean distclean
+DOCS_STAMP := $(VENV)/.docs
+
+.PHONY: help setup demo study test lint docs clean distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -22,6 +24,7 @@ help:
 	@echo 'make study      train, test and report the study (tools/study.py); goes on where it was'
 	@echo 'make test       lint, then run the tests'
 	@echo 'make lint       ruff check, ruff format --check, mypy'
+	@echo 'make docs       build the documentation into docs/_build/html'
 	@echo 'make clean      remove what the demo and the study wrote'
 	@echo 'make distclean  remove also $(VENV), caches and build results'
 
@@ -54,9 +57,16 @@ lint: setup
 test: lint
 	$(BIN)/python -m pytest
 
+docs: $(DOCS_STAMP)
+	$(BIN)/python -m sphinx -q -W --keep-going -b html -d docs/_build/doctrees docs docs/_build/html
+
+$(DOCS_STAMP): $(STAMP)
+	PIP_CONSTRAINT=$(CONSTRAINTS) $(BIN)/python -m pip install --quiet --no-build-isolation -e '.[docs]'
+	@touch $@
+
 clean:
 	rm -rf work_dirs/demo work_dirs/study data/moving_shapes data/study_small
 
 distclean: clean
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) docs/_build build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
