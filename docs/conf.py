@@ -39,10 +39,14 @@ nitpick_ignore_regex = [
 html_theme = 'alabaster'
 html_theme_options = {
     'description': 'Video adaptive redundancy reduction for MMAction2',
-    'fixed_sidebar': True,
-    'page_width': '1100px',
+    'font_size': '15px',
+    'page_width': '1180px',
+    'body_max_width': '900px',
     'sidebar_width': '240px',
 }
+html_static_path = ['_static']
+html_css_files = ['site.css']
+toc_object_entries = False  # the sidebar lists pages and modules
 html_show_sourcelink = False
 html_show_copyright = False
 
@@ -64,22 +68,19 @@ def resolve_by_last_part(
     return nodes.reference('', '', contnode, internal=True, refuri=uri)
 
 
-def skip_plain_fields(
-    app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any
-) -> bool | None:
-    """Leave out fields of named tuples that have no description of their own."""
-    return True if (getattr(obj, '__doc__', None) or '').startswith('Alias for field') else None
-
-
 def keep_as_text(
     app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]
 ) -> None:
-    """Stop Napoleon from taking what is before a colon in an attribute's docstring for its type."""
-    if what in ('attribute', 'data', 'property'):
+    """Stop Napoleon from taking what is before a colon in an attribute's docstring for its type.
+
+    Fields of named tuples that nobody described have a docstring from Python: it is dropped.
+    """
+    if lines and lines[0].startswith('Alias for field number'):
+        lines.clear()
+    elif what in ('attribute', 'data', 'property'):
         lines[:0] = ['..', '']  # an empty comment, which has no colon
 
 
 def setup(app: Sphinx) -> None:
     app.connect('missing-reference', resolve_by_last_part)
-    app.connect('autodoc-skip-member', skip_plain_fields)
     app.connect('autodoc-process-docstring', keep_as_text, priority=400)  # before Napoleon
