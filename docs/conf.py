@@ -21,7 +21,7 @@ myst_heading_anchors = 3
 
 autodoc_member_order = 'bysource'
 autodoc_typehints = 'description'
-autodoc_typehints_description_target = 'documented'
+autodoc_typehints_description_target = 'documented_params'
 autodoc_default_options = {'members': True, 'show-inheritance': True}
 autodoc_inherit_docstrings = False  # PyTorch's are written for authors of modules
 napoleon_google_docstring = True
