@@ -15,6 +15,8 @@ CONSTRAINTS := requirements/constraints.txt
 TORCH_ID := $(shell printf '%s' '$(TORCH)' | cksum | tr -d ' ')
 STAMP := $(VENV)/.setup-$(TORCH_ID)
 
+DOCS_STAMP := $(VENV)/.docs
+
 # Detection needs mmcv with its operators, which replaces the mmcv-lite of .venv.
 WHEELS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/vared2_mmaction/wheels
 DETECTION := .venv-detection
@@ -23,7 +25,7 @@ DETECTION_STAMP := $(DETECTION)/.setup-$(TORCH_ID)
 MMCV := $(shell sed -n 's/^mmcv==//p' $(CONSTRAINTS))
 
 .PHONY: help setup setup-detection has-detection demo study detection \
-  test test-detection lint clean distclean
+  test test-detection lint docs clean distclean
 .DELETE_ON_ERROR:
 
 help:
@@ -35,6 +37,7 @@ help:
 	@echo 'make setup-detection  make $(DETECTION) for action detection (about 20 minutes, once)'
 	@echo 'make detection        train and test detection there (tools/run_detection.py)'
 	@echo 'make test-detection   run the tests of detection there'
+	@echo 'make docs       build the documentation into docs/_build/html'
 	@echo 'make clean      remove what the demo, the study and detection wrote'
 	@echo 'make distclean  remove also $(VENV), caches and build results'
 
@@ -100,10 +103,17 @@ test: lint
 test-detection: setup-detection
 	$(DETECTION_BIN)/python -m pytest tests/detection
 
+docs: $(DOCS_STAMP)
+	$(BIN)/python -m sphinx -q -W --keep-going -b html -d docs/_build/doctrees docs docs/_build/html
+
+$(DOCS_STAMP): $(STAMP)
+	PIP_CONSTRAINT=$(CONSTRAINTS) $(BIN)/python -m pip install --quiet --no-build-isolation -e '.[docs]'
+	@touch $@
+
 clean:
 	rm -rf work_dirs/demo work_dirs/study work_dirs/detection
 	rm -rf data/moving_shapes data/study_small data/moving_boxes
 
 distclean: clean
-	rm -rf $(VENV) $(DETECTION) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(DETECTION) docs/_build build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

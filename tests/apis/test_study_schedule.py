@@ -31,7 +31,9 @@ result = dict(
     ratio=dict(mean=0.6), gmacs=dict(mean=0.02), overhead_gmacs=0.001,
     times=(begin, time.monotonic()),
 )
-(folder / 'result.json').write_text(json.dumps(result))
+part = folder / 'part'
+part.write_text(json.dumps(result))
+part.replace(folder / 'result.json')  # at once, as the real one
 """
 
 

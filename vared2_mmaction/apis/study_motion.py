@@ -63,7 +63,7 @@ def permutation_test(
         seed: Of the assignments.
 
     Returns:
-        p: share of assignments, the given one included, with a difference at least as large.
+        Share p of assignments, the given one included, with a difference at least as large.
     """
     rng = np.random.default_rng(seed)
     values = np.concatenate([a, b])

@@ -1,7 +1,7 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """Video lists of Mini-Kinetics-200 (Xie et al., arXiv 1712.04851) for MMAction2's ``VideoDataset``.
 
-The split is published as two CSV files with the columns :data:`COLUMNS`. Videos are found in
+The split is published as two CSV files with the columns ``COLUMNS``. Videos are found in
 folders of Kinetics by YouTube id and times, however the class folders are spelled.
 """
 
@@ -247,7 +247,7 @@ def build_lists(
         val_csv: Published validation split.
         roots: Folders of videos; earlier ones win where a clip is in several.
         out: Folder to write to; made if need be.
-        delimiter: A key of :data:`DELIMITERS`, or ``auto`` for the first that no path contains.
+        delimiter: A key of ``DELIMITERS``, or ``auto`` for the first that no path contains.
 
     Returns:
         What was found. Its ``delimiter`` and ``base`` belong in the config's ``VideoDataset``.

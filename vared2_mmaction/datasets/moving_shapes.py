@@ -44,7 +44,7 @@ class MovingShapes:
         frames: Frames a video.
         fps: Frames a second.
         seed: Of everything random.
-        classes: Class names, in label order; keys of :data:`~.motions.MOTIONS`.
+        classes: Class names, in label order; keys of ``motions.MOTIONS``.
 
     Raises:
         ValueError: An argument is out of range; the message names it as the command line does.

@@ -56,7 +56,7 @@ def render(name: str, seed: np.random.SeedSequence, num_frames: int, size: int) 
     """Renders one clip.
 
     Args:
-        name: Class name, a key of :data:`MOTIONS`.
+        name: Class name, a key of ``MOTIONS``.
         seed: Decides all that the class does not.
         num_frames: T.
         size: Side of the square frame, pixels.

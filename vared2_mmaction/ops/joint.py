@@ -2,7 +2,7 @@
 """Gates of the layers of one block that decide together, from the input of the block.
 
 A descriptor, a few small matrix products and, on a GPU, the host's wait for an answer cost the same
-for one layer as for all layers of a block. As with :func:`~vared2_mmaction.ops.decision.collect`,
+for one layer as for all layers of a block. As with :func:`~vared2_mmaction.ops.collect`,
 stock blocks pass nothing but features, so what was decided reaches the layers through a scope.
 """
 

@@ -39,7 +39,7 @@ def load_dump(path: str) -> list[dict[str, Any]]:
         path: The pickle that ``tools/test.py --dump`` wrote.
 
     Returns:
-        A dict for every sample. Samples may share memory: do not write to their tensors.
+        A dict for every sample. Samples may share memory, so do not write to their tensors.
 
     Raises:
         FileNotFoundError: If there is no such file.
