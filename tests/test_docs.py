@@ -87,7 +87,9 @@ def test_every_module_is_in_the_reference():
                 for node in ast.parse(path.read_text()).body
                 if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name[0] != '_'
             ]
-            alone = re.search(rf'^\.\. auto\w+:: {re.escape(name)}(::|\.|$)', page, re.MULTILINE)
+            alone = re.search(
+                rf'^\.\. (auto\w+|py:module):: {re.escape(name)}(::|\.|$)', page, re.MULTILINE
+            )
             if not alone and any(f"'{public_name}'" not in exported for public_name in public):
                 missing.append(name)
     assert missing == []

@@ -10,7 +10,7 @@ model = dict(
 )
 load_from = 'work_dirs/static_r2plus1d-34_ava22/epoch_10.pth'
 
-custom_hooks = [dict(type='BudgetScheduleHook', begin=1, ramp=2)]
+custom_hooks = [dict(type='BudgetScheduleHook', begin=1, ramp=2), dict(type='PolicyUsageHook')]
 train_cfg = dict(max_epochs=5)
 optim_wrapper = dict(optimizer=dict(lr=0.0075))
 param_scheduler = [dict(type='CosineAnnealingLR', T_max=5, eta_min=0, by_epoch=True)]

@@ -1,14 +1,14 @@
-# VA-RED2 of the static twin, from its weights; the budget loss rises in the first epochs.
+# VA-RED2 of the static twin, from its weights; the budget falls in the first epochs.
 _base_ = 'static_resnet3d_moving-boxes.py'
 custom_imports = dict(imports=['vared2_mmaction'])
-custom_hooks = [dict(type='BudgetScheduleHook', ramp=3)]
+custom_hooks = [dict(type='BudgetScheduleHook', fall=9), dict(type='PolicyUsageHook')]
 
 model = dict(
     backbone=dict(
         type='mmaction.VARED2ResNet3d', dynamic=dict(gate=dict(initial=(0.8, 0.13, 0.07)))
     ),
     neck=dict(type='mmaction.SoftModulationGateNeck'),
-    roi_head=dict(type='VARED2AVARoIHead', loss_budget=dict(loss_weight=1.0, budget=0.6)),
+    roi_head=dict(type='VARED2AVARoIHead', loss_budget=dict(loss_weight=10.0, budget=0.65)),
 )
 load_from = 'work_dirs/static_resnet3d_moving-boxes/epoch_24.pth'
 

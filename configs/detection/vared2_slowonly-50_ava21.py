@@ -21,7 +21,7 @@ load_from = (
     'slowonly_kinetics400-pretrained-r50_8xb16-4x16x1-20e_ava21-rgb_20220906-953ef5fe.pth'
 )
 
-custom_hooks = [dict(type='BudgetScheduleHook', begin=1, ramp=2)]
+custom_hooks = [dict(type='BudgetScheduleHook', begin=1, ramp=2), dict(type='PolicyUsageHook')]
 train_cfg = dict(max_epochs=10)
 optim_wrapper = dict(optimizer=dict(lr=0.02))
 param_scheduler = [dict(type='CosineAnnealingLR', T_max=10, eta_min=0, by_epoch=True)]

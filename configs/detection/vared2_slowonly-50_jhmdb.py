@@ -15,7 +15,7 @@ model = dict(
 )
 load_from = 'work_dirs/static_slowonly-50_jhmdb/epoch_20.pth'
 
-custom_hooks = [dict(type='BudgetScheduleHook', begin=1, ramp=2)]
+custom_hooks = [dict(type='BudgetScheduleHook', begin=1, ramp=2), dict(type='PolicyUsageHook')]
 train_cfg = dict(max_epochs=5)
 optim_wrapper = dict(optimizer=dict(lr=0.02))
 param_scheduler = [dict(type='CosineAnnealingLR', T_max=5, eta_min=0, by_epoch=True)]
