@@ -5,6 +5,7 @@ import importlib.metadata
 import importlib.util
 import os
 import pickle
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -299,3 +300,15 @@ def test_an_action_without_boxes_has_no_average_precision():
     assert np.isnan(metrics.compute_average_precision(*none))
     some = metrics.compute_precision_recall(np.array([0.9, 0.5]), np.array([False, True]), 1)
     assert metrics.compute_average_precision(*some) == pytest.approx(0.5)
+
+
+def test_passing_files_of_two_processes_have_two_names():
+    name = 'from mmaction.evaluation.metrics import ava_metric; '
+    name += 'print(ava_metric.datetime.now().strftime("in the same second"))'
+    code = f'import vared2_mmaction; {name}'
+    names = {
+        subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout
+        for _ in range(2)
+    }
+    assert len(names) == 2
+    assert all(name.startswith('in the same second_') for name in names)

@@ -5,6 +5,7 @@ The only place that knows them. Each function names the defect; each can go when
 """
 
 import codecs
+import datetime
 import functools
 import importlib.metadata
 import importlib.util
@@ -29,6 +30,7 @@ def apply() -> None:
     _start_distributed_on_cpu()
     _return_data_samples()
     _score_actions_without_boxes()
+    _keep_results_of_processes_apart()
 
 
 def _provide_importlib_metadata() -> None:
@@ -278,3 +280,15 @@ def _score_actions_without_boxes() -> None:
         return original(precision, recall)
 
     metrics.compute_average_precision = compute_average_precision
+
+
+def _keep_results_of_processes_apart() -> None:
+    """AVAMetric's passing file, in the current folder, is named by the second alone: of two
+    trainings side by side, one removes that of the other."""
+    from mmaction.evaluation.metrics import ava_metric
+
+    class Moment(datetime.datetime):
+        def strftime(self, format: str) -> str:
+            return f'{super().strftime(format)}_{os.getpid()}'
+
+    ava_metric.datetime = Moment
