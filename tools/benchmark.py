@@ -16,7 +16,7 @@ import mmaction
 import mmcv
 import mmengine
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -24,6 +24,7 @@ from torch import nn
 
 import vared2_mmaction
 from vared2_mmaction.apis import benchmark, flops
+from vared2_mmaction.apis.cli import add_config_options
 from vared2_mmaction.apis.environment import processor
 from vared2_mmaction.models import dynamic_layers
 from vared2_mmaction.models.static import is_detector
@@ -55,8 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     unhelped = 'leave out the stock network exactly as MMAction2 runs it'
     add('--no-unhelped', action='store_true', help=unhelped)
     add('--out', metavar='FILE.json', help='write the rows, again after every row')
-    changes = 'settings that replace those of the config'
-    add('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help=changes)
+    add_config_options(parser)
     return parser
 
 

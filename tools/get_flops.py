@@ -7,12 +7,13 @@ import os
 import sys
 from collections.abc import Sequence
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from rich.console import Console
 from rich.table import Table
 
 import vared2_mmaction  # noqa: F401  (registers the models and mends the OpenMMLab releases)
 from vared2_mmaction.apis import flops
+from vared2_mmaction.apis.cli import add_config_options
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -39,13 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--split', choices=['test', 'val'], default='test', help='whose pipeline and videos to take'
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='settings that replace those of the config',
-    )
+    add_config_options(parser)
     parser.add_argument('--out', metavar='FILE.json', help='write the numbers, in multiply-adds')
     return parser
 

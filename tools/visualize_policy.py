@@ -5,12 +5,13 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from rich.console import Console
 from rich.progress import track
 
 import vared2_mmaction  # noqa: F401  (registers the models and mends the OpenMMLab releases)
 from vared2_mmaction.apis import visualize
+from vared2_mmaction.apis.cli import add_config_options
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -35,13 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
         '--frames', type=int, default=8, metavar='N', help='frames of a video (default: 8)'
     )
     parser.add_argument('--title', help='of the page; default: the name of the config')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='settings that replace those of the config, as in the test',
-    )
+    add_config_options(parser)
     return parser
 
 

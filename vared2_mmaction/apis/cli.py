@@ -24,14 +24,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that training and testing share."""
     parser.add_argument('config', help='path of the config file')
     parser.add_argument('--work-dir', help='folder for logs, results and checkpoints')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='settings that replace those of the config, for example model.cls_head.dropout=0.5; '
-        'write lists as key="[a,b]", without spaces',
-    )
+    add_config_options(parser)
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
@@ -40,6 +33,18 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         '--local_rank', '--local-rank', type=int, default=0, help='set by some launchers'
+    )
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--cfg-options``, the same in every tool that reads a config."""
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='settings that replace those of the config, for example model.cls_head.dropout=0.5; '
+        'write lists as key="[a,b]", without spaces',
     )
 
 

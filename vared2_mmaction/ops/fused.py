@@ -29,7 +29,8 @@ def fold_norm(layer: DynamicConv2d | DynamicConv3d, norm: Any) -> None:
         layer: The dynamic convolution.
         norm: The BatchNorm that follows it, with running statistics.
     """
-    in_3d, (channel, temporal) = isinstance(layer, DynamicConv3d), _options(layer)
+    in_3d = isinstance(layer, DynamicConv3d)
+    channel, temporal = layer.channel_options, layer.temporal_options
     with torch.no_grad():
         folded = fuse_conv_bn_weights(
             layer.weight,
@@ -63,10 +64,6 @@ def fold_norm(layer: DynamicConv2d | DynamicConv3d, norm: Any) -> None:
         if affine:
             _tabulate(layer, scale, shift)
     layer.__class__ = made
-
-
-def _options(layer: DynamicConv2d | DynamicConv3d) -> tuple[Any, Any]:
-    return layer.channel_options, layer.temporal_options
 
 
 def _operations(layer: DynamicConv2d | DynamicConv3d) -> list[tuple[PerChannelAffine, Any, Any]]:
