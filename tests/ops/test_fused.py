@@ -35,6 +35,10 @@ def zero(norm):
     norm.weight.data[2] = 0
 
 
+def zero_everywhere(norm):  # as stock residual blocks start
+    norm.weight.data.zero_()
+
+
 @pytest.mark.parametrize(
     ('case', 'change', 'kind'),
     [
@@ -43,6 +47,7 @@ def zero(norm):
         (Case('time only', CONV, 7, channel=1), zero, FusedConv3d),
         (Case('next to nothing', CONV, 7), small, TwoKernelConv3d),
         (Case('nothing', CONV, 7), zero, TwoKernelConv3d),
+        (Case('nothing anywhere', CONV, 7), zero_everywhere, TwoKernelConv3d),
         (Case('not normalised', CONV, 7, saturation=None), None, TwoKernelConv3d),
         (Case('depthwise', CONV, 7, kinds=('depthwise',) * 2), None, TwoKernelConv3d),
         (Case('stick', CONV, 7, saturation=0.5), None, FusedConv3d),
