@@ -11,13 +11,13 @@ load_from = 'work_dirs/demo/static_r2plus1d/epoch_24.pth'
 
 max_epochs = 10
 train_cfg = dict(max_epochs=max_epochs, val_begin=2)
-# Adam gives every parameter the same pace: a gate's many weights would shift its answers far
-# faster than its biases do, which close options for all clips.
-gate = dict(lr_mult=0.1, decay_mult=0.0)
-gate_bias = dict(lr_mult=3.0, decay_mult=0.0)
+# Adam gives every parameter the same pace, however small its gradient: all gates would close at
+# once, before the loss sees what the first one saves. A large eps makes steps proportional to
+# gradients: those close first which save most and are missed least.
+gate = dict(lr_mult=3.0, decay_mult=0.0, eps=0.1)
 optim_wrapper = dict(
     optimizer=dict(lr=0.003),
-    paramwise_cfg=dict(custom_keys={'gate': gate, 'gate.fc2.bias': gate_bias}),
+    paramwise_cfg=dict(custom_keys={'gate': gate}),
 )
 param_scheduler = [
     dict(

@@ -1,7 +1,11 @@
-# VA-RED2 of the static twin, from its weights; the budget falls in the first epochs.
+# VA-RED2 of the static twin, from its weights: the budget falls, then gates are frozen.
 _base_ = 'static_resnet3d_moving-boxes.py'
 custom_imports = dict(imports=['vared2_mmaction'])
-custom_hooks = [dict(type='BudgetScheduleHook', fall=9), dict(type='PolicyUsageHook')]
+custom_hooks = [
+    dict(type='BudgetScheduleHook', fall=7),
+    dict(type='FreezeGatesHook', begin=8),
+    dict(type='PolicyUsageHook'),
+]
 
 model = dict(
     backbone=dict(
@@ -14,12 +18,11 @@ load_from = 'work_dirs/static_resnet3d_moving-boxes/epoch_24.pth'
 
 max_epochs = 16
 train_cfg = dict(max_epochs=max_epochs)
-# As in configs/demo: a gate's many weights would shift its answers far faster than its biases do.
-gate = dict(lr_mult=0.1, decay_mult=0.0)
-gate_bias = dict(lr_mult=3.0, decay_mult=0.0)
+# As in configs/demo: steps in proportion to gradients.
+gate = dict(lr_mult=3.0, decay_mult=0.0, eps=0.1)
 optim_wrapper = dict(
     optimizer=dict(lr=0.003),
-    paramwise_cfg=dict(custom_keys={'gate': gate, 'gate.fc2.bias': gate_bias}),
+    paramwise_cfg=dict(custom_keys={'gate': gate}),
 )
 param_scheduler = [
     dict(

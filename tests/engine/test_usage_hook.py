@@ -11,10 +11,11 @@ from mmengine.hooks import Hook
 from torch import multiprocessing, nn
 
 from vared2_mmaction.engine import PolicyUsageHook
+from vared2_mmaction.engine.network import network_of
 from vared2_mmaction.engine.usage import Usage, shorten
 from vared2_mmaction.models import SoftModulationGateNeck, dynamic_layers
 
-from .training import BATCH, CLOSED, OPEN, STEPS, VARIED, config, train, unwrapped
+from .training import BATCH, CLOSED, OPEN, STEPS, VARIED, config, train
 
 USAGE = {'type': 'PolicyUsageHook'}
 NAME = 'backbone.layer{}.0.conv{}.conv.conv_{}'
@@ -93,7 +94,7 @@ def test_exactly_the_layers_that_gave_one_answer_are_named_once_an_epoch(varied)
 
 
 def test_nothing_listens_after_training(varied):
-    model = unwrapped(varied.runner)
+    model = network_of(varied.runner)
     layers = dynamic_layers(model).values()
     assert not any(module._forward_hooks for module in (model.neck, *layers))
 
@@ -168,7 +169,7 @@ class GateSpoiler(Hook):
     """Makes a gate not finite after the first step."""
 
     def after_train_iter(self, runner, *args, **kwargs):
-        layer = dynamic_layers(unwrapped(runner))[LAYERS[6]]
+        layer = dynamic_layers(network_of(runner))[LAYERS[6]]
         layer.gate.fc2.weight.data.fill_(float('nan'))
 
 

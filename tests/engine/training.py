@@ -11,10 +11,10 @@ import torch
 from mmaction.registry import HOOKS
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import Tensor
 
+from vared2_mmaction.engine.network import network_of
 from vared2_mmaction.models import dynamic_layers
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,7 +33,7 @@ class GateSetter(Hook):
 
     def before_train(self, runner: Runner) -> None:
         random = torch.Generator().manual_seed(0)
-        for name, layer in dynamic_layers(unwrapped(runner)).items():
+        for name, layer in dynamic_layers(network_of(runner)).items():
             closed = re.search(self.closed, name)
             std, bias = (0.0, -5.0) if closed else (self.std, self.bias)
             layer.gate.fc2.weight.data.normal_(std=std, generator=random)
@@ -127,11 +127,6 @@ def train(cfg: Config) -> Training:
         if head.training:
             training.seen.append((args[0].policy, args[0].ratio.detach()))
 
-    unwrapped(runner).cls_head.register_forward_pre_hook(look)
+    network_of(runner).cls_head.register_forward_pre_hook(look)
     runner.train()
     return training
-
-
-def unwrapped(runner: Runner) -> nn.Module:
-    """The model without a wrapper of distributed training."""
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model

@@ -2,6 +2,7 @@
 """Hooks of the training loop."""
 
 from .budget_hook import BudgetScheduleHook
+from .freeze_hook import FreezeGatesHook
 from .usage_hook import PolicyUsageHook
 
-__all__ = ['BudgetScheduleHook', 'PolicyUsageHook']
+__all__ = ['BudgetScheduleHook', 'FreezeGatesHook', 'PolicyUsageHook']

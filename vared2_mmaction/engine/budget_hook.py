@@ -5,10 +5,10 @@ from typing import Any
 
 from mmaction.registry import HOOKS
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from ..models import ComputationBudgetLoss
+from .network import network_of
 
 
 @HOOKS.register_module()
@@ -38,7 +38,7 @@ class BudgetScheduleHook(Hook):
 
     def before_run(self, runner: Runner) -> None:
         """Remember the configured weights and budgets."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = network_of(runner)
         self.losses = [
             (loss, loss.loss_weight, loss.budget)
             for loss in model.modules()

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from mmaction.registry import HOOKS
 from mmengine.hooks import Hook, LoggerHook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ..models import ComputationBudgetLoss, SoftModulationGateNeck, dynamic_layers
+from .network import network_of
 from .usage import Usage, shorten
 
 
@@ -61,7 +61,7 @@ class PolicyUsageHook(Hook):
                 given and the runner has no LoggerHook.
         """
         self._stop_listening()  # of a training that an error ended
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = network_of(runner)
         self._every = self.interval or _logger_interval(runner)
         self._in_period = self.period or len(runner.train_dataloader)
         self._losses = [

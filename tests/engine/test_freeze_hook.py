@@ -1,0 +1,68 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""Gates that stay as they are from an epoch on, in trainings by MMEngine's Runner."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mmaction.registry import HOOKS
+from mmaction.utils import register_all_modules
+from mmengine.hooks import Hook
+from torch import nn
+
+from vared2_mmaction.engine import FreezeGatesHook
+from vared2_mmaction.engine.network import network_of
+
+from .training import config, train
+
+STATES: list[dict[str, torch.Tensor]] = []
+
+
+@HOOKS.register_module()
+class StateKeeper(Hook):
+    """Copies the state of the network after every epoch."""
+
+    def after_train_epoch(self, runner):
+        state = network_of(runner).state_dict()
+        STATES.append({name: value.clone() for name, value in state.items()})
+
+
+@pytest.mark.parametrize('optimizer', ['SGD', 'AdamW'])
+def test_gates_stand_still_and_the_network_goes_on(videos, tmp_path, optimizer):
+    register_all_modules()
+    torch.manual_seed(0)
+    STATES.clear()
+    changes = {
+        'optim_wrapper__optimizer': {'type': optimizer, 'lr': 0.01, 'weight_decay': 0.1},
+        'train_cfg__max_epochs': 3,
+    }
+    hooks = [{'type': 'FreezeGatesHook', 'begin': 1}, {'type': 'StateKeeper'}]
+    train(config(videos, tmp_path, hooks, **changes))
+    open_phase, first, second = STATES
+    gates = [name for name in first if '.gate.' in name]
+    assert gates
+    for name in gates:  # running statistics of their normalisation included
+        assert torch.equal(first[name], second[name])
+        assert torch.equal(open_phase[name], second[name])
+    others = [name for name in first if name.endswith('weight') and name not in gates]
+    assert not any(torch.equal(first[name], second[name]) for name in others)
+
+
+def test_gates_are_trained_before(videos, tmp_path):
+    register_all_modules()
+    torch.manual_seed(0)
+    STATES.clear()
+    changes = {'optim_wrapper__optimizer': {'type': 'SGD', 'lr': 0.01}}
+    hooks = [{'type': 'FreezeGatesHook', 'begin': 2}, {'type': 'StateKeeper'}]
+    train(config(videos, tmp_path, hooks, **changes))
+    first, second = STATES
+    biases = [name for name in first if name.endswith('gate.fc2.bias')]
+    assert biases
+    assert not any(torch.equal(first[name], second[name]) for name in biases)
+
+
+def test_mistakes_are_named():
+    with pytest.raises(ValueError, match='begin=-1'):
+        FreezeGatesHook(-1)
+    with pytest.raises(ValueError, match='no dynamic layer'):
+        FreezeGatesHook(0).before_run(SimpleNamespace(model=nn.Linear(1, 1)))

@@ -1,0 +1,67 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""A last phase of training, in which gates stay as they are."""
+
+from typing import Any
+
+import torch
+from mmaction.registry import HOOKS
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from ..models import dynamic_layers
+from .network import network_of
+
+
+@HOOKS.register_module()
+class FreezeGatesHook(Hook):
+    """Keep all gates as they are from an epoch on, so that the network settles at their policy.
+
+    An option that a gate has closed for a clip gets no gradient and seldom opens again, while noise
+    goes on closing others: without such a phase, compute falls under its budget, and the accuracy
+    with it, for as long as training lasts.
+
+    Gates still see features, which still change, so that a clip's policy may.
+
+    Args:
+        begin: Epoch from which gates are frozen, counted from 0.
+    """
+
+    def __init__(self, begin: int) -> None:
+        if begin < 0:
+            raise ValueError(f'begin={begin!r}: expected an epoch, 0 or more')
+        self.begin = begin
+
+    def before_run(self, runner: Runner) -> None:
+        """Find the gates.
+
+        Raises:
+            ValueError: If the model has none.
+        """
+        layers = dynamic_layers(network_of(runner)).values()
+        self.gates: list[nn.Module] = [layer.gate for layer in layers]
+        if not self.gates:
+            raise ValueError('FreezeGatesHook: the model has no dynamic layer')
+        self.frozen: list[tuple[Tensor, Tensor]] = []
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Note the weights of the gates, and stop their normalisation from following the data."""
+        if runner.epoch < self.begin:
+            return
+        for gate in self.gates:  # the loop has called the model's train() since the epoch began
+            gate.eval()
+        if not self.frozen:
+            parameters = (p for gate in self.gates for p in gate.parameters())
+            self.frozen = [(p, p.detach().clone()) for p in parameters]
+
+    @torch.no_grad()
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Take back what the optimizer did to the gates.
+
+        Parameters that need no gradient any more would confuse ``DistributedDataParallel``, and
+        some optimizers move parameters whose gradient is zero.
+        """
+        for parameter, value in self.frozen:
+            parameter.copy_(value)
