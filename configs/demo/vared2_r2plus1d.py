@@ -1,23 +1,27 @@
-# VA-RED2 of the static twin, from its weights; the budget loss rises in the first epochs.
+# VA-RED2 of the static twin, from its weights: the budget falls, then gates are frozen.
 _base_ = 'static_r2plus1d.py'
-custom_hooks = [dict(type='BudgetScheduleHook', ramp=2), dict(type='PolicyUsageHook')]
+custom_hooks = [
+    dict(type='BudgetScheduleHook', fall=5),
+    dict(type='FreezeGatesHook', begin=7),
+    dict(type='PolicyUsageHook'),
+]
 
 model = dict(
     backbone=dict(type='VARED2ResNet2Plus1d', dynamic=dict(gate=dict(initial=(0.8, 0.13, 0.07)))),
     neck=dict(type='SoftModulationGateNeck'),
-    cls_head=dict(type='VARED2I3DHead', loss_budget=dict(loss_weight=1.0, budget=0.65)),
+    cls_head=dict(type='VARED2I3DHead', loss_budget=dict(loss_weight=10.0, budget=0.62)),
 )
 load_from = 'work_dirs/demo/static_r2plus1d/epoch_24.pth'
 
-max_epochs = 10
+max_epochs = 12
 train_cfg = dict(max_epochs=max_epochs, val_begin=2)
-# Adam gives every parameter the same pace, however small its gradient: all gates would close at
-# once, before the loss sees what the first one saves. A large eps makes steps proportional to
-# gradients: those close first which save most and are missed least.
-gate = dict(lr_mult=3.0, decay_mult=0.0, eps=0.1)
+# Adam gives every parameter the same pace: a gate's many weights would shift its answers far
+# faster than its biases do, which close options for all clips.
+gate = dict(lr_mult=0.1, decay_mult=0.0)
+gate_bias = dict(lr_mult=3.0, decay_mult=0.0)
 optim_wrapper = dict(
     optimizer=dict(lr=0.003),
-    paramwise_cfg=dict(custom_keys={'gate': gate}),
+    paramwise_cfg=dict(custom_keys={'gate': gate, 'gate.fc2.bias': gate_bias}),
 )
 param_scheduler = [
     dict(
