@@ -1,17 +1,32 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
-"""Classifies one video, and shows what that took and what every layer decided."""
+"""Classifies one video, or the actions in boxes of it, and shows what every layer decided."""
 
 import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
 
 import vared2_mmaction  # noqa: F401  (registers the models and mends the OpenMMLab releases)
-from vared2_mmaction.apis import Recognition, load_inferencer, recognize
-from vared2_mmaction.apis.inference import check_video
-from vared2_mmaction.visualization import decisions
+from vared2_mmaction.apis import (
+    Detection,
+    Recognition,
+    detect,
+    find_people,
+    load_detector,
+    load_inferencer,
+    recognize,
+)
+from vared2_mmaction.apis.clips import open_video, read_boxes
+from vared2_mmaction.apis.detection import is_detection_config
+from vared2_mmaction.apis.inference import Computation, check_video
+from vared2_mmaction.visualization import boxes, decisions
 
 TOP = 5
+HEIGHT = 240
+"""Of a frame that boxes are drawn on, pixels."""
 SUFFIXES = ('.png', '.pdf', '.svg')
 
 
@@ -23,11 +38,31 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--device', help='such as cpu or cuda:0; default: cuda if there is one, else cpu'
     )
-    parser.add_argument('--labels', metavar='FILE', help='names of the classes, one a line')
+    parser.add_argument(
+        '--labels',
+        metavar='FILE',
+        help='names of the classes, one a line; of actions, also a label map of AVA',
+    )
     parser.add_argument(
         '--out',
         metavar='FILE',
         help=f'figure to write, {", ".join(SUFFIXES)}: frames and decisions',
+    )
+    detection = parser.add_argument_group('action detection, where CONFIG is of a detector')
+    detection.add_argument(
+        '--timestamp', type=float, metavar='SECONDS', help='default: the middle of the video'
+    )
+    source = detection.add_mutually_exclusive_group()
+    source.add_argument(
+        '--boxes',
+        metavar='FILE',
+        help='boxes at that time, x1,y1,x2,y2 in pixels, one a line; default: the whole frame',
+    )
+    source.add_argument(
+        '--detector',
+        nargs=2,
+        metavar=('CONFIG', 'CHECKPOINT'),
+        help="finds the boxes: mmdet's files of a detector of people",
     )
     return parser
 
@@ -42,7 +77,7 @@ def check_out(path: str) -> None:
         raise IsADirectoryError(f'--out {path!r}: is a folder')
 
 
-def describe_compute(found: Recognition) -> str:
+def describe_compute(found: Computation) -> str:
     """What the video took, in words."""
     views, *size = found.frames.shape[:4]
     costs = (found.compute_gmacs, found.static_gmacs, found.overhead_gmacs)
@@ -58,11 +93,69 @@ def describe_compute(found: Recognition) -> str:
     )
 
 
-def describe(video: str, found: Recognition) -> str:
-    """The best classes and the compute, in words."""
-    best = zip(found.scores[:TOP], found.labels, strict=False)
-    lines = [f'{score:8.4f}  {label}' for score, label in best]
-    return '\n'.join((video, *lines, describe_compute(found)))
+class Answer(NamedTuple):
+    """What is printed, and what the figure shows."""
+
+    text: str
+    title: str
+    frames: np.ndarray
+    found: Computation
+
+
+def describe_scores(labels: Sequence[str], scores: Sequence[float]) -> list[str]:
+    """The best classes, a line each."""
+    best = zip(scores[:TOP], labels, strict=False)
+    return [f'{score:8.4f}  {label}' for score, label in best]
+
+
+def describe_boxes(found: Detection, whole: bool) -> list[str]:
+    """The best actions of each box, in words."""
+    video = found.video
+    lines = [f'clip around {found.frame / video.fps:.2f} s, frame {found.frame} of {video.frames}']
+    for number, box in enumerate(found.boxes):
+        where = ', '.join(f'{pixel:.0f}' for pixel in box)
+        why = ', the whole frame: no boxes and no detector are given' if whole else ''
+        lines.append(f'box {number + 1} ({where}){why}')
+        lines += describe_scores(found.labels[number], found.scores[number])
+    return lines
+
+
+def draw_frames(found: Detection) -> np.ndarray:
+    """What the network saw, with numbered boxes and their best action."""
+    drawn = []
+    for number, corners in enumerate(found.boxes / found.video.size):
+        line = f'{number + 1}: {found.labels[number][0]} {found.scores[number][0]:.2f}'
+        drawn.append(boxes.Box(corners, [line], boxes.PREDICTED))
+    frames = [boxes.draw_boxes(frame, drawn, HEIGHT) for frame in found.frames[0].numpy()]
+    return np.stack(frames)[None]
+
+
+def answer_recognition(args: argparse.Namespace) -> Answer:
+    """Classifies the video."""
+    for option in ('timestamp', 'boxes', 'detector'):
+        if getattr(args, option) is not None:
+            raise ValueError(f'--{option}: CONFIG={args.config!r} is of a recognizer, no detector')
+    inferencer = load_inferencer(args.config, args.checkpoint, args.device, args.labels)
+    found: Recognition = recognize(inferencer, args.video)
+    best = f'{os.path.basename(args.video)}: {found.labels[0]} {found.scores[0]:.4f}'
+    lines = [args.video, *describe_scores(found.labels, found.scores)]
+    return Answer('\n'.join(lines), best, found.frames.numpy(), found)
+
+
+def answer_detection(args: argparse.Namespace) -> Answer:
+    """Scores the actions in boxes of the video."""
+    video = open_video(args.video)  # what is wrong with it shows before the network is built
+    moment = video.frame_at(args.timestamp) / video.fps
+    given = None if args.boxes is None else read_boxes(args.boxes, video)
+    if args.detector:
+        config, checkpoint = args.detector
+        given = find_people(config, checkpoint, args.video, args.timestamp, args.device)
+    detector = load_detector(args.config, args.checkpoint, args.device, args.labels)
+    found = detect(detector, args.video, given, args.timestamp)
+    count = f'{len(found.boxes)} box{"es" * (len(found.boxes) > 1)}'
+    title = f'{os.path.basename(args.video)}: {count} around {moment:.2f} s'
+    lines = [args.video, *describe_boxes(found, whole=given is None)]
+    return Answer('\n'.join(lines), title, draw_frames(found), found)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -72,13 +165,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.out:
             check_out(args.out)
         check_video(args.video)  # before the network is built
-        inferencer = load_inferencer(args.config, args.checkpoint, args.device, args.labels)
-        found = recognize(inferencer, args.video)
-        print(describe(args.video, found))
+        detection = is_detection_config(args.config)
+        answer = answer_detection(args) if detection else answer_recognition(args)
+        found = answer.found
+        print(f'{answer.text}\n{describe_compute(found)}')
         if args.out:
-            best = f'{os.path.basename(args.video)}: {found.labels[0]} {found.scores[0]:.4f}'
-            title = f'{best}\n{describe_compute(found)}'
-            figure = decisions.draw(found.frames.numpy(), found.layers, found.policy.numpy(), title)
+            title = f'{answer.title}\n{describe_compute(found)}'
+            figure = decisions.draw(answer.frames, found.layers, found.policy.numpy(), title)
             figure.savefig(args.out, dpi=150)
     except (ValueError, OSError) as error:
         sys.exit(f'{parser.prog}: error: {str(error).partition(chr(10))[0]}')

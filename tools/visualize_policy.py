@@ -22,7 +22,10 @@ def build_parser() -> argparse.ArgumentParser:
         '--out', metavar='DIR', required=True, help='folder for index.html and the PNG files'
     )
     parser.add_argument(
-        '--labels', metavar='FILE', help='class names, one a line; default: their numbers'
+        '--labels',
+        metavar='FILE',
+        help='class names, one a line; default: their numbers. For detection those of the actions, '
+        'or a label map of AVA; default: that of the config',
     )
     parser.add_argument(
         '--categories',

@@ -243,7 +243,7 @@ def test_missing_gates_are_logged(network, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ('text', 'message'),
-    [('left\nright\n', 'expected 3 lines, a class each, got 2'), ('\udcff', 'expected text')],
+    [('left\nright\n', 'found 2 names, expected 3 classes'), ('\udcff', 'expected text')],
 )
 def test_bad_labels_are_named(text, message, network, tmp_path):
     path = tmp_path / 'labels.txt'

@@ -6,8 +6,9 @@ import re
 import pytest
 
 from vared2_mmaction.apis import load_inferencer, recognize
+from vared2_mmaction.installation import has_detection
 
-from ..loading import load_tool
+from ..loading import TOOLS, load_tool
 from ..networks import CLASSES, write_network
 from ..videos import write_video
 
@@ -74,3 +75,22 @@ def test_errors_are_one_line(tool, given, place, value, message, tmp_path):
     assert value in caught.value.code
     assert '\n' not in caught.value.code
     assert not (tmp_path / 'figure.png').exists()
+
+
+@pytest.mark.parametrize(
+    'options', [['--boxes', 'b.txt'], ['--timestamp', '1'], ['--detector', 'c.py', 'c.pth']]
+)
+def test_options_of_detection_are_refused(tool, given, options):
+    with pytest.raises(SystemExit, match=rf'{options[0]}: CONFIG=.*of a recognizer') as caught:
+        tool.main([*given[0], *options])
+    assert '\n' not in caught.value.code
+
+
+@pytest.mark.skipif(has_detection(), reason='detection is installed here')
+def test_a_detector_without_mmdet_says_what_to_install(tool, given):
+    video, _, checkpoint = given[0]
+    config = str(TOOLS.parent / 'configs' / 'detection' / 'vared2_resnet3d_moving-boxes.py')
+    with pytest.raises(SystemExit, match=r"model.type='FastRCNN'.*make setup-detection"):
+        tool.main([video, config, checkpoint])
+    with pytest.raises(SystemExit, match=r"DETECTOR='c.py'.*make setup-detection"):
+        tool.main([video, config, checkpoint, '--detector', 'c.py', 'c.pth'])

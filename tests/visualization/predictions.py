@@ -30,3 +30,13 @@ def videos(rows, names=None):
         name = names[index] if names else f'folder/video{index}.mp4'
         sources.append(Source(name, tuple(one for one in labels if one >= 0)))
     return read_videos(samples, sources)
+
+
+def detection(video, timestamp, boxes, scores, ratio):
+    """A prediction of the clip around a keyframe; scores are those of all classes for each box."""
+    kept = {key: value for key, value in sample(0, [1.0], ratio).items() if 'compute' in key}
+    return {
+        **{**kept, 'overhead_gmacs': 0.1, 'policy': torch.tensor([[[0, 0], [1, 2]]])},
+        **{'video_id': video, 'timestamp': timestamp},
+        'pred_instances': {'bboxes': torch.tensor(boxes), 'scores': torch.tensor(scores)},
+    }

@@ -1,6 +1,15 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """What the command-line tools call, and inference on one video."""
 
+from .detection import Detection, detect, find_people, load_detector
 from .inference import Recognition, load_inferencer, recognize
 
-__all__ = ['Recognition', 'load_inferencer', 'recognize']
+__all__ = [
+    'Detection',
+    'Recognition',
+    'detect',
+    'find_people',
+    'load_detector',
+    'load_inferencer',
+    'recognize',
+]

@@ -4,32 +4,30 @@
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from mmaction.apis.inferencers import ActionRecogInferencer, MMAction2Inferencer
+from mmaction.structures import ActionDataSample
 from mmengine.config import Config
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from ..models.dynamize import DynamicBackbone
 from .check import check_config
+from .labels import read_classes
 from .weights import load_weights
 
 
 @dataclass(frozen=True)
-class Recognition:
-    """What a network answered for a video, and what that took.
+class Computation:
+    """What a network saw of a video, and what that took.
 
     Costs are billions of multiply-adds (GMACs) a view, means over views.
     """
 
-    labels: tuple[str, ...]
-    """All classes, best first; their numbers where there are no names."""
-    scores: tuple[float, ...]
-    """Their scores: probabilities where the head has ``average_clips='prob'``."""
     compute_ratio: float
     """Executed over static multiply-adds of the backbone's convolutions, in (0, 1]."""
     compute_gmacs: float
@@ -47,6 +45,16 @@ class Recognition:
     def static_gmacs(self) -> float:
         """What the convolutions of the static backbone take."""
         return self.compute_gmacs / self.compute_ratio
+
+
+@dataclass(frozen=True)
+class Recognition(Computation):
+    """What a recognizer answered for a video, and what that took."""
+
+    labels: tuple[str, ...]
+    """All classes, best first; their numbers where there are no names."""
+    scores: tuple[float, ...]
+    """Their scores: probabilities where the head has ``average_clips='prob'``."""
 
 
 def load_inferencer(
@@ -68,12 +76,11 @@ def load_inferencer(
         FileNotFoundError: If there is no such file.
         ValueError: If a file is of the wrong kind or another network, or the device is missing.
     """
-    cfg = _read_config(config)
-    names = None if label_file is None else _read_labels(label_file, cfg)
-    inferencer = _build(cfg, config, _choose_device(device))
-    weights = load_weights(inferencer.model, checkpoint)
-    if 'lacks' in weights:
-        print_log(weights, 'current', logging.WARNING)
+    cfg = read_config(config, 'Recognizer2D', 'Recognizer3D')
+    number = cfg.model.cls_head.get('num_classes')
+    names = None if label_file is None else read_classes(label_file, number)
+    inferencer = _build(cfg, config, choose_device(device))
+    load_and_tell(inferencer.model, checkpoint)
     if names is not None:
         inferencer.visualizer.dataset_meta = {'classes': names}
     return inferencer
@@ -100,15 +107,11 @@ def recognize(
     """
     path = os.fspath(video)
     inferencer = getattr(inferencer, 'actionrecog_inferencer', inferencer)
-    backbone = _dynamic_backbone(inferencer.model)
+    backbone = dynamic_backbone(inferencer.model)
     if inferencer.input_format == 'video':
         check_video(path)
     batch = _decode(inferencer, path)
-    try:
-        (sample,) = inferencer.forward(batch)
-    except (RuntimeError, ValueError) as error:
-        found = f'input of shape {tuple(batch["inputs"][0].shape)}'
-        raise ValueError(f'VIDEO={path!r}: the network fails on {found}: {error}') from error
+    sample = run(inferencer.forward, batch, path)
     if sample.pred_score.dim() != 1:
         raise ValueError(
             'model.cls_head.average_clips=None keeps the scores of each view: expected '
@@ -119,12 +122,8 @@ def recognize(
     return Recognition(
         labels=tuple(names[i] for i in order.tolist()),
         scores=tuple(scores.tolist()),
-        compute_ratio=sample.compute_ratio,
-        compute_gmacs=sample.compute_gmacs,
-        overhead_gmacs=sample.overhead_gmacs,
-        layers=backbone.dynamic_layers,
-        policy=sample.policy.cpu(),
         frames=_frames_of_views(batch['inputs'][0], len(sample.policy)),
+        **what_it_took(sample, backbone),
     )
 
 
@@ -141,7 +140,49 @@ def check_video(path: str) -> None:
         raise FileNotFoundError(f'VIDEO={path!r}: no such file')
 
 
-def _read_config(path: str) -> Config:
+def run(network: Callable[[Any], Any], batch: dict[str, Any], path: str) -> ActionDataSample:
+    """The answer of a network to a batch of one video.
+
+    Raises:
+        ValueError: If the network cannot take it; names the video.
+    """
+    try:
+        (sample,) = network(batch)
+    except (RuntimeError, ValueError) as error:
+        found = f'input of shape {tuple(batch["inputs"][0].shape)}'
+        raise ValueError(f'VIDEO={path!r}: the network fails on {found}: {error}') from error
+    return sample
+
+
+def what_it_took(sample: ActionDataSample, backbone: DynamicBackbone) -> dict[str, Any]:
+    """Fields of a :class:`Computation` but its frames, from the answer of a network."""
+    costs = ('compute_ratio', 'compute_gmacs', 'overhead_gmacs')
+    return {
+        **{key: sample.get(key) for key in costs},
+        'layers': backbone.dynamic_layers,
+        'policy': sample.policy.cpu(),
+    }
+
+
+def load_and_tell(model: nn.Module, checkpoint: str) -> None:
+    """Load a checkpoint as :func:`~vared2_mmaction.apis.weights.load_weights` does; log if it lacks
+    gates."""
+    weights = load_weights(model, checkpoint)
+    if 'lacks' in weights:
+        print_log(weights, 'current', logging.WARNING)
+
+
+def read_config(path: str, *kinds: str) -> Config:
+    """Read a config for inference.
+
+    Args:
+        path: Of the config.
+        *kinds: What its ``model.type`` may be; anything, if left out.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it cannot be read, is of another model, or has no test pipeline.
+    """
     if not os.path.isfile(path):
         raise FileNotFoundError(f'CONFIG={path!r}: no such file')
     try:
@@ -149,8 +190,8 @@ def _read_config(path: str) -> Config:
     except Exception as error:  # a config is a program and may raise anything
         raise ValueError(f'CONFIG={path!r} cannot be read: {error}') from error
     kind = (cfg.get('model') or {}).get('type')
-    if kind not in ('Recognizer2D', 'Recognizer3D'):
-        raise ValueError(f'CONFIG={path!r}: model.type={kind!r}, expected Recognizer2D or 3D')
+    if kinds and kind not in kinds:
+        raise ValueError(f'CONFIG={path!r}: model.type={kind!r}, expected {" or ".join(kinds)}')
     pipeline = (cfg.get('test_dataloader') or {}).get('dataset', {}).get('pipeline')
     if not pipeline:
         raise ValueError(
@@ -172,30 +213,19 @@ def _build(cfg: Config, path: str, device: str) -> ActionRecogInferencer:
         with warnings.catch_warnings():  # weights are loaded, and checked, later
             warnings.filterwarnings('ignore', 'Checkpoint is not loaded')
             inferencer = ActionRecogInferencer(cfg, device=device)
-        _dynamic_backbone(inferencer.model)
+        dynamic_backbone(inferencer.model)
     except Exception as error:  # what the classes of a config raise
         what = str(error) if isinstance(error, ValueError) else f'{type(error).__name__}: {error}'
         raise ValueError(f'CONFIG={path!r}: {what}') from error
     return inferencer
 
 
-def _read_labels(path: str, cfg: Config) -> list[str]:
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f'LABELS={path!r}: no such file')
-    try:
-        with open(path, encoding='utf-8') as file:
-            names = file.read().splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f'LABELS={path!r}: expected text, one class a line: {error}') from error
-    wanted = cfg.model.cls_head.get('num_classes')
-    if len(names) != wanted:
-        raise ValueError(
-            f'LABELS={path!r}: expected {wanted} lines, a class each, got {len(names)}'
-        )
-    return names
+def choose_device(device: str | None) -> str:
+    """The device of that name; CUDA where there is a device, else the CPU, without a name.
 
-
-def _choose_device(device: str | None) -> str:
+    Raises:
+        ValueError: If it is none, or missing.
+    """
     number = torch.cuda.device_count()
     if device is None:
         return 'cuda' if number else 'cpu'
@@ -208,7 +238,12 @@ def _choose_device(device: str | None) -> str:
     return device
 
 
-def _dynamic_backbone(model: nn.Module) -> DynamicBackbone:
+def dynamic_backbone(model: nn.Module) -> DynamicBackbone:
+    """The backbone of a network.
+
+    Raises:
+        ValueError: If it is static.
+    """
     backbone = getattr(model, 'backbone', None)
     if not isinstance(backbone, DynamicBackbone):
         raise ValueError(

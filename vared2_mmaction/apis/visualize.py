@@ -2,7 +2,7 @@
 """Pictures and a page of a test: which videos took how much compute, and where gates saved it."""
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +11,16 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import init_default_scope
 
+from ..datasets.ava_format import Keyframe
 from ..models.policy import dynamic_layers
 from ..visualization import categories, figures
-from ..visualization.dump import load_dump
-from ..visualization.frames import StripReader
+from ..visualization.dump import as_array, load_dump
+from ..visualization.frames import Strip, StripReader
+from ..visualization.keyframes import KeyframeReader
 from ..visualization.page import Page, write_page
 from ..visualization.videos import Source, Videos, label_indices, read_videos
 from .check import check_config
+from .labels import read_actions, read_classes
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ def load_study(dump: str, cfg: Config, labels: str | None = None) -> Study:
     Args:
         dump: What ``tools/test.py --dump`` wrote.
         cfg: The config of that test.
-        labels: File of class names, one a line; numbers by default.
+        labels: File of names, see :func:`~.labels.read_classes` and, for detection,
+            :func:`~.labels.read_actions`; by default that of the data set, or numbers.
 
     Raises:
         ValueError: If the dump is none, is not that of a VARED2 head, or is of other videos or
@@ -57,7 +61,7 @@ def load_study(dump: str, cfg: Config, labels: str | None = None) -> Study:
         raise ValueError(f'{dump}: {error}') from error
     layers = count_options(cfg)
     _check_layers(dump, videos, layers)
-    return Study(videos, dataset, layers, read_classes(labels, videos.num_classes))
+    return Study(videos, dataset, layers, _read_names(labels, videos, dataset))
 
 
 def build_test_dataset(cfg: Config) -> BaseDataset:
@@ -79,6 +83,8 @@ def build_test_dataset(cfg: Config) -> BaseDataset:
     path = os.path.join(loader.dataset.get('data_root') or '', ann_file or '')
     if ann_file and '://' not in path and not os.path.isfile(path):
         raise FileNotFoundError(f'test_dataloader.dataset.ann_file={path!r}: no such file')
+    if 'proposal_file' in loader.dataset:
+        loader.dataset.proposal_file = None  # what boxes were tested stands in the dump
     return DATASETS.build(loader.dataset)
 
 
@@ -95,8 +101,27 @@ def read_sources(dataset: BaseDataset) -> list[Source]:
                 'frame_dir, as those of VideoDataset and RawframeDataset'
             )
         classes = getattr(dataset, 'num_classes', None) or 0
-        sources.append(Source(str(name), label_indices(info.get('label', -1), classes)))
+        if 'gt_bboxes' in info:
+            sources.append(_read_keyframe(str(name), info, classes))
+        else:
+            sources.append(Source(str(name), label_indices(info.get('label', -1), classes)))
     return sources
+
+
+def _read_keyframe(name: str, info: Mapping[str, Any], classes: int) -> Source:
+    boxes = as_array(info['gt_bboxes'])
+    actions = [label_indices(labels, classes) for labels in info['gt_labels']]
+    keyframe = Keyframe(info['video_id'], info['timestamp'], boxes, actions)
+    labels = tuple(sorted(set().union(*actions)))
+    return Source(f'{name} @ {keyframe.timestamp}', labels, keyframe)
+
+
+def _read_names(path: str | None, videos: Videos, dataset: BaseDataset) -> list[str]:
+    if not videos.detections:
+        return read_classes(path, videos.num_classes)
+    custom = getattr(dataset, 'custom_classes', None)  # with the background
+    path = path or getattr(dataset, 'label_file', None)
+    return read_actions(path, videos.num_classes, custom and custom[1:])
 
 
 def count_options(cfg: Config) -> dict[str, tuple[int, int]]:
@@ -131,25 +156,6 @@ def _check_layers(dump: str, videos: Videos, layers: dict[str, tuple[int, int]])
                 )
 
 
-def read_classes(path: str | None, number: int) -> list[str]:
-    """Names of classes, one a line; numbers without a file.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it has names for another number of classes, or is not UTF-8.
-    """
-    if path is None:
-        return [str(label) for label in range(number)]
-    try:
-        with open(path, encoding='utf-8') as file:
-            names = [line.strip() for line in file.read().rstrip().split('\n')]
-    except UnicodeDecodeError as error:
-        raise ValueError(f'--labels {path!r}: expected text in UTF-8: {error}') from error
-    if len(names) != number:
-        raise ValueError(f'--labels {path!r}: found {len(names)} names, expected {number} classes')
-    return names
-
-
 def write_study(
     study: Study,
     folder: str,
@@ -179,8 +185,7 @@ def write_study(
     summaries = categories.summarise_categories(videos, study.classes)
     shown = categories.spread_evenly(summaries, number)
     wanted = sorted({index for category in shown for index in (category.most, category.least)})
-    reader = StripReader(study.dataset, frames) if wanted else None
-    strips = {index: reader.read(index) for index in progress(wanted)} if reader else {}
+    strips = _read_strips(study, frames, progress(wanted)) if wanted else {}
     drawn = {
         'options': figures.draw_options(videos.chosen, study.layers),
         'compute': figures.draw_compute(videos),
@@ -196,3 +201,10 @@ def write_study(
     images = {name: path for name, path in zip(drawn, files, strict=False) if name != 'categories'}
     write_page(files[-1], Page(title, videos, study.classes, summaries, shown, strips, images))
     return files, [videos.sources[index].name for index in wanted if strips[index].problem]
+
+
+def _read_strips(study: Study, frames: int, wanted: Iterable[int]) -> dict[int, Strip]:
+    reader = StripReader(study.dataset, frames)
+    if study.videos.detections:
+        reader = KeyframeReader(study.dataset, frames, study.videos, study.classes)
+    return {index: reader.read(index) for index in wanted}

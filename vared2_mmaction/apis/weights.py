@@ -19,8 +19,7 @@ def load_weights(model: nn.Module, checkpoint: str) -> str:
         FileNotFoundError: If there is no such checkpoint.
         ValueError: If it cannot be loaded, or is that of another network.
     """
-    if '://' not in checkpoint and not os.path.isfile(checkpoint):
-        raise FileNotFoundError(f'CHECKPOINT={checkpoint!r}: no such file')
+    check_checkpoint(checkpoint)
     try:
         loaded = load_checkpoint(model, checkpoint, map_location='cpu', logger='silent')
     except Exception as error:  # unpickling some other file may raise anything
@@ -38,3 +37,13 @@ def load_weights(model: nn.Module, checkpoint: str) -> str:
                 f'{tuple(parameter.shape)}, found {found and tuple(found)}'
             )
     return f'checkpoint {checkpoint}{note}'
+
+
+def check_checkpoint(checkpoint: str) -> None:
+    """Look whether there is a file; a URL is believed.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    if '://' not in checkpoint and not os.path.isfile(checkpoint):
+        raise FileNotFoundError(f'CHECKPOINT={checkpoint!r}: no such file')

@@ -19,6 +19,7 @@ class Category:
     name: str
     videos: int
     accuracy: float
+    """Mean of ``correct``."""
     mean: float
     most: int
     """Index of the video that took the most compute."""
@@ -33,9 +34,10 @@ class Bin(NamedTuple):
     high: float
     videos: int
     accuracy: float
-    """Share of the videos that are correct; NaN without videos."""
+    """Mean of ``correct``; NaN without videos."""
     interval: tuple[float, float]
-    """Where the accuracy lies with a confidence of 95 %."""
+    """Where the accuracy lies with a confidence of 95 %, or more where ``correct`` has shares: they
+    vary less than zeros and ones of the same mean."""
 
 
 def summarise_categories(videos: Videos, names: Sequence[str]) -> list[Category]:
@@ -84,7 +86,7 @@ def accuracy_bins(ratio: np.ndarray, correct: np.ndarray, edges: np.ndarray) -> 
 
     Args:
         ratio: Compute of the labelled videos, (N,).
-        correct: Whether each is correct, (N,).
+        correct: 1 for each that is correct, 0 for each that is not, or a share, (N,).
         edges: Edges of the bins, rising; a video on the last one is in the last bin.
     """
     inside = np.clip(np.digitize(ratio, edges) - 1, 0, len(edges) - 2)

@@ -125,3 +125,8 @@ def _load_storage(content: bytes) -> Any:
     if not isinstance(storage, torch.UntypedStorage | torch.storage.TypedStorage):
         raise pickle.UnpicklingError(f'expected the memory of a tensor, got {type(storage)}')
     return storage
+
+
+def as_array(value: Any) -> np.ndarray:
+    """A tensor, an array or numbers as an array."""
+    return np.asarray(value.numpy() if hasattr(value, 'numpy') else value)

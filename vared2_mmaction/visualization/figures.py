@@ -78,7 +78,7 @@ def draw_compute(videos: Videos) -> Figure:
     axes[0].set_ylabel('videos')
     if panels == 3:
         _compare_correct(axes[1], videos, edges)
-        _draw_accuracy(axes[2], videos.ratio[labelled], videos.correct[labelled])
+        _draw_accuracy(axes[2], videos, labelled)
     for axis in axes:
         axis.xaxis.set_major_formatter(PercentFormatter(1))
         axis.set_xlabel('compute, share of the static backbone')
@@ -88,22 +88,27 @@ def draw_compute(videos: Videos) -> Figure:
 
 
 def _compare_correct(axis: Axes, videos: Videos, edges: np.ndarray) -> None:
-    for value, name, colour in ((1, 'correct', _CORRECT), (0, 'wrong', _WRONG)):
-        ratio = videos.ratio[videos.correct == value]
+    correct, measure = videos.correct, videos.measure
+    for those, name, colour in (
+        (correct == 1, measure.right, _CORRECT),
+        ((correct >= 0) & (correct < 1), measure.wrong, _WRONG),
+    ):
+        ratio = videos.ratio[those]
         if len(ratio):
             weights = np.full(len(ratio), 1 / len(ratio))
             label = f'{name}: {len(ratio):,} videos, mean {100 * ratio.mean():.1f} %'
             style: dict[str, Any] = {'color': colour, 'histtype': 'stepfilled', 'alpha': 0.35}
             axis.hist(ratio, list(edges), weights=weights, label=label, **style)
             axis.axvline(ratio.mean(), ymax=0.78, color=colour, linewidth=1, linestyle='--')
-    axis.set_title('correct and wrong, each to 100 %', fontsize=10)
+    axis.set_title(f'{measure.right} and {measure.wrong}, each to 100 %', fontsize=10)
     axis.yaxis.set_major_formatter(PercentFormatter(1))
     axis.set_ylabel('share of these videos')
     axis.set_ylim(top=axis.get_ylim()[1] * 1.25)  # room for the legend
     axis.legend(fontsize=8, frameon=False, loc='upper right')
 
 
-def _draw_accuracy(axis: Axes, ratio: np.ndarray, correct: np.ndarray) -> None:
+def _draw_accuracy(axis: Axes, videos: Videos, labelled: np.ndarray) -> None:
+    ratio, correct = videos.ratio[labelled], videos.correct[labelled]
     bins = [b for b in accuracy_bins(ratio, correct, _edges(ratio, _ACCURACY_BINS)) if b.videos]
     centres = [(b.low + b.high) / 2 for b in bins]
     accuracy = [b.accuracy for b in bins]
@@ -114,8 +119,9 @@ def _draw_accuracy(axis: Axes, ratio: np.ndarray, correct: np.ndarray) -> None:
         axis.text(centre, 0.01, f'{b.videos:,}', ha='center', rotation=90, fontsize=7)
     axis.set_ylim(0, 1.02)
     axis.yaxis.set_major_formatter(PercentFormatter(1))
-    axis.set_ylabel('top-1 accuracy')
-    axis.set_title('accuracy, 95 % interval, videos of each bin', fontsize=10)
+    axis.set_ylabel(videos.measure.whole)
+    title = f'{videos.measure.title}, 95 % interval, videos of each bin'
+    axis.set_title(title, fontsize=10)
 
 
 def _edges(ratio: np.ndarray, bins: int) -> np.ndarray:

@@ -8,8 +8,9 @@ import cv2
 import numpy as np
 from mmengine.dataset import BaseDataset
 
-_GAP = 3  # pixels between frames
-_WHITE = 255
+GAP = 3
+"""Pixels between frames."""
+WHITE = 255
 
 
 class Strip(NamedTuple):
@@ -49,21 +50,29 @@ class StripReader:
     def read(self, index: int) -> Strip:
         """Frames of a video of the data set; what cannot be shown has a ``problem``."""
         try:
-            return Strip(side_by_side(self._decode(self.dataset.get_data_info(index)), self.height))
+            return Strip(self._draw(index))
         except Exception as error:  # a decoder may raise anything, and a picture less is no harm
             missing = isinstance(error.__cause__ or error, FileNotFoundError)
             reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
             return Strip(None, 'missing on disk' if missing else f'cannot be read: {reason}')
 
-    def _decode(self, results: dict[str, Any]) -> Sequence[np.ndarray]:
+    def _draw(self, index: int) -> np.ndarray:
+        return side_by_side(self._decode(index), self.height)
+
+    def _decode(self, index: int) -> Sequence[np.ndarray]:
+        results = self.dataset.get_data_info(index)
         for step in self.steps:
             if type(step).__name__.endswith('Decode'):
-                count = results['total_frames']
-                shown = np.arange(min(self.frames, count))
-                spaced = ((shown + 0.5) * count / len(shown)).astype(int)
-                results['frame_inds'] = spaced + results.get('start_index', 0)
+                results['frame_inds'] = self._choose(results)
             results = step(results)
         return results['imgs']
+
+    def _choose(self, results: dict[str, Any]) -> np.ndarray:
+        """Numbers of the frames to show."""
+        count = results['total_frames']
+        shown = np.arange(min(self.frames, count))
+        spaced = ((shown + 0.5) * count / len(shown)).astype(int)
+        return spaced + results.get('start_index', 0)
 
 
 def side_by_side(frames: Sequence[np.ndarray], height: int) -> np.ndarray:
@@ -86,6 +95,6 @@ def side_by_side(frames: Sequence[np.ndarray], height: int) -> np.ndarray:
         method = cv2.INTER_AREA if smaller else cv2.INTER_CUBIC
         columns += [
             cv2.resize(frame, (width, height), interpolation=method),
-            np.full((height, _GAP, 3), _WHITE, np.uint8),
+            np.full((height, GAP, 3), WHITE, np.uint8),
         ]
     return np.concatenate(columns[:-1], axis=1)

@@ -86,7 +86,7 @@ def table(page: Page, folder: str) -> dict[str, Any]:
         'labels': [source.labels for source in videos.sources],
         'predicted': videos.predicted.tolist(),
         'score': _rounded(videos.score).tolist(),
-        'correct': videos.correct.tolist(),
+        'correct': _rounded(videos.correct).tolist(),
         'ratio': ratio,
         'gmacs': gmacs,
         'overhead': overhead,
@@ -119,7 +119,7 @@ def _summary(videos: Videos) -> dict[str, Any]:
     ratio, gmacs, overhead = videos.compute.T
     return {
         'accuracy': float(videos.correct[labelled].mean()) if labelled.any() else None,
-        'several': any(len(source.labels) > 1 for source in videos.sources),
+        'several': not videos.detections and any(len(s.labels) > 1 for s in videos.sources),
         'mean': float(ratio.mean()),
         'low': float(ratio.min()),
         'high': float(ratio.max()),

@@ -7,17 +7,49 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..datasets.ava_format import Keyframe
+from .detections import Detections, found_share, read_detections
+from .dump import as_array
+
 COMPUTE = ('compute_ratio', 'compute_gmacs', 'overhead_gmacs')
 MOST_OPTIONS = 4
 """Options of a dimension, at most."""
 
 
 class Source(NamedTuple):
-    """A video of the data set: its file or folder of frames, and its labels."""
+    """A video of the data set: its file or folder of frames, and its labels.
+
+    In action detection it is the clip around a keyframe.
+    """
 
     name: str
     labels: tuple[int, ...]
-    """Empty where the data set has none."""
+    """Empty where the data set has none; in detection the actions of all boxes."""
+    keyframe: Keyframe | None = None
+    """What is annotated, in detection."""
+
+
+class Measure(NamedTuple):
+    """What is said of ``correct``: of all videos, of a category, above a figure, of a video where
+    it is 1, and of one where it is less."""
+
+    whole: str
+    short: str
+    title: str
+    right: str
+    wrong: str
+
+
+RECOGNITION = Measure('top-1 accuracy', 'top-1', 'accuracy', 'correct', 'wrong')
+_FOUND = 'actions found'
+DETECTION = Measure(_FOUND, _FOUND, _FOUND, 'all found', 'some missed')
+
+
+class _Answer(NamedTuple):
+    classes: int
+    predicted: int
+    score: float
+    correct: float
 
 
 @dataclass(frozen=True)
@@ -27,11 +59,13 @@ class Videos:
     sources: Sequence[Source]
     num_classes: int
     predicted: np.ndarray
-    """(N,), the class of the highest score."""
+    """(N,), the class of the highest score; in detection, of any box."""
     score: np.ndarray
     """(N,), the score of that class."""
     correct: np.ndarray
-    """(N,), 1 where that class is one of the labels, 0 where it is not, -1 without labels."""
+    """(N,), 1 where that class is one of the labels, 0 where it is not, -1 without labels. In
+    detection the share of annotated actions that are found, see
+    :func:`~vared2_mmaction.visualization.detections.found_share`."""
     compute: np.ndarray
     """(N, 3): ``compute_ratio``, a share of the static backbone's multiply-adds in (0, 1], and
     ``compute_gmacs`` and ``overhead_gmacs``, billions of multiply-adds a view; means over views."""
@@ -40,6 +74,8 @@ class Videos:
     chosen: np.ndarray
     """(layers, 2, MOST_OPTIONS): share of the views in which a layer chose a channel option (first)
     and a temporal option (second), dearest option first."""
+    detections: Sequence[Detections] = ()
+    """(N), what is predicted, in detection."""
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -48,6 +84,11 @@ class Videos:
     def ratio(self) -> np.ndarray:
         """(N,), the share of the static backbone's multiply-adds."""
         return self.compute[:, 0]
+
+    @property
+    def measure(self) -> Measure:
+        """What ``correct`` says."""
+        return DETECTION if self.detections else RECOGNITION
 
 
 def read_videos(samples: Sequence[Mapping[str, Any]], sources: Sequence[Source]) -> Videos:
@@ -66,25 +107,20 @@ def read_videos(samples: Sequence[Mapping[str, Any]], sources: Sequence[Source])
             f'{len(samples)} predictions, but the data set has {len(sources)} videos: expected '
             'those of one test of this data set'
         )
-    rows, policies = [], []
+    rows, policies, detections = [], [], []
     classes = layers = None
     for index, (sample, source) in enumerate(zip(samples, sources, strict=True)):
         where = f'sample {index} ({source.name!r})'
-        _check_keys(sample, where)
-        scores = _array(sample['pred_score'])
-        classes = len(scores) if classes is None and scores.ndim == 1 else classes
-        if scores.shape != (classes,) or not np.isfinite(scores).all():
-            found = (
-                f'{scores.shape}' if np.isfinite(scores).all() else 'numbers that are not finite'
-            )
-            raise ValueError(f'{where}: pred_score has {found}; expected ({classes or "classes"},)')
-        _check_labels(sample, source, len(scores), where)
+        _check_keys(sample, 'pred_score' if source.keyframe is None else 'pred_instances', where)
+        if source.keyframe is None:
+            answer = _recognized(sample, source, classes, where)
+        else:
+            detections.append(read_detections(sample, source.keyframe, classes, where))
+            answer = _detected(detections[-1], source.keyframe)
         policy = _policy(sample, layers, where)
-        layers = policy.shape[1]
+        classes, layers = answer.classes, policy.shape[1]
         policies.append(policy)
-        best = int(scores.argmax())
-        correct = best in source.labels if source.labels else -1
-        rows.append((best, scores[best], correct, *_compute(sample, where)))
+        rows.append((*answer[1:], *_compute(sample, where)))
     predicted, score, correct, *compute = np.array(rows, dtype=np.float64).T
     policy = np.concatenate(policies)
     chosen = np.stack([(policy == option).mean(0) for option in range(MOST_OPTIONS)], -1)
@@ -93,22 +129,48 @@ def read_videos(samples: Sequence[Mapping[str, Any]], sources: Sequence[Source])
         num_classes=classes or 0,
         predicted=predicted.astype(int),
         score=score,
-        correct=correct.astype(int),
+        correct=correct if detections else correct.astype(int),
         compute=np.stack(compute, 1),
         views=len(policy),
         chosen=chosen,
+        detections=detections,
     )
 
 
-def _check_keys(sample: Mapping[str, Any], where: str) -> None:
-    for key in ('pred_score', 'gt_label'):
+def _recognized(
+    sample: Mapping[str, Any], source: Source, classes: int | None, where: str
+) -> _Answer:
+    scores = as_array(sample['pred_score'])
+    classes = len(scores) if classes is None and scores.ndim == 1 else classes
+    if scores.shape != (classes,) or not np.isfinite(scores).all():
+        found = f'{scores.shape}' if np.isfinite(scores).all() else 'numbers that are not finite'
+        raise ValueError(f'{where}: pred_score has {found}; expected ({classes or "classes"},)')
+    _check_labels(sample, source, len(scores), where)
+    best = int(scores.argmax())
+    return _Answer(len(scores), best, scores[best], best in source.labels if source.labels else -1)
+
+
+def _detected(found: Detections, keyframe: Keyframe) -> _Answer:
+    best = found.scores[:, 1:].max(0, initial=0)  # class 0 is the background
+    predicted = int(best.argmax()) + 1
+    share = found_share(keyframe, found)
+    return _Answer(found.scores.shape[1], predicted, best[predicted - 1], share)
+
+
+def _check_keys(sample: Mapping[str, Any], answer: str, where: str) -> None:
+    kind, heads = 'recognizer', 'VARED2TSNHead, VARED2I3DHead, VARED2X3DHead'
+    keys = [answer, 'gt_label']
+    if answer == 'pred_instances':
+        kind, heads = 'detector', 'VARED2AVARoIHead'
+        keys = [answer, 'video_id', 'timestamp']
+    for key in keys:
         if key not in sample:
-            raise ValueError(f'{where} lacks {key!r}: expected the predictions of a recognizer')
+            raise ValueError(f'{where} lacks {key!r}: expected the predictions of a {kind}')
     for key in ('policy', *COMPUTE):
         if key not in sample:
             raise ValueError(
-                f'{where} lacks {key!r}: expected the predictions of a VARED2 head (VARED2TSNHead, '
-                'VARED2I3DHead, VARED2X3DHead), not of a stock one'
+                f'{where} lacks {key!r}: expected the predictions of a VARED2 head ({heads}), not '
+                'of a stock one'
             )
 
 
@@ -132,7 +194,7 @@ def label_indices(label: Any, classes: int) -> tuple[int, ...]:
             all others; a negative number stands for no label.
         classes: Number of classes, which tells a vector from numbers.
     """
-    values = _array(label).reshape(-1)
+    values = as_array(label).reshape(-1)
     if len(values) == classes > 1 and np.isin(values, (0, 1)).all():
         values = np.flatnonzero(values)
     return tuple(sorted({int(value) for value in values if value >= 0}))
@@ -140,7 +202,7 @@ def label_indices(label: Any, classes: int) -> tuple[int, ...]:
 
 def _policy(sample: Mapping[str, Any], layers: int | None, where: str) -> np.ndarray:
     """Options, (views, layers, 2), as bytes: a test may have a hundred million of them."""
-    policy = _array(sample['policy'])
+    policy = as_array(sample['policy'])
     fits = policy.ndim == 3 and policy.shape[2] == 2 and policy.size and policy.dtype.kind in 'iu'
     if not fits or layers not in (None, policy.shape[1]):
         found = f'{policy.dtype} of shape {policy.shape}'
@@ -160,8 +222,3 @@ def _compute(sample: Mapping[str, Any], where: str) -> list[float]:
             wanted = 'a share from 0 to 1' if key == 'compute_ratio' else 'a number, 0 or more'
             raise ValueError(f'{where}: {key} is {value}; expected {wanted}')
     return values
-
-
-def _array(value: Any) -> np.ndarray:
-    """A tensor, an array or numbers as an array."""
-    return np.asarray(value.numpy() if hasattr(value, 'numpy') else value)

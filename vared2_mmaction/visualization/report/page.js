@@ -7,7 +7,7 @@
   data.prediction = data.predicted.map((label) => data.classes[label]);
   const searched = data.video.map((video, i) =>
     [video, data.category[i], data.prediction[i]].join('\n').toLowerCase());
-  const words = { '1': '✓', '0': '✗', '-1': '–' };
+  const words = { '1': '✓', '0': '✗', '-1': '–' }; // others are shares of what is to be found
   const everything = data.video.map((_, i) => i);
   const orders = new Map(); // order of all videos, by column and direction
   const state = { key: 'ratio', rising: false, page: 0, rows: everything };
@@ -32,7 +32,7 @@
     const text = find('text').value.trim().toLowerCase();
     state.rows = order(state.key, state.rising).filter((i) =>
       (category === '' || data.labels[i].includes(Number(category))) &&
-      (correct === '' || data.correct[i] === Number(correct)) &&
+      (correct === '' || Math.floor(data.correct[i]) === Number(correct)) &&
       (text === '' || searched[i].includes(text)));
     state.page = 0;
     draw();
@@ -51,7 +51,9 @@
     cell(row, data.category[i]);
     cell(row, data.prediction[i]);
     cell(row, data.score[i].toFixed(3), 'number');
-    cell(row, words[data.correct[i]], data.correct[i] === 0 ? 'miss' : 'hit');
+    const correct = data.correct[i];
+    const share = words[correct] ?? (100 * correct).toFixed(0) + ' %';
+    cell(row, share, correct >= 0 && correct < 1 ? 'miss' : 'hit');
     const compute = cell(row, (100 * data.ratio[i]).toFixed(1) + ' %', 'number');
     const bar = document.createElement('span');
     bar.className = 'bar';

@@ -1,0 +1,132 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""A moment of a video and boxes in it, checked before a network is built for them."""
+
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from mmaction.datasets.transforms import DecordDecode, DecordInit
+
+from .inference import check_video
+
+
+class Video(NamedTuple):
+    """A video file; ``fps`` is frames a second."""
+
+    path: str
+    width: int
+    height: int
+    frames: int
+    fps: float
+
+    @property
+    def size(self) -> np.ndarray:
+        """What turns shares of width and height into pixels of x1, y1, x2, y2, (4,)."""
+        return np.array([self.width, self.height] * 2)
+
+    def frame_at(self, timestamp: float | None) -> int:
+        """Number of the frame at a time in seconds; without a time, of that in the middle.
+
+        Raises:
+            ValueError: If the time is outside the video.
+        """
+        if timestamp is None:
+            return self.frames // 2
+        length = self.frames / self.fps
+        if not 0 <= timestamp <= length:
+            raise ValueError(
+                f'TIMESTAMP={timestamp:g}: expected 0 to {length:g} seconds, the length of '
+                f'{self.path!r}'
+            )
+        return min(int(timestamp * self.fps), self.frames - 1)
+
+
+def open_video(path: str | os.PathLike) -> Video:
+    """Look into a video.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it cannot be decoded.
+    """
+    found = _decode(os.fspath(path), 0)
+    height, width = found['original_shape']
+    return Video(os.fspath(path), width, height, found['total_frames'], found['avg_fps'])
+
+
+def read_frame(video: Video, number: int) -> np.ndarray:
+    """A frame of a video, RGB, (height, width, 3), bytes.
+
+    Raises:
+        ValueError: If it cannot be decoded.
+    """
+    return _decode(video.path, number)['imgs'][0]
+
+
+def _decode(path: str, number: int) -> dict[str, Any]:
+    check_video(path)
+    try:
+        found = DecordInit()({'filename': path})
+        return DecordDecode()({**found, 'frame_inds': np.array([number])})
+    except RuntimeError as error:  # names the video
+        raise ValueError(str(error)) from error
+
+
+def read_boxes(path: str, video: Video) -> np.ndarray:
+    """Read boxes, ``x1,y1,x2,y2`` in pixels, one a line.
+
+    Args:
+        path: Of the file.
+        video: What they are in.
+
+    Returns:
+        (boxes, 4).
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a line is no box or outside the frame; names the line. Or if there is none.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f'BOXES={path!r}: no such file')
+    boxes = []
+    try:
+        with open(path, encoding='utf-8') as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    boxes.append(_read_box(line, f'BOXES={path!r}, line {number}', video))
+    except UnicodeDecodeError as error:
+        raise ValueError(f'BOXES={path!r}: expected text, x1,y1,x2,y2 a line: {error}') from error
+    if not boxes:
+        raise ValueError(f'BOXES={path!r}: expected lines x1,y1,x2,y2, found none')
+    return np.stack(boxes)
+
+
+def _read_box(line: str, where: str, video: Video) -> np.ndarray:
+    try:
+        box = np.array([float(number) for number in line.split(',')])
+    except ValueError as error:
+        raise ValueError(f'{where}: expected x1,y1,x2,y2, found {line.strip()[:80]!r}') from error
+    check_box(box, where, video)
+    return box
+
+
+def check_box(box: Sequence[float] | np.ndarray, where: str, video: Video) -> None:
+    """See that a box of pixels has an area and is inside the frame.
+
+    Args:
+        box: x1, y1, x2, y2.
+        where: Name of the box, for errors.
+        video: What it is in.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    found = ','.join(f'{number:g}' for number in box)
+    if len(box) != 4:
+        raise ValueError(f'{where}: expected x1,y1,x2,y2, found {found}')
+    x1, y1, x2, y2 = box
+    if not (0 <= x1 < x2 <= video.width and 0 <= y1 < y2 <= video.height):
+        raise ValueError(
+            f'{where}: expected 0 <= x1 < x2 <= {video.width} and 0 <= y1 < y2 <= {video.height}, '
+            f'pixels of the frame, found {found}'
+        )
