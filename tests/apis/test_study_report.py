@@ -16,9 +16,9 @@ SEEDS = (0, 1)
 # Variant: top-1, GMACs of the convolutions, and of gates and cheap operations; of each seed.
 NUMBERS = {
     'static': ((0.88, 0.10, 0.0), (0.90, 0.10, 0.0)),
-    'vared2': ((0.875, 0.06, 0.002), (0.895, 0.064, 0.002)),
-    'random': ((0.80, 0.0604, 0.001), (0.86, 0.0643, 0.001)),
-    'slimmed': ((0.82, 0.061, 0.0), (0.85, 0.065, 0.0)),
+    'vared2': ((0.875, 0.055, 0.002), (0.895, 0.059, 0.002)),
+    'random': ((0.80, 0.0554, 0.001), (0.86, 0.0593, 0.001)),
+    'slimmed': ((0.82, 0.056, 0.0), (0.85, 0.060, 0.0)),
     'no_motion': ((0.89, 0.06, 0.002), (0.87, 0.05, 0.002)),
 }
 
@@ -78,7 +78,7 @@ def test_spread():
 def test_all_goals_met(load, content):
     results = load(content)
     assert met(results) == [True] * 6
-    assert results.share('vared2', 0) == pytest.approx(62)
+    assert results.share('vared2', 0) == pytest.approx(57)
     assert results.difference('top1', 'vared2', 'random').values == pytest.approx((7.5, 3.5))
     assert 'not met' not in study_report.page(results)
 
@@ -86,11 +86,11 @@ def test_all_goals_met(load, content):
 @pytest.mark.parametrize(
     ('goal', 'name', 'change'),
     [
-        (0, 'vared2_seed1', {'overhead_gmacs': 0.04}),
-        (1, 'vared2_seed1', {'top1': 0.88}),
-        (2, 'random_seed1', {'top1': 0.895}),
-        (3, 'slimmed_seed0', {'top1': 0.9}),
-        (4, 'random_seed0', {'ratio': {'mean': 0.62, 'min': 0.5, 'max': 0.7, 'std': 0.1}}),
+        (0, 'vared2_seed1', {'overhead_gmacs': 0.005}),
+        (1, 'static_seed1', {'top1': 0.902}),
+        (2, 'random_seed1', {'top1': 0.931}),
+        (3, 'slimmed_seed0', {'top1': 0.881}),
+        (4, 'random_seed0', {'ratio': {'mean': 0.57, 'min': 0.5, 'max': 0.7, 'std': 0.1}}),
         (5, 'vared2_seed0', {'p': 0.02}),
         (5, 'vared2_seed0', {'still': 0.8}),
     ],
@@ -114,7 +114,7 @@ def test_what_was_not_measured_is_said(load, content):
 def test_page(load, content):
     page = study_report.page(load(content))
     assert '88.5 ± 1.4 (87.5, 89.5)' in page
-    assert '| 55.0 – 64.0 |' in page
+    assert '| 50.0 – 59.0 |' in page
     assert 'vared2 − random | +5.5 ± 2.8 (+7.5, +3.5) |' in page
     assert 'no_motion − vared2 | -0.5 ± 2.8 (+1.5, -2.5) |' in page
     assert '| vared2 | 0 | all | 75 | 485 | 50.0 | 75.0 | 0.0001 |' in page

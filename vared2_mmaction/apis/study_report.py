@@ -45,7 +45,10 @@ def _introduction(results: Results) -> Iterator[str]:
     top1 = results.spread('top1', STATIC).mean / 100
     yield '# Results of the study'
     yield ''
-    yield 'This page is written by `tools/study.py`; nothing in it is written by hand.'
+    yield (
+        'This page is written by `tools/study.py`; nothing in it is written by hand. Action '
+        'detection has a page of its own, [results_detection.md](results_detection.md).'
+    )
     yield ''
     yield (
         f'Generated videos (tools/make_moving_shapes.py --seed {settings.get("videos.seed", "?")}, '
