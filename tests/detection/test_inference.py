@@ -3,13 +3,12 @@
 
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
-import mmdet.apis
 import numpy as np
 import pytest
 import torch
 from mmaction.registry import DATASETS
-from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.structures import InstanceData
@@ -173,14 +172,12 @@ def people(monkeypatch, project):
     seen = []
 
     def find(boxes, labels, scores):
-        sample = DetDataSample()
         values = {'bboxes': boxes, 'labels': labels, 'scores': scores}
-        sample.pred_instances = InstanceData(
-            **{key: torch.tensor(value) for key, value in values.items()}
-        )
-        monkeypatch.setattr(mmdet.apis, 'init_detector', lambda *_, **kwargs: kwargs)
+        instances = InstanceData(**{key: torch.tensor(value) for key, value in values.items()})
+        sample = SimpleNamespace(pred_instances=instances)
+        monkeypatch.setattr('mmdet.apis.init_detector', lambda *_, **kwargs: kwargs)
         monkeypatch.setattr(
-            mmdet.apis, 'inference_detector', lambda model, image: seen.append(image) or sample
+            'mmdet.apis.inference_detector', lambda model, image: seen.append(image) or sample
         )
         return seen
 
