@@ -155,3 +155,14 @@ def test_chance_is_the_share_of_boxes(tmp_path):
     (tmp_path / 'ann.csv').write_text('\n'.join(lines))
     expected = (2 / 3 + 1 / 3 + 1 / 3) / 3
     assert detection_study.chance(str(tmp_path / 'ann.csv')) == pytest.approx(expected)
+
+
+def test_seeds_are_summed_up():
+    runs = [
+        detection_study.Score(0.975, 0.6, 0.61, 0.4, 0.8),
+        detection_study.Score(0.955, 0.5, 0.51, 0.3, 1.0),
+    ]
+    lines = detection_study.markdown({'VA-RED2': runs}, 0.177)
+    cells = '96.5 ± 1.4 (97.5, 95.5) | 55.0 ± 7.1 (60.0, 50.0) | 56.0 ± 7.1 (61.0, 51.0)'
+    assert f'| VA-RED2 | {cells} | 40 - 80, 30 - 100 |' in lines
+    assert '| at random | 17.7 | | | |' in lines

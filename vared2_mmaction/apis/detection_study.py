@@ -10,6 +10,8 @@ from mmaction.registry import METRICS
 from mmengine.config import Config
 from rich.table import Table
 
+from .study_statistics import Spread
+
 
 @dataclass
 class Score:
@@ -65,14 +67,14 @@ def chance(ann_file: str) -> float:
 
 
 def table(scores: Mapping[str, Sequence[Score]], at_random: float) -> Table:
-    """One row a network, one number a seed."""
+    """One row a network: mean ± standard deviation (each seed)."""
     drawn = Table(
         'network',
         'mAP',
         'compute %',
         'with gates %',
         'least - most %',
-        title=f'a number for each seed; at random mAP is {100 * at_random:.1f}',
+        title=f'mean ± standard deviation (each seed); at random mAP is {100 * at_random:.1f}',
     )
     for name, runs in scores.items():
         drawn.add_row(name, *_cells(runs))
@@ -92,7 +94,7 @@ def markdown(scores: Mapping[str, Sequence[Score]], at_random: float) -> list[st
 
 def _cells(runs: Sequence[Score]) -> list[str]:
     def each(key: str) -> str:
-        return ', '.join(f'{100 * getattr(run, key):.1f}' for run in runs)
+        return Spread.of([100 * getattr(run, key) for run in runs]).text()
 
     spread = ', '.join(f'{100 * run.least:.0f} - {100 * run.most:.0f}' for run in runs)
     return [each('mean_ap'), each('ratio'), each('whole'), spread]
