@@ -2,13 +2,15 @@
 """Pages of made-up tests."""
 
 import numpy as np
+import torch
 
 from vared2_mmaction.visualization import figures
 from vared2_mmaction.visualization.categories import summarise_categories
 from vared2_mmaction.visualization.frames import Strip
 from vared2_mmaction.visualization.page import Page, write_page
+from vared2_mmaction.visualization.videos import read_videos
 
-from .predictions import HOSTILE, videos
+from .predictions import HOSTILE, SOURCES, detections, videos
 
 CLASSES = ['walk', HOSTILE, 'run']
 NAMES = [f'folder/{HOSTILE}.mp4', *(f'folder/video{i}.mp4' for i in range(1, 4))]
@@ -25,6 +27,16 @@ def parts(found=None):
     if 3 in strips:
         strips[3] = Strip(None, 'missing on disk')
     return Page(f'Test {HOSTILE}', found, CLASSES, categories, categories, strips, {})
+
+
+def detection_parts():
+    """What a page shows of two clips: two of three actions are found in the first, none after."""
+    samples = detections()
+    samples[0]['pred_instances']['scores'][1] = torch.tensor([0.0, 0.3, 0.2, 0.1])  # of action 2
+    found, classes = read_videos(samples, SOURCES), ['background', 'walk', HOSTILE, 'run']
+    categories = summarise_categories(found, classes)
+    strips = {index: Strip(None, 'missing on disk') for index in range(2)}
+    return Page('Detection', found, classes, categories, categories, strips, {})
 
 
 def write(folder, page=None):

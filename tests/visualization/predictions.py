@@ -1,8 +1,10 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """Data samples as a test dumps them, and the videos they are of."""
 
+import numpy as np
 import torch
 
+from vared2_mmaction.datasets.ava_format import Keyframe
 from vared2_mmaction.visualization.videos import Source, read_videos
 
 HOSTILE = '</script><script>document.title="owned"</script>&"\'$x_{$ \u2028'
@@ -40,3 +42,21 @@ def detection(video, timestamp, boxes, scores, ratio):
         **{'video_id': video, 'timestamp': timestamp},
         'pred_instances': {'bboxes': torch.tensor(boxes), 'scores': torch.tensor(scores)},
     }
+
+
+LEFT, RIGHT = (0.0, 0.0, 0.4, 1.0), (0.6, 0.0, 1.0, 1.0)
+KEYFRAME = Keyframe('a.mp4', 7, np.array([LEFT, RIGHT]), [(1, 3), (2,)])
+SOURCES = [
+    Source('a.mp4 @ 7', (1, 2, 3), KEYFRAME),
+    Source('a.mp4 @ 8', (2,), Keyframe('a.mp4', 8, np.array([LEFT]), [(2,)])),
+]
+"""Two keyframes of detection."""
+SCORES = [[0.9, 0.2, 0.1, 0.4], [0, 0.2, 0.3, 0.1]]
+
+
+def detections():
+    """Predictions for the two keyframes: all actions of the first are found, none of the second."""
+    return [
+        detection('a.mp4', 7, [LEFT, RIGHT], SCORES, 0.5),
+        detection('a.mp4', 8, [RIGHT], SCORES[:1], 0.75),
+    ]

@@ -7,12 +7,9 @@ import torch
 
 from vared2_mmaction.datasets.ava_format import Keyframe
 from vared2_mmaction.visualization.detections import Detections, found_share
-from vared2_mmaction.visualization.videos import DETECTION, Source, read_videos
+from vared2_mmaction.visualization.videos import DETECTION, read_videos
 
-from .predictions import detection
-
-LEFT, RIGHT = (0.0, 0.0, 0.4, 1.0), (0.6, 0.0, 1.0, 1.0)
-KEYFRAME = Keyframe('a.mp4', 7, np.array([LEFT, RIGHT]), [(1, 3), (2,)])
+from .predictions import KEYFRAME, LEFT, RIGHT, SOURCES, detection, detections
 
 
 def share(boxes, scores, keyframe=KEYFRAME):
@@ -57,20 +54,8 @@ def test_one_action_in_one_box_is_top_1():
         assert share([LEFT], scores, keyframe) == (scores[0, 1:].argmax() + 1 == 2)
 
 
-SOURCES = [Source('a.mp4 @ 7', (1, 2, 3), KEYFRAME), Source('a.mp4 @ 8', (2,), KEYFRAME)]
-SOURCES[1] = SOURCES[1]._replace(keyframe=Keyframe('a.mp4', 8, np.array([LEFT]), [(2,)]))
-SCORES = [[0.9, 0.2, 0.1, 0.4], [0, 0.2, 0.3, 0.1]]
-
-
-def samples():
-    return [
-        detection('a.mp4', 7, [LEFT, RIGHT], SCORES, 0.5),
-        detection('a.mp4', 8, [RIGHT], SCORES[:1], 0.75),
-    ]
-
-
 def test_columns():
-    found = read_videos(samples(), SOURCES)
+    found = read_videos(detections(), SOURCES)
     assert found.num_classes == 4
     assert found.predicted.tolist() == [3, 3]  # of any box, without the background
     assert found.score.tolist() == pytest.approx([0.4, 0.4])
@@ -81,7 +66,7 @@ def test_columns():
 
 
 def test_clips_without_predicted_boxes_are_background():
-    changed = samples()
+    changed = detections()
     changed[1] = detection('a.mp4', 8, np.zeros((0, 4)), np.zeros((0, 4)), 0.5)
     found = read_videos(changed, SOURCES)
     assert (found.score[1], found.correct[1]) == (0, 0)
@@ -108,7 +93,7 @@ def test_clips_without_predicted_boxes_are_background():
     ],
 )
 def test_samples_of_something_else_are_named(changes, message):
-    changed = samples()
+    changed = detections()
     changed[1] |= changes
     with pytest.raises(ValueError, match=message) as caught:
         read_videos(changed, SOURCES)
@@ -117,11 +102,11 @@ def test_samples_of_something_else_are_named(changes, message):
 
 @pytest.mark.parametrize('key', ['pred_instances', 'video_id', 'timestamp'])
 def test_dumps_of_no_detector_are_named(key):
-    changed = samples()
+    changed = detections()
     del changed[0][key]
     with pytest.raises(ValueError, match=f'lacks {key!r}: expected the predictions of a detector'):
         read_videos(changed, SOURCES)
-    changed = samples()
+    changed = detections()
     del changed[0]['policy']
     with pytest.raises(ValueError, match=r"lacks 'policy': .*VARED2AVARoIHead"):
         read_videos(changed, SOURCES)
@@ -130,4 +115,4 @@ def test_dumps_of_no_detector_are_named(key):
 def test_actions_that_the_network_lacks_are_named():
     source = SOURCES[0]._replace(keyframe=KEYFRAME._replace(actions=[(1, 3), (4,)]))
     with pytest.raises(ValueError, match='action 4 is annotated, expected less than the 4 classes'):
-        read_videos(samples()[:1], [source])
+        read_videos(detections()[:1], [source])

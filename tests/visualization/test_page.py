@@ -9,15 +9,10 @@ from html.parser import HTMLParser
 import cv2
 import numpy as np
 import pytest
-import torch
 
-from vared2_mmaction.visualization.categories import summarise_categories
-from vared2_mmaction.visualization.frames import Strip
 from vared2_mmaction.visualization.page import common_folder, embedded_json
-from vared2_mmaction.visualization.videos import read_videos
 
-from . import test_detections as detections
-from .pages import CLASSES, parts, write
+from .pages import CLASSES, detection_parts, parts, write
 from .predictions import HOSTILE, videos
 
 
@@ -113,17 +108,7 @@ def test_unlabelled_videos_are_shown_without_accuracy(tmp_path):
 
 
 def test_pages_of_detection_say_what_is_found(tmp_path):
-    first, second = detections.SOURCES
-    samples = detections.samples()
-    samples[0]['pred_instances']['scores'][1] = torch.tensor([0.0, 0.3, 0.2, 0.1])  # of action 2
-    found = read_videos(samples, [first, second])
-    classes = ['background', 'walk', HOSTILE, 'run']
-    categories = summarise_categories(found, classes)
-    strips = {index: Strip(None, 'missing on disk') for index in range(2)}
-    page = parts()._replace(
-        videos=found, classes=classes, categories=categories, shown=categories, strips=strips
-    )
-    text = write(tmp_path, page)[1]
+    text = write(tmp_path, detection_parts())[1]
     parsed = Parsed(text)
     data = json.loads(next(text for tag, text in parsed.texts if tag == 'script'))
     assert data['correct'] == pytest.approx([2 / 3, 0], abs=1e-6)

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from .pages import CLASSES, parts, write
+from .pages import CLASSES, detection_parts, parts, write
 from .predictions import HOSTILE, videos
 
 BROWSERS = ('chromium', 'chromium-browser', 'google-chrome', 'chrome')
@@ -26,6 +26,7 @@ DRIVER = """
 const out = {};
 const say = (name) => out[name] = {
   videos: [...document.querySelectorAll('#rows tr')].map((row) => row.cells[0].textContent),
+  answers: [...document.querySelectorAll('#rows tr')].map((row) => row.cells[4].textContent),
   computes: [...document.querySelectorAll('#rows tr')].map((row) => row.cells[5].textContent),
   count: document.getElementById('count').textContent,
   where: document.getElementById('where').textContent,
@@ -66,17 +67,22 @@ def dump_dom(path):
     return done.stdout
 
 
-@pytest.fixture(scope='module')
-def seen(tmp_path_factory):
-    """What the table shows after each step of the driver."""
-    path, text = write(tmp_path_factory.mktemp('driven'), parts(videos(ROWS, NAMES)))
+def drive(folder, page, driver):
+    """What a driver saw of a page: its answers by name."""
+    path, text = write(folder, page)
     free = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', '', text)
     assert free != text  # or the driver would not be let in
-    path.write_text(free.replace('</body>', f'<script>{DRIVER}</script></body>'), 'utf-8')
+    path.write_text(free.replace('</body>', f'<script>{driver}</script></body>'), 'utf-8')
     dom = dump_dom(path)
     assert '<title>driven</title>' in dom
     body = re.search(r'<body>(\{.*?\})\s*</body>', dom, re.DOTALL)
     return json.loads(body[1])
+
+
+@pytest.fixture(scope='module')
+def seen(tmp_path_factory):
+    """What the table shows after each step of the driver."""
+    return drive(tmp_path_factory.mktemp('driven'), parts(videos(ROWS, NAMES)), DRIVER)
 
 
 def expected(rows):
@@ -127,3 +133,11 @@ def test_filters_work_together(seen):
 def test_a_category_is_shown_in_the_table(seen):
     assert CLASSES[2] == 'run'
     assert seen['shown']['videos'] == expected(i for i, row in enumerate(ROWS) if row[0] == 2)
+
+
+def test_shares_of_actions_found_are_shown_and_filtered(tmp_path):
+    shown = drive(tmp_path, detection_parts(), DRIVER)
+    assert shown['start']['videos'] == ['a.mp4 @ 8', 'a.mp4 @ 7']
+    assert shown['start']['answers'] == ['\u2717', '67 %']
+    assert shown['category']['videos'] == ['a.mp4 @ 7']  # action 1 is annotated in one of them
+    assert shown['wrong']['videos'] == ['a.mp4 @ 7']
