@@ -7,13 +7,16 @@ custom_hooks = [
 ]
 
 model = dict(
-    backbone=dict(type='VARED2ResNet2Plus1d', dynamic=dict(gate=dict(initial=(0.8, 0.13, 0.07)))),
+    backbone=dict(
+        type='VARED2ResNet2Plus1d',
+        dynamic=dict(channel=2, temporal=2, gate=dict(initial=(0.8, 0.2))),
+    ),
     neck=dict(type='SoftModulationGateNeck'),
     cls_head=dict(type='VARED2I3DHead', loss_budget=dict(loss_weight=10.0, budget=0.6)),
 )
 load_from = 'work_dirs/demo/static_r2plus1d/epoch_24.pth'
 
-max_epochs = 24
+max_epochs = 20
 train_cfg = dict(max_epochs=max_epochs, val_begin=2)
 # Adam gives every parameter the same pace: a gate's many weights would shift its answers far
 # faster than its biases do, which close options for all clips.

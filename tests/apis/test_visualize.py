@@ -30,6 +30,7 @@ LAYERS = 16
 def small_config(videos):
     """The demo's config with few channels, on the tiny video set."""
     cfg = Config.fromfile(ROOT / 'configs' / 'demo' / 'vared2_r2plus1d.py')
+    cfg.model.backbone.dynamic = {}
     cfg.merge_from_dict(
         {
             'model.backbone.base_channels': 4,
