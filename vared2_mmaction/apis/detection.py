@@ -25,6 +25,7 @@ from .inference import (
     dynamic_backbone,
     load_and_tell,
     read_config,
+    reason,
     run,
     what_it_took,
 )
@@ -99,8 +100,7 @@ def load_detector(
         dynamic_backbone(model)
         pipeline = _build_pipeline(cfg)
     except Exception as error:  # what the classes of a config raise
-        what = str(error) if isinstance(error, ValueError) else f'{type(error).__name__}: {error}'
-        raise ValueError(f'CONFIG={config!r}: {what}') from error
+        raise ValueError(f'CONFIG={config!r}: {reason(error)}') from error
     load_and_tell(model, checkpoint)
     return Detector(model.to(device).eval(), pipeline, classes)
 

@@ -215,9 +215,13 @@ def _build(cfg: Config, path: str, device: str) -> ActionRecogInferencer:
             inferencer = ActionRecogInferencer(cfg, device=device)
         dynamic_backbone(inferencer.model)
     except Exception as error:  # what the classes of a config raise
-        what = str(error) if isinstance(error, ValueError) else f'{type(error).__name__}: {error}'
-        raise ValueError(f'CONFIG={path!r}: {what}') from error
+        raise ValueError(f'CONFIG={path!r}: {reason(error)}') from error
     return inferencer
+
+
+def reason(error: Exception) -> str:
+    """What an error says, with its kind where that is not plain."""
+    return str(error) if isinstance(error, ValueError) else f'{type(error).__name__}: {error}'
 
 
 def choose_device(device: str | None) -> str:

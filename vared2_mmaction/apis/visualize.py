@@ -204,7 +204,8 @@ def write_study(
 
 
 def _read_strips(study: Study, frames: int, wanted: Iterable[int]) -> dict[int, Strip]:
-    reader = StripReader(study.dataset, frames)
     if study.videos.detections:
-        reader = KeyframeReader(study.dataset, frames, study.videos, study.classes)
+        reader: StripReader = KeyframeReader(study.dataset, frames, study.videos, study.classes)
+    else:
+        reader = StripReader(study.dataset, frames)
     return {index: reader.read(index) for index in wanted}
