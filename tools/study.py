@@ -15,7 +15,7 @@ from rich.console import Console
 from vared2_mmaction.apis import study, study_report
 from vared2_mmaction.apis.study_schedule import RESULTS, STALE, Resources, RunFailedError, Scheduler
 
-CONFIGS = Path(__file__).resolve().parent.parent / 'configs' / 'demo'
+CONFIGS = Path(__file__).resolve().parent.parent / 'configs' / 'study'
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -127,13 +127,6 @@ def test_page(load, content):
         assert ' nan' not in line
 
 
-def test_set_that_the_recipe_was_chosen_by_is_told(load, content):
-    told = 'chosen by looking at this test set'
-    assert told not in study_report.page(load(content))
-    content['settings']['videos.seed'] = 0
-    assert told in study_report.page(load(content))
-
-
 def test_runs_of_different_sources_are_told(load, content):
     del content['settings']['source']
     content['runs']['static_seed0']['settings'] = {'source': 'old'}

@@ -17,7 +17,7 @@ from vared2_mmaction.apis import study_run
 from vared2_mmaction.apis.study import Run, Study, set_data
 from vared2_mmaction.datasets.moving_shapes import MovingShapes, make_moving_shapes
 
-CONFIGS = Path(__file__).parents[2] / 'configs' / 'demo'
+CONFIGS = Path(__file__).parents[2] / 'configs' / 'study'
 VIDEOS = MovingShapes(
     train=8, val=1, test=4, size=32, frames=8, classes=('shows_star', 'moves_left')
 )

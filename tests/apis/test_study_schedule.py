@@ -15,7 +15,7 @@ from vared2_mmaction.apis.study_progress import StudyProgress, remaining_seconds
 from vared2_mmaction.apis.study_schedule import Resources, Scheduler, StaleResultError
 from vared2_mmaction.datasets.moving_shapes import MovingShapes
 
-CONFIGS = Path(__file__).parents[2] / 'configs' / 'demo'
+CONFIGS = Path(__file__).parents[2] / 'configs' / 'study'
 VIDEOS = MovingShapes(train=2, val=1, test=2, size=32, frames=8)
 # Stands for the process of a run: writes down when it ran and, as a result, what others need.
 PROCESS = """

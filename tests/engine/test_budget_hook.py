@@ -17,12 +17,13 @@ from vared2_mmaction.models import ComputationBudgetLoss
 def test_weight_of_each_epoch(begin, ramp, factors):
     loss = ComputationBudgetLoss(0.8)
     hook = BudgetScheduleHook(begin, ramp)
-    runner = SimpleNamespace(model=nn.Sequential(loss), epoch=0)
+    runner = SimpleNamespace(model=nn.Sequential(loss), train_dataloader=range(3))
     hook.before_run(runner)
-    for runner.epoch, factor in enumerate(factors):
-        hook.before_train_epoch(runner)
-        assert loss.loss_weight == pytest.approx(0.8 * factor)
-    hook.before_train_epoch(runner)  # a resumed run starts anywhere
+    for epoch, factor in enumerate(factors):
+        for runner.iter in range(3 * epoch, 3 * epoch + 3):
+            hook.before_train_iter(runner, runner.iter % 3)
+            assert loss.loss_weight == pytest.approx(0.8 * factor)
+    hook.before_train_iter(runner, 2)  # a resumed run starts anywhere
     assert loss.loss_weight == pytest.approx(0.8 * factors[-1])
     hook.after_run(runner)
     assert loss.loss_weight == 0.8

@@ -190,6 +190,13 @@ def test_half_the_static_compute_costs_a_quarter():
     assert every.item() == pytest.approx(0.25)
     every.backward()
     assert ratio.grad.tolist() == [0, 1]  # 2 * 2 * 0.5 / 2; nothing under the budget
+    ratio.grad = None
+    together = ComputationBudgetLoss(2.0, budget=0.5, correct_only=False, per_clip=False)
+    together(ratio, correct).backward()
+    assert ratio.grad.tolist() == [0.5, 0.5]  # 2 * 2 * 0.25 / 2 each, also under the budget
+    alone = ComputationBudgetLoss(2.0, budget=0.25, per_clip=False)
+    assert alone(ratio, correct).item() == pytest.approx(2 * 0.25**2 / 2)  # of the correct clip
+    assert alone(ratio, 0 * correct).item() == 0
     for wrong in ({'loss_weight': -1}, {'budget': 1.0}, {'budget': -0.1}):
         with pytest.raises(ValueError, match=f'loss_budget.{next(iter(wrong))}'):
             ComputationBudgetLoss(**wrong)

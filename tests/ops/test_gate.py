@@ -24,6 +24,10 @@ def test_starts_with_all_options_open_and_the_dear_one_with_all_shares():
     channel, temporal = gate(torch.randn(5, 4, 8, 6, 6), 3)
     torch.testing.assert_close(channel[0], torch.tensor([0.5, 0.4]), atol=0.02, rtol=0)
     torch.testing.assert_close(temporal[0], torch.tensor([0.5, 0.4, 0.3]), atol=0.02, rtol=0)
+    own = {'channel': (0.9, 0.1), 'temporal': (0.3, 0.2, 0.1)}
+    channel, temporal = SoftModulationGate(4, 2, 3, initial=own)(torch.randn(5, 4, 8, 6, 6), 3)
+    torch.testing.assert_close(channel[0], torch.tensor([0.9, 0.1]), atol=0.02, rtol=0)
+    torch.testing.assert_close(temporal[0], torch.tensor([0.3, 0.2, 0.1]), atol=0.02, rtol=0)
 
 
 @pytest.mark.parametrize('training', [True, False])
@@ -122,7 +126,14 @@ def test_wrong_numbers_of_options(wrong):
 
 @pytest.mark.parametrize(
     'wrong',
-    [{'initial': (0.5, 1.0, 0.1)}, {'initial': (0.5, 0.1)}, {'floor': 0}, {'hidden_channels': 0}],
+    [
+        {'initial': (0.5, 1.0, 0.1)},
+        {'initial': (0.5, 0.1)},
+        {'initial': {'channel': (0.5, 0.4, 0.3)}},
+        {'initial': {'channel': (0.5, 0.4, 0.3), 'temporal': (0.5, 0.4)}},
+        {'floor': 0},
+        {'hidden_channels': 0},
+    ],
     ids=lambda w: next(iter(w)),
 )
 def test_wrong_gate_options_are_named(wrong):

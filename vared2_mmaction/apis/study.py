@@ -1,7 +1,7 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """The study: which networks are compared, and the config of every training run.
 
-A run is a variant and a seed. All start from the configs of ``configs/demo``; dynamic variants
+A run is a variant and a seed. All start from the configs of ``configs/study``; dynamic variants
 start from the static network of their seed, and those that are compared at equal compute need to
 know what VA-RED2 of their seed took.
 """
@@ -21,6 +21,8 @@ STATIC, DYNAMIC = 'static', 'vared2'
 """The variants that others build on."""
 CONFIGS = {STATIC: 'static_r2plus1d.py', DYNAMIC: 'vared2_r2plus1d.py'}
 _DYNAMIC = 'model.backbone.dynamic'
+_EPOCHS = ('begin', 'end', 'ramp', 'fall')
+"""Keys of schedulers and of this project's hooks that are epochs."""
 _SOURCES = ('ops', 'models', 'engine', 'evaluation', 'datasets')
 
 
@@ -36,6 +38,8 @@ class Variant:
         loss_weight: Factor on the weight of the budget loss.
         equal_compute: What is set so that it takes the compute of VA-RED2: 'thrift' of the random
             policy, 'width' of the static network, or nothing.
+        both_phases: Whether a static network is trained for as many epochs as the dynamic one and
+            the static one it starts from have together.
     """
 
     about: str
@@ -44,6 +48,7 @@ class Variant:
     options: Mapping[str, Any] = field(default_factory=dict)
     loss_weight: float = 1.0
     equal_compute: str | None = None
+    both_phases: bool = False
 
 
 _DEPTHWISE = {f'{_DYNAMIC}.{d}_operation': 'depthwise' for d in ('channel', 'temporal')}
@@ -62,12 +67,22 @@ VARIANTS: dict[str, Variant] = {
         base=STATIC,
         needs=DYNAMIC,
         equal_compute='width',
+        both_phases=True,
     ),
     'no_motion': Variant('gates without motion', options={f'{_DYNAMIC}.gate.motion': False}),
     'not_normalised': Variant('weights V not normalised', options={f'{_DYNAMIC}.normalise': False}),
     'depthwise': Variant('depthwise cheap operations', options=_DEPTHWISE),
-    'lambda_low': Variant('half the weight of the budget loss', loss_weight=0.5),
-    'lambda_high': Variant('twice the weight of the budget loss', loss_weight=2.0),
+    'per_clip': Variant(
+        'the budget for each clip, not for their mean',
+        options={'model.cls_head.loss_budget.per_clip': True},
+    ),
+    'lambda_low': Variant('a tenth of the weight of the budget loss', loss_weight=0.1),
+    'longer': Variant(
+        'the static network, trained for as many epochs as both phases have',
+        base=STATIC,
+        needs=None,
+        both_phases=True,
+    ),
 }
 
 
@@ -85,11 +100,11 @@ class Scale:
 
 
 SCALES: dict[str, Scale] = {
-    # Other videos than the demo's (seed 0), by which its settings were chosen.
-    'small': Scale(MovingShapes(seed=1)),
+    # Other videos than those by which the settings of the configs were chosen (seeds 13 and 14).
+    'small': Scale(MovingShapes(train=2500, val=14, test=2000, frames=16, seed=2)),
     # R(2+1)D-18 of half its width on ten times the training videos: hours on a GPU.
     'large': Scale(
-        MovingShapes(train=11200, test=2240, seed=1),
+        MovingShapes(train=25000, val=14, test=5600, frames=16, seed=2),
         {
             'model.backbone.stage_blocks': (2, 2, 2, 2),
             'model.backbone.base_channels': 32,
@@ -175,6 +190,7 @@ class Study:
             cfg.model.backbone.dynamic.gate = dict(type='RandomPolicyGate', thrift=equal_compute)
         if variant.equal_compute == 'width':
             set_width(cfg, int(equal_compute))  # type: ignore[arg-type]
+        if variant.both_phases:
             set_epochs(cfg, cfg.train_cfg.max_epochs + self._epochs(DYNAMIC))
         cfg.randomness = dict(seed=run.seed)
         set_data(cfg, 'DATA', 1)
@@ -220,14 +236,14 @@ class Study:
 
 
 def set_epochs(cfg: Config, epochs: int) -> None:
-    """Train for another number of epochs; schedules keep their shares of the training,
+    """Train for another number of epochs; schedules and hooks keep their shares of the training,
     but a warm-up lasts an epoch at least."""
     stretch = epochs / cfg.train_cfg.max_epochs
     cfg.train_cfg.max_epochs = epochs
-    for scheduler in cfg.param_scheduler:
-        for key in ('begin', 'end'):
-            if key in scheduler and scheduler.get('by_epoch', True):
-                scheduler[key] = max(scheduler[key] * stretch, min(scheduler[key], 1))
+    for part in (*cfg.param_scheduler, *cfg.get('custom_hooks', ())):
+        for key in _EPOCHS:
+            if key in part and part.get('by_epoch', True):
+                part[key] = max(part[key] * stretch, min(part[key], 1))
 
 
 def set_width(cfg: Config, width: int) -> None:

@@ -8,7 +8,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from ..models import ComputationBudgetLoss
-from .network import network_of
+from .network import epochs_passed, network_of
 
 
 @HOOKS.register_module()
@@ -49,17 +49,12 @@ class BudgetScheduleHook(Hook):
                 'BudgetScheduleHook: the model has no ComputationBudgetLoss; expected a VARED2 head'
             )
 
-    def before_train_epoch(self, runner: Runner) -> None:
-        """Set the weight for this epoch."""
-        for loss, weight, _ in self.losses:
-            loss.loss_weight = weight * self.factor(runner.epoch)
-
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Set the budget for this iteration."""
-        if self.fall:
-            fallen = self.fallen(runner.iter / len(runner.train_dataloader))
-            for loss, _, budget in self.losses:
-                loss.budget = 1 - (1 - budget) * fallen
+        """Set weight and budget for this iteration."""
+        epoch = epochs_passed(runner)
+        for loss, weight, budget in self.losses:
+            loss.loss_weight = weight * self.factor(int(epoch))
+            loss.budget = 1 - (1 - budget) * self.fallen(epoch)
 
     def after_run(self, runner: Runner) -> None:
         """Give the configured weights and budgets back."""

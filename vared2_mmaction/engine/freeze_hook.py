@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ..models import dynamic_layers
-from .network import network_of
+from .network import epochs_passed, network_of
 
 
 @HOOKS.register_module()
@@ -46,7 +46,7 @@ class FreezeGatesHook(Hook):
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Note the weights of the gates, and stop their normalisation from following the data."""
-        if runner.epoch < self.begin:
+        if epochs_passed(runner) < self.begin:
             return
         for gate in self.gates:  # the loop has called the model's train() since the epoch began
             gate.eval()

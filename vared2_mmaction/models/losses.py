@@ -1,6 +1,7 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """The computation-budget loss."""
 
+import torch
 from mmaction.registry import MODELS
 from torch import Tensor, nn
 
@@ -11,15 +12,23 @@ class ComputationBudgetLoss(nn.Module):
 
     After the efficiency loss of VA-RED2 (Pan et al., ICLR 2021), which is the case budget = 0.
 
+    With ``per_clip=False``, rho is the mean over the clips whose mu is 1: the budget holds for
+    these clips together, so that some may take what others do not need.
+
     Args:
         loss_weight: Weight lambda beside the classification loss.
         budget: Share of the static network's multiply-adds, in [0, 1), under which a clip costs
             nothing.
         correct_only: Whether mu is 1 for correctly classified clips only, or for all.
+        per_clip: Whether the budget holds for each clip, or for the mean over those of a batch.
     """
 
     def __init__(
-        self, loss_weight: float = 0.8, budget: float = 0.0, correct_only: bool = True
+        self,
+        loss_weight: float = 0.8,
+        budget: float = 0.0,
+        correct_only: bool = True,
+        per_clip: bool = True,
     ) -> None:
         super().__init__()
         if loss_weight < 0:
@@ -31,6 +40,7 @@ class ComputationBudgetLoss(nn.Module):
         self.loss_weight = loss_weight
         self.budget = budget
         self.correct_only = correct_only
+        self.per_clip = per_clip
 
     def forward(self, ratio: Tensor, correct: Tensor) -> Tensor:
         """Compute the loss.
@@ -42,7 +52,8 @@ class ComputationBudgetLoss(nn.Module):
         Returns:
             The loss, a scalar in float32.
         """
+        mu = correct.to(ratio.dtype) if self.correct_only else torch.ones_like(ratio)
+        if not self.per_clip:
+            ratio = (mu * ratio).sum() / mu.sum().clamp(min=1)
         excess = (ratio - self.budget).clamp(min=0).square()
-        if self.correct_only:
-            excess = excess * correct
-        return self.loss_weight * excess.mean().float()
+        return self.loss_weight * (mu * excess).mean().float()

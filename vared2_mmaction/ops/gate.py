@@ -2,7 +2,7 @@
 """The soft modulation gate: how much of a layer is computed for a clip."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -70,7 +70,9 @@ class SoftModulationGate(nn.Module):
         hidden_channels: Width of the hidden layer.
         motion: Whether the descriptor sees motion.
         initial: Weights V that the options of a dimension start with, dearest first, each in
-            (0, 1): all open, so that every option gets a gradient, and the dear one dominant.
+            (0, 1): all open, so that every option gets a gradient, and the dear one dominant. A
+            mapping with the keys ``channel`` and ``temporal`` gives each dimension its own: the
+            one that starts lower closes first.
         floor: Weight of the cheapest option where all options would be off, in (0, 1).
     """
 
@@ -81,17 +83,14 @@ class SoftModulationGate(nn.Module):
         temporal_options: int,
         hidden_channels: int = 32,
         motion: bool = True,
-        initial: Sequence[float] = (0.9, 0.067, 0.033, 0.017),
+        initial: Sequence[float] | Mapping[str, Sequence[float]] = (0.9, 0.067, 0.033, 0.017),
         floor: float = 0.05,
     ) -> None:
         super().__init__()
         if not 0 < floor < 1:
             raise ValueError(f'gate.floor={floor!r}: expected a number between 0 and 1')
-        most = max(channel_options, temporal_options)
-        if len(initial) < most or not all(0 < v < 1 for v in initial):
-            raise ValueError(
-                f'gate.initial={initial!r}: expected {most} or more numbers between 0 and 1'
-            )
+        options = {'channel': channel_options, 'temporal': temporal_options}
+        starts = initial_weights(initial, options)
         if hidden_channels < 1:
             raise ValueError(f'gate.hidden_channels={hidden_channels!r}: expected at least 1')
         self.in_channels = in_channels
@@ -104,8 +103,7 @@ class SoftModulationGate(nn.Module):
         self.fc2 = nn.Linear(hidden_channels, channel_options + temporal_options)
         nn.init.normal_(self.fc2.weight, std=0.002)  # small, so that no option starts closed
         with torch.no_grad():
-            v = [*initial[:channel_options], *initial[:temporal_options]]
-            self.fc2.bias.copy_(torch.atanh(torch.tensor(v)))
+            self.fc2.bias.copy_(torch.atanh(torch.tensor(starts)))
 
     @property
     def width(self) -> int:
@@ -161,6 +159,30 @@ class SoftModulationGate(nn.Module):
         # One clip has no batch statistics: use the running ones, in training as well.
         bn = self.bn
         return F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps)
+
+
+def initial_weights(
+    initial: Sequence[float] | Mapping[str, Sequence[float]], options: Mapping[str, int]
+) -> list[float]:
+    """Weights that the options of all dimensions start with, one dimension after the other.
+
+    Args:
+        initial: See :class:`SoftModulationGate`.
+        options: Number of options of each dimension.
+
+    Raises:
+        ValueError: If there is no weight in (0, 1) for every option.
+    """
+    own = initial if isinstance(initial, Mapping) else dict.fromkeys(options, initial)
+    if set(own) != set(options):
+        raise ValueError(f'gate.initial={initial!r}: expected the keys {list(options)}')
+    for name, number in options.items():
+        if len(own[name]) < number or not all(0 < v < 1 for v in own[name]):
+            raise ValueError(
+                f'gate.initial={initial!r}: expected {number} or more numbers between 0 and 1 '
+                f'for {name} options'
+            )
+    return [v for name, number in options.items() for v in own[name][:number]]
 
 
 def full_precision(x: Tensor) -> AbstractContextManager:
