@@ -72,11 +72,11 @@ VARIANTS: dict[str, Variant] = {
     'no_motion': Variant('gates without motion', options={f'{_DYNAMIC}.gate.motion': False}),
     'not_normalised': Variant('weights V not normalised', options={f'{_DYNAMIC}.normalise': False}),
     'depthwise': Variant('depthwise cheap operations', options=_DEPTHWISE),
+    'lambda_low': Variant('a tenth of the weight of the budget loss', loss_weight=0.1),
     'per_clip': Variant(
         'the budget for each clip, not for their mean',
         options={'model.cls_head.loss_budget.per_clip': True},
     ),
-    'lambda_low': Variant('a tenth of the weight of the budget loss', loss_weight=0.1),
     'longer': Variant(
         'the static network, trained for as many epochs as both phases have',
         base=STATIC,
