@@ -22,14 +22,14 @@ model = dict(
 load_from = 'work_dirs/study/static_r2plus1d/epoch_12.pth'
 
 train_dataloader = dict(batch_size=32)
-max_epochs = 6
+max_epochs = 7
 train_cfg = dict(max_epochs=max_epochs, val_begin=2)
 # Adam gives every parameter the same pace: a gate's many weights would shift its answers far
 # faster than its biases do.
 gate = dict(lr_mult=0.1, decay_mult=0.0)
 gate_bias = dict(lr_mult=3.0, decay_mult=0.0)
 optim_wrapper = dict(
-    optimizer=dict(lr=0.003),
+    optimizer=dict(lr=0.004),
     paramwise_cfg=dict(custom_keys={'gate': gate, 'gate.fc2.bias': gate_bias}),
 )
 param_scheduler = [
