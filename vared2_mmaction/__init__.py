@@ -9,6 +9,7 @@ from . import compat  # noqa: E402
 
 compat.apply()
 
+from .datasets import *  # noqa: E402, F403
 from .engine import *  # noqa: E402, F403
 from .evaluation import *  # noqa: E402, F403
 from .models import dynamize, force_policy, static_cost  # noqa: E402

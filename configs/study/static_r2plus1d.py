@@ -8,19 +8,19 @@ model = dict(
 )
 
 frames = dict(type='SampleFrames', clip_len=16, frame_interval=1, num_clips=1)
-decode = [dict(type='DecordDecode'), dict(type='Resize', scale=(40, 40), keep_ratio=False)]
+small = dict(type='Resize', scale=(40, 40), keep_ratio=False)
 format_inputs = [dict(type='FormatShape', input_format='NCTHW'), dict(type='PackActionInputs')]
+decode = [dict(type='DecordInit', num_threads=1), frames, dict(type='DecordDecode'), small]
 train_pipeline = [
-    dict(type='DecordInit', num_threads=1),
-    frames,
-    *decode,
+    dict(type='DecodeOnce', transforms=decode),  # all frames of a video: nothing is random
     dict(type='RandomCrop', size=32),  # no Flip: left and right are classes
     *format_inputs,
 ]
 test_pipeline = [
     dict(type='DecordInit', num_threads=1),
     dict(test_mode=True, **frames),
-    *decode,
+    dict(type='DecordDecode'),
+    small,
     dict(type='CenterCrop', crop_size=32),
     *format_inputs,
 ]

@@ -1,0 +1,41 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""Decode small videos in the first epoch only."""
+
+from typing import Any
+
+from mmaction.registry import TRANSFORMS
+from mmcv.transforms import BaseTransform, Compose
+
+
+@TRANSFORMS.register_module()
+class DecodeOnce(BaseTransform):
+    """Apply the first transforms of a pipeline once a video, and keep what they gave.
+
+    For sets that fit into memory: each process that loads data keeps all it has seen, for as long
+    as it lives (``persistent_workers=True``). What is random in these transforms is drawn once.
+
+    Args:
+        transforms: Configs of the transforms, up to those that are random.
+    """
+
+    def __init__(self, transforms: list[dict]) -> None:
+        self.transforms = Compose(transforms)
+        self._kept: dict[str, dict] = {}
+
+    def transform(self, results: dict) -> dict[str, Any]:
+        """Transform a video.
+
+        Args:
+            results: With the key ``filename``, which names the video.
+
+        Returns:
+            What the transforms gave. Its values are shared by all calls: later transforms replace
+            them, as those of MMAction2 do, and never write into them.
+
+        Raises:
+            KeyError: If there is no ``filename``.
+        """
+        name = results['filename']
+        if name not in self._kept:
+            self._kept[name] = self.transforms(results)
+        return {**self._kept[name], 'imgs': list(self._kept[name]['imgs'])}
