@@ -4,10 +4,25 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from mmcv.cnn.bricks import wrappers
 from torch import Tensor, nn
 
-from ..ops.forms import convolve, max_pool
+from ..ops.forms import convolve, max_pool, without_pointwise_steps
+
+
+class FormedConv2d(nn.Conv2d):
+    """A stock 2-D convolution whose training is safe with channels innermost; see
+    :func:`~vared2_mmaction.ops.forms.without_pointwise_steps`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        padding: Any = self.padding
+        if x.dim() != 4 or self.padding_mode != 'zeros' or isinstance(padding, str):
+            return super().forward(x)
+        x, stride = without_pointwise_steps(x, self.kernel_size, self.stride, padding)
+        return F.conv2d(
+            x, self.weight, self.bias, tuple(stride), padding, self.dilation, self.groups
+        )
 
 
 class FormedConv3d(nn.Conv3d):
@@ -35,17 +50,24 @@ class FormedMaxPool3d(nn.MaxPool3d):
 
 # Exact types, as in `layers.CONVOLUTIONS`.
 _FORMED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv2d: FormedConv2d,
+    wrappers.Conv2d: FormedConv2d,
     nn.Conv3d: FormedConv3d,
     wrappers.Conv3d: FormedConv3d,
     nn.MaxPool3d: FormedMaxPool3d,
     wrappers.MaxPool3d: FormedMaxPool3d,
+}
+_STOCK: dict[type[nn.Module], type[nn.Module]] = {
+    FormedConv2d: nn.Conv2d,
+    FormedConv3d: nn.Conv3d,
+    FormedMaxPool3d: nn.MaxPool3d,
 }
 
 _FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def use_forms(model: nn.Module) -> None:
-    """Change a model's stock 3-D convolutions and pools, in place; parameters stay."""
+    """Change a model's stock convolutions and 3-D pools, in place; parameters stay."""
     for module in model.modules():
         if formed := _FORMED.get(type(module)):
             module.__class__ = formed
@@ -54,9 +76,8 @@ def use_forms(model: nn.Module) -> None:
 def restore_stock_forms(model: nn.Module) -> None:
     """The inverse of :func:`use_forms`."""
     for module in model.modules():
-        if isinstance(module, FormedConv3d | FormedMaxPool3d):
-            stock = nn.Conv3d if isinstance(module, FormedConv3d) else nn.MaxPool3d
-            module.__class__ = stock  # type: ignore[assignment]
+        if stock := _STOCK.get(type(module)):
+            module.__class__ = stock
 
 
 def channels_last(x: Tensor) -> Tensor:

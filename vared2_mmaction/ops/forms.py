@@ -50,9 +50,9 @@ def convolve(
         dilation: See stride.
         groups: Number of groups.
     """
-    kernel, lies = weight.shape[2:], layout(x)
-    if lies == 'channels last' and _corrupts_memory(x, kernel, stride, padding):
-        x, stride = x[..., :: stride[1], :: stride[2]], (stride[0], 1, 1)
+    kernel = weight.shape[2:]
+    x, stride = without_pointwise_steps(x, kernel, stride, padding)
+    lies = layout(x)
     within_frames = kernel[0] == 1 and padding[0] == 0 and lies != 'contiguous'
     within_positions = (*kernel[1:], *stride[1:], *padding[1:]) == (1, 1, 1, 1, 0, 0)
     # Frames that are left out would have to be copied away; steps along a line need no copy.
@@ -78,6 +78,30 @@ def convolve(
             ),
         )
     return F.conv3d(x, weight, bias, tuple(stride), tuple(padding), tuple(dilation), groups)
+
+
+def without_pointwise_steps(
+    x: Tensor, kernel: Sizes, stride: Sizes, padding: Sizes
+) -> tuple[Tensor, Sizes]:
+    """Leave out what a pointwise strided convolution steps over before it, where it must not step.
+
+    Where channels lie innermost and are fewer than a vector holds, the backward pass of oneDNN's
+    kernel writes beyond its buffers (uxlfoundation/oneDNN#6035).
+
+    Args:
+        x: Input, (N, C, ...) with as many more dimensions as there are sizes.
+        kernel: Sizes of the kernel; stride and padding are those of the same dimensions.
+        stride: See kernel.
+        padding: See kernel.
+
+    Returns:
+        Input and stride for the same result.
+    """
+    pointwise = max(kernel) == 1 and max(padding) == 0 and max(stride) > 1
+    if not pointwise or x.shape[1] >= 16 or x.stride(1) != 1 or x.device.type != 'cpu':
+        return x, stride
+    steps = (slice(None, None, step) for step in stride)
+    return x[(slice(None), slice(None), *steps)], (1,) * len(stride)
 
 
 def max_pool(
@@ -108,13 +132,6 @@ def max_pool(
             ),
         )
     return F.max_pool3d(x, tuple(kernel), tuple(stride), tuple(padding), tuple(dilation), ceil_mode)
-
-
-def _corrupts_memory(x: Tensor, kernel: Sizes, stride: Sizes, padding: Sizes) -> bool:
-    """Whether oneDNN's backward pass would write beyond its buffers: that of pointwise strided
-    kernels does where channels are fewer than a vector holds (uxlfoundation/oneDNN#6035)."""
-    pointwise = (*kernel[1:], *padding[1:]) == (1, 1, 0, 0)
-    return pointwise and max(stride[1:]) > 1 and x.shape[1] < 16 and x.device.type == 'cpu'
 
 
 def _over_frames(x: Tensor, step: int, operation: Callable[[Tensor], Tensor]) -> Tensor:
