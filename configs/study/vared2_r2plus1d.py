@@ -1,5 +1,6 @@
 # VA-RED2 of the static network, from its weights: the budget falls, then gates are frozen. Dear
-# temporal options start low, so that they close first; channels follow where that is not enough.
+# temporal options start low, so that they close first, those of still clips before others; channels
+# follow where that is not enough.
 _base_ = 'static_r2plus1d.py'
 custom_hooks = [
     dict(type='BudgetScheduleHook', fall=3),
@@ -14,7 +15,7 @@ budget = dict(loss_weight=100.0, budget=0.6, correct_only=False, per_clip=False)
 model = dict(
     backbone=dict(
         type='VARED2ResNet2Plus1d',
-        dynamic=dict(channel=2, temporal=3, gate=dict(initial=initial)),
+        dynamic=dict(channel=2, temporal=3, gate=dict(initial=initial, motion_slope=0.1)),
     ),
     neck=dict(type='SoftModulationGateNeck'),
     cls_head=dict(type='VARED2I3DHead', loss_budget=budget),

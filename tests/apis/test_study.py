@@ -51,7 +51,13 @@ def test_runs_come_after_what_they_need():
     [
         ('channel', {'model.backbone.dynamic.temporal': 1}),
         ('temporal', {'model.backbone.dynamic.channel': 1}),
-        ('no_motion', {'model.backbone.dynamic.gate.motion': False}),
+        (
+            'no_motion',
+            {
+                'model.backbone.dynamic.gate.motion': False,
+                'model.backbone.dynamic.gate.motion_slope': 0.0,
+            },
+        ),
         ('per_clip', {'model.cls_head.loss_budget.per_clip': True}),
         ('not_normalised', {'model.backbone.dynamic.normalise': False}),
         (

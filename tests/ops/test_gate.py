@@ -30,6 +30,22 @@ def test_starts_with_all_options_open_and_the_dear_one_with_all_shares():
     torch.testing.assert_close(temporal[0], torch.tensor([0.3, 0.2, 0.1]), atol=0.02, rtol=0)
 
 
+def test_frames_of_clips_that_move_less_start_cheaper():
+    torch.manual_seed(0)
+    gate = SoftModulationGate(4, 3, 3, initial=(0.3, 0.2, 0.1), motion_slope=0.15)
+    x = torch.randn(8, 4, 6, 6, 6)
+    x[:4] = x[:4, :, :1]  # do not move
+    channel, temporal = gate(x, 3)
+    assert (temporal > 0).all()
+    for option in (0, 1):
+        assert temporal[:4, option].max() < temporal[4:, option].min() - 0.1
+        bias = gate.fc2.bias[3 + option]
+        assert (temporal[:, option].atanh() - bias).abs().max() < 0.15 + 0.02
+    plain = SoftModulationGate(4, 3, 3, initial=(0.3, 0.2, 0.1))(x, 3)
+    for found, expected in ((channel, plain.channel), (temporal[:, 2], plain.temporal[:, 2])):
+        torch.testing.assert_close(found, expected, atol=0.02, rtol=0)
+
+
 @pytest.mark.parametrize('training', [True, False])
 def test_no_clip_ends_with_every_option_off(training):
     gate = SoftModulationGate(4, 3, 4).train(training)
@@ -132,6 +148,8 @@ def test_wrong_numbers_of_options(wrong):
         {'initial': {'channel': (0.5, 0.4, 0.3)}},
         {'initial': {'channel': (0.5, 0.4, 0.3), 'temporal': (0.5, 0.4)}},
         {'floor': 0},
+        {'motion_slope': -0.1},
+        {'motion_slope': 0.1, 'motion': False},
         {'hidden_channels': 0},
     ],
     ids=lambda w: next(iter(w)),

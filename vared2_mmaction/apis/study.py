@@ -69,7 +69,10 @@ VARIANTS: dict[str, Variant] = {
         equal_compute='width',
         both_phases=True,
     ),
-    'no_motion': Variant('gates without motion', options={f'{_DYNAMIC}.gate.motion': False}),
+    'no_motion': Variant(
+        'gates without motion',
+        options={f'{_DYNAMIC}.gate.motion': False, f'{_DYNAMIC}.gate.motion_slope': 0.0},
+    ),
     'not_normalised': Variant('weights V not normalised', options={f'{_DYNAMIC}.normalise': False}),
     'depthwise': Variant('depthwise cheap operations', options=_DEPTHWISE),
     'lambda_low': Variant('a tenth of the weight of the budget loss', loss_weight=0.1),

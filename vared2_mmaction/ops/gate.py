@@ -74,6 +74,10 @@ class SoftModulationGate(nn.Module):
             mapping with the keys ``channel`` and ``temporal`` gives each dimension its own: the
             one that starts lower closes first.
         floor: Weight of the cheapest option where all options would be off, in (0, 1).
+        motion_slope: How much more, or less, the weights of temporal options start with where a
+            clip moves more, or less, than others of its batch; before the last tanh, at most. All
+            but the cheapest option have it, so that the frames of a still clip are the first that
+            are left out. Training goes on from there.
     """
 
     def __init__(
@@ -85,10 +89,15 @@ class SoftModulationGate(nn.Module):
         motion: bool = True,
         initial: Sequence[float] | Mapping[str, Sequence[float]] = (0.9, 0.067, 0.033, 0.017),
         floor: float = 0.05,
+        motion_slope: float = 0.0,
     ) -> None:
         super().__init__()
         if not 0 < floor < 1:
             raise ValueError(f'gate.floor={floor!r}: expected a number between 0 and 1')
+        if motion_slope < 0 or (motion_slope and not motion):
+            raise ValueError(
+                f'gate.motion_slope={motion_slope!r}: expected 0 or more, and 0 with motion=False'
+            )
         options = {'channel': channel_options, 'temporal': temporal_options}
         starts = initial_weights(initial, options)
         if hidden_channels < 1:
@@ -104,6 +113,12 @@ class SoftModulationGate(nn.Module):
         nn.init.normal_(self.fc2.weight, std=0.002)  # small, so that no option starts closed
         with torch.no_grad():
             self.fc2.bias.copy_(torch.atanh(torch.tensor(starts)))
+            if motion_slope:
+                # The first hidden feature is the motion of all channels.
+                self.fc1.weight[0, :in_channels] = 0
+                self.fc1.weight[0, in_channels:] = 1 / in_channels
+                self.fc1.bias[0] = 0
+                self.fc2.weight[channel_options:-1, 0] = motion_slope
 
     @property
     def width(self) -> int:
