@@ -23,7 +23,7 @@ model = dict(
 load_from = 'work_dirs/study/static_r2plus1d/epoch_12.pth'
 
 train_dataloader = dict(batch_size=32)
-max_epochs = 7
+max_epochs = 8
 train_cfg = dict(max_epochs=max_epochs, val_begin=2)
 # Adam gives every parameter the same pace: a gate's many weights would shift its answers far
 # faster than its biases do.
