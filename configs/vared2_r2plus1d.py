@@ -5,7 +5,7 @@ custom_imports = dict(imports=['vared2_mmaction'])
 model = dict(
     backbone=dict(type='VARED2ResNet2Plus1d', dynamic=dict()),
     neck=dict(type='SoftModulationGateNeck'),
-    cls_head=dict(type='VARED2I3DHead'),
+    cls_head=dict(type='VARED2I3DHead', loss_budget=dict(budget=0.6)),
 )
 load_from = (
     'https://download.openmmlab.com/mmaction/v1.0/recognition/'
@@ -13,7 +13,11 @@ load_from = (
     'r2plus1d_r34_8xb8-8x8x1-180e_kinetics400-rgb_20220812-47cfe041.pth'
 )
 
-custom_hooks = [dict(type='BudgetScheduleHook', begin=5, ramp=10), dict(type='PolicyUsageHook')]
+custom_hooks = [
+    dict(type='BudgetScheduleHook', begin=2, fall=20),
+    dict(type='FreezeGatesHook', begin=30),
+    dict(type='PolicyUsageHook'),
+]
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=40, val_begin=1, val_interval=5)
 optim_wrapper = dict(optimizer=dict(lr=0.005))
 param_scheduler = [dict(type='CosineAnnealingLR', T_max=40, eta_min=0, by_epoch=True)]

@@ -10,7 +10,7 @@ _base_ = [
 model = dict(
     backbone=dict(type='VARED2X3D', dynamic=dict()),
     neck=dict(type='SoftModulationGateNeck'),
-    cls_head=dict(type='VARED2X3DHead'),
+    cls_head=dict(type='VARED2X3DHead', loss_budget=dict(budget=0.6)),
 )
 load_from = (
     'https://download.openmmlab.com/mmaction/v1.0/recognition/'

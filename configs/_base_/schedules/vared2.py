@@ -1,6 +1,11 @@
-# From the static weights: gates open and the dear option dominant first, then the budget loss.
+# From the static weights: gates open and the dear option dominant first, then the budget falls,
+# then gates are frozen.
 custom_imports = dict(imports=['vared2_mmaction'])
-custom_hooks = [dict(type='BudgetScheduleHook', begin=5, ramp=10), dict(type='PolicyUsageHook')]
+custom_hooks = [
+    dict(type='BudgetScheduleHook', begin=2, fall=20),
+    dict(type='FreezeGatesHook', begin=30),
+    dict(type='PolicyUsageHook'),
+]
 
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=40, val_begin=1, val_interval=5)
 val_cfg = dict(type='ValLoop')
