@@ -150,6 +150,7 @@ def test_wrong_numbers_of_options(wrong):
         {'floor': 0},
         {'motion_slope': -0.1},
         {'motion_slope': 0.1, 'motion': False},
+        {'motion_slope': 0.1},  # more than the weight that the middle option starts with
         {'hidden_channels': 0},
     ],
     ids=lambda w: next(iter(w)),

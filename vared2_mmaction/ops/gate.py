@@ -2,6 +2,7 @@
 """The soft modulation gate: how much of a layer is computed for a clip."""
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -100,6 +101,13 @@ class SoftModulationGate(nn.Module):
             )
         options = {'channel': channel_options, 'temporal': temporal_options}
         starts = initial_weights(initial, options)
+        dear = starts[channel_options:-1]
+        if motion_slope and dear and motion_slope >= math.atanh(min(dear)):
+            raise ValueError(
+                f'gate.motion_slope={motion_slope!r}: expected less than '
+                f'{math.atanh(min(dear)):.3f}, or the temporal option that starts at {min(dear)} '
+                'is closed for still clips'
+            )
         if hidden_channels < 1:
             raise ValueError(f'gate.hidden_channels={hidden_channels!r}: expected at least 1')
         self.in_channels = in_channels
