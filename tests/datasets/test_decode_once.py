@@ -23,31 +23,39 @@ REST = [
 ]
 
 
+def epochs(pipeline, videos, number, after_first=lambda: None):
+    """What a pipeline makes of videos, epoch by epoch, from the same random numbers."""
+    np.random.seed(0)
+    transforms = Compose([TRANSFORMS.build(transform) for transform in pipeline])
+    found = []
+    for epoch in range(number):
+        for label, name in enumerate(videos):
+            info = dict(filename=name, label=label, start_index=0, modality='RGB')
+            packed = transforms(info)
+            found.append((packed['inputs'].numpy(), packed['data_samples'].gt_label.item()))
+        if epoch == 0:
+            after_first()
+    return found
+
+
 def test_epochs_equal_those_that_decode_again(tmp_path):
     register_all_modules()
-    set_of = MovingShapes(train=2, val=1, test=1, frames=8, classes=('grows', 'moves_left'))
-    make_moving_shapes(tmp_path, set_of)
-    videos = sorted(str(path) for path in (tmp_path / 'train').glob('*.mp4'))
+    folder = tmp_path / 'set'
+    make_moving_shapes(
+        folder, MovingShapes(train=2, val=1, test=1, frames=8, classes=('grows', 'moves_left'))
+    )
+    videos = sorted(map(str, (folder / 'train').glob('*.mp4')))
     assert len(videos) == 2
-    found = []
-    for pipeline in ([dict(type='DecodeOnce', transforms=DECODE), *REST], [*DECODE, *REST]):
-        np.random.seed(0)
-        transforms = Compose([TRANSFORMS.build(transform) for transform in pipeline])
-        for epoch in range(3):
-            for label, name in enumerate(videos):
-                info = dict(filename=name, label=label, start_index=0, modality='RGB')
-                packed = transforms(info)
-                found.append((packed['inputs'].numpy(), packed['data_samples'].gt_label.tolist()))
-            if epoch == 0 and len(found) == 2:
-                (tmp_path / 'moved').mkdir()
-                for name in videos:  # nobody opens them again
-                    (tmp_path / 'train' / name).rename(tmp_path / 'moved' / name.split('/')[-1])
-        for path in (tmp_path / 'moved').glob('*.mp4'):
-            path.rename(tmp_path / 'train' / path.name)
-    once, again = found[:6], found[6:]
-    for (a, label), (b, expected) in zip(once, again, strict=True):
-        assert np.array_equal(a, b)
-        assert label == expected
+    again = epochs([*DECODE, *REST], videos, 3)
+    once = epochs(
+        [dict(type='DecodeOnce', transforms=DECODE), *REST],
+        videos,
+        3,
+        after_first=lambda: folder.rename(tmp_path / 'gone'),  # nobody opens them again
+    )
+    for (found, label), (expected, expected_label) in zip(once, again, strict=True):
+        assert np.array_equal(found, expected)
+        assert label == expected_label
     assert not np.array_equal(once[0][0], once[2][0])  # what comes after is drawn each time
 
 
