@@ -1,8 +1,9 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """Convolutions that compute only what a clip needs."""
 
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from .decision import LayerConstants, LayerCost, LayerDecision, layer_cost, repo
 from .forced import Forced
 from .forms import convolve
 from .gate import SoftModulationGate
-from .groups import Group, assemble, consecutive, group_by_policy, take
+from .groups import Group, assemble, consecutive, divide, group_by_policy
 from .joint import GateStack, Joint, joint_answer
 from .options import kept
 from .rebuild import rebuild
@@ -127,20 +128,36 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         except FloatingPointError as error:
             raise FloatingPointError(f'{self.layer_name}: {error}') from error
         if len(groups) == 1:
-            y = self._execute(clips, answer, groups[0])
+            y = self._execute(clips, groups[0], lambda: answer.modulation)
         else:
             y = self._execute_groups(clips, answer, groups)
         return y, LayerDecision(answer, self._cost(clips, y))
 
     def _execute_groups(self, clips: Tensor, answer: Answer, groups: list[Group]) -> Tensor:
         # Gathering a clip copies it; a run of its own reads all weights again.
-        if clips[0].numel() > self.weight.numel():
+        if not torch.is_grad_enabled() and clips[0].numel() > self.weight.numel():
             groups = consecutive(groups)
-        parts = (self._execute(take(clips, g.rows), answer, g) for g in groups)
-        return assemble(parts, [g.rows for g in groups])
+        rows = [group.rows for group in groups]
 
-    def _execute(self, clips: Tensor, answer: Answer, group: Group) -> Tensor:
-        """Execute a group's clips with one convolution, that of its dearest options."""
+        @functools.cache
+        def modulations() -> list[Modulation]:
+            parts = (divide(v, rows) for v in answer.modulation)
+            return [Modulation(*part) for part in zip(*parts, strict=True)]
+
+        parts = (
+            self._execute(part, group, lambda i=i: modulations()[i])  # type: ignore[misc]
+            for i, (part, group) in enumerate(zip(divide(clips, rows), groups, strict=True))
+        )
+        return assemble(parts, rows)
+
+    def _execute(self, clips: Tensor, group: Group, modulation: Callable[[], Modulation]) -> Tensor:
+        """Execute a group's clips with one convolution, that of its dearest options.
+
+        Args:
+            clips: The group's.
+            group: Which options have a share.
+            modulation: Makes the group's weights, where options are blended.
+        """
         channel, temporal = group.channel[0], group.temporal[0]
         single = self.saturation is not None and len(group.channel) == len(group.temporal) == 1
         if single and channel == temporal == 0:
@@ -149,8 +166,7 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         if single and self.channel_options.affine and self.temporal_options.affine:
             factors = self._factors(channel, temporal, z.dtype)
             return rebuild(z, *factors, self._output_frames(clips.shape[2]))
-        modulation = Modulation(*(take(v, group.rows) for v in answer.modulation))
-        return self._blend(clips, z, modulation, group)
+        return self._blend(clips, z, modulation(), group)
 
     def _blend(self, clips: Tensor, z: Tensor, modulation: Modulation, group: Group) -> Tensor:
         frames, normalised = self._output_frames(clips.shape[2]), self.saturation is not None

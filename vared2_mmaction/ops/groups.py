@@ -3,7 +3,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -72,8 +72,22 @@ def take(x: Tensor, rows: list[int]) -> Tensor:
     return x[torch.tensor(rows, device=x.device)]
 
 
+def divide(x: Tensor, rows: Sequence[list[int]]) -> Iterable[Tensor]:
+    """The rows of each group; together all rows.
+
+    With gradients all are brought into order at once: the backward pass of a part of its own would
+    write a gradient of the whole.
+    """
+    if not torch.is_grad_enabled():
+        return (take(x, group) for group in rows)
+    order = [row for group in rows for row in group]
+    if order != sorted(order):
+        x = _Permute.apply(x, torch.tensor(order, device=x.device))
+    return x.split([len(group) for group in rows])
+
+
 def assemble(parts: Iterable[Tensor], rows: Sequence[list[int]]) -> Tensor:
-    """The inverse of :func:`take`: clips in their order again.
+    """The inverse of :func:`divide`: clips in their order again.
 
     Args:
         parts: Clips (n, C, T, H, W) of each group.
@@ -82,7 +96,9 @@ def assemble(parts: Iterable[Tensor], rows: Sequence[list[int]]) -> Tensor:
     if torch.is_grad_enabled():
         order = [row for group in rows for row in group]
         y = torch.cat(tuple(parts))
-        return y if order == sorted(order) else y[torch.tensor(order, device=y.device).argsort()]
+        if order == sorted(order):
+            return y
+        return _Permute.apply(y, torch.tensor(order, device=y.device).argsort())
     out = None
     for part, group in zip(parts, rows, strict=True):  # each is freed before the next one is made
         if out is None:
@@ -93,6 +109,20 @@ def assemble(parts: Iterable[Tensor], rows: Sequence[list[int]]) -> Tensor:
             out[torch.tensor(group, device=part.device)] = part
     assert out is not None
     return out
+
+
+class _Permute(torch.autograd.Function):
+    """Rows in another order, each once."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor) -> Tensor:
+        ctx.save_for_backward(order)
+        return x[order]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        (order,) = ctx.saved_tensors
+        return _Permute.apply(grad, order.argsort()), None
 
 
 def _neighbours(rows: list[int]) -> bool:
