@@ -4,18 +4,18 @@
 _base_ = 'static_r2plus1d.py'
 custom_hooks = [
     dict(type='BudgetScheduleHook', fall=3),
-    dict(type='FreezeGatesHook', begin=4),
+    dict(type='FreezeGatesHook', begin=3),
     dict(type='PolicyUsageHook'),
 ]
 
-initial = dict(channel=(0.9, 0.1), temporal=(0.3, 0.2, 0.1))
+initial = dict(channel=(0.97, 0.03), temporal=(0.3, 0.2, 0.1))
 # The loss counts a lot, so that it moves the gates' biases whatever the classification says; it is
 # nil where a batch keeps the budget. Which clips take more is left to the classification.
-budget = dict(loss_weight=100.0, budget=0.585, correct_only=False, per_clip=False)
+budget = dict(loss_weight=100.0, budget=0.58, correct_only=False, per_clip=False)
 model = dict(
     backbone=dict(
         type='VARED2ResNet2Plus1d',
-        dynamic=dict(channel=2, temporal=3, gate=dict(initial=initial, motion_slope=0.1)),
+        dynamic=dict(channel=2, temporal=3, gate=dict(initial=initial, motion_slope=0.05)),
     ),
     neck=dict(type='SoftModulationGateNeck'),
     cls_head=dict(type='VARED2I3DHead', loss_budget=budget),

@@ -103,11 +103,11 @@ class Scale:
 
 
 SCALES: dict[str, Scale] = {
-    # Other videos than those by which the settings of the configs were chosen (seeds 13 and 14).
-    'small': Scale(MovingShapes(train=2500, val=14, test=2000, frames=16, seed=2)),
+    # Other videos than those by which the settings of the configs were chosen (seeds 2, 13 and 14).
+    'small': Scale(MovingShapes(train=2500, val=14, test=2000, frames=16, seed=3)),
     # R(2+1)D-18 of half its width on ten times the training videos: hours on a GPU.
     'large': Scale(
-        MovingShapes(train=25000, val=14, test=5600, frames=16, seed=2),
+        MovingShapes(train=25000, val=14, test=5600, frames=16, seed=3),
         {
             'model.backbone.stage_blocks': (2, 2, 2, 2),
             'model.backbone.base_channels': 32,
