@@ -8,7 +8,7 @@ custom_hooks = [
     dict(type='PolicyUsageHook'),
 ]
 
-initial = dict(channel=(0.97, 0.03), temporal=(0.3, 0.2, 0.1))
+initial = dict(channel=(0.9, 0.1), temporal=(0.3, 0.2, 0.1))
 # The loss counts a lot, so that it moves the gates' biases whatever the classification says; it is
 # nil where a batch keeps the budget. Which clips take more is left to the classification.
 budget = dict(loss_weight=100.0, budget=0.58, correct_only=False, per_clip=False)
