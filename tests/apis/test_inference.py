@@ -29,7 +29,8 @@ STATIC = """
 model = dict(
     backbone=dict(_delete_=True, type='ResNet2Plus1d', depth=18, pretrained=None,
         pretrained2d=False, conv_cfg=dict(type='Conv2plus1d'), temporal_strides=(1, 2, 2, 2)),
-    neck=None, cls_head=dict(type='I3DHead'))
+    neck=None, cls_head=dict(_delete_=True, type='I3DHead', in_channels=512,
+        num_classes=_base_.model.cls_head.num_classes, average_clips='prob'))
 """
 
 
