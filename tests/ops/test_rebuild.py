@@ -72,3 +72,8 @@ def test_groups_are_taken_apart_and_put_together(grad, in_runs):
         (gradient,) = torch.autograd.grad(y.square().sum(), x)
         assert torch.equal(gradient, 2 * x)
         assert layout(gradient) == 'channels last'
+        rows = [[1, 2], [4], [0, 3, 5]]  # an order that is not its own inverse
+        scaled = assemble([p * (i + 1) for i, p in enumerate(divide(x, rows))], rows)
+        (gradient,) = torch.autograd.grad(scaled.sum(), x)
+        for i, group in enumerate(rows):  # each clip gets the gradient of its own group
+            assert (gradient[group] == i + 1).all()
