@@ -1,5 +1,6 @@
-# The static network of the study: that of the demo with half its channels, so that none are to
-# spare, on clips of twice as many frames, so that neighbours resemble each other.
+# The static network of the study: that of the demo with half its channels, so that few are to spare,
+# on clips of four times as many frames, so that neighbours resemble each other as those of a real
+# video do.
 _base_ = '../demo/static_r2plus1d.py'
 
 model = dict(
@@ -7,7 +8,7 @@ model = dict(
     cls_head=dict(in_channels=64),
 )
 
-frames = dict(type='SampleFrames', clip_len=16, frame_interval=1, num_clips=1)
+frames = dict(type='SampleFrames', clip_len=32, frame_interval=1, num_clips=1)
 small = dict(type='Resize', scale=(40, 40), keep_ratio=False)
 format_inputs = [dict(type='FormatShape', input_format='NCTHW'), dict(type='PackActionInputs')]
 decode = [dict(type='DecordInit', num_threads=1), frames, dict(type='DecordDecode'), small]

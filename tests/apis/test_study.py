@@ -92,7 +92,7 @@ def test_slimmed_network_is_trained_as_long_as_both_phases(configs):
     assert slimmed.param_scheduler[0]['end'] == slimmed.param_scheduler[1]['begin']
     assert slimmed.model.backbone.base_channels == 6
     assert slimmed.model.cls_head.in_channels == 6 * 8
-    shape = (3, 16, 32, 32)
+    shape = (3, 32, 32, 32)
     assert study_match.cost_of(slimmed, shape) < 0.7 * study_match.cost_of(static, shape)
 
 
@@ -153,7 +153,7 @@ def test_large_scale_builds(configs):
     check_config(cfg)
     small = configs['static']
     static = large.config(study.Run('static', 0))
-    shape = (3, 16, 32, 32)
+    shape = (3, 32, 32, 32)
     assert study_match.cost_of(static, shape) > 4 * study_match.cost_of(small, shape)
 
 

@@ -46,7 +46,7 @@ def data(tmp_path_factory):
 @pytest.fixture
 def make(tmp_path, data, monkeypatch):
     """Schedulers with stand-ins for the processes; those of runs named ``fails`` fail."""
-    monkeypatch.setattr(Scheduler, '_clip_shape', (3, 16, 32, 32))
+    monkeypatch.setattr(Scheduler, '_clip_shape', (3, 32, 32, 32))
     monkeypatch.setattr(study_schedule, '_POLL', 0.02)
 
     def make(fails='nothing', stale='error', out='out', **changes):
