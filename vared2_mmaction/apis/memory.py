@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+from ..ops.packed import PackedConv2d
+
 
 def peak_bytes(
     call: Callable[[], object], device: torch.device, existing: Iterable[Tensor] = ()
@@ -37,21 +39,33 @@ def peak_bytes(
         call()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device)
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in existing}
-    return sum(storages.values()) + _peak_of_events(_memory_events(call))
+    sizes = dict(map(_size, existing))
+    return sum(sizes.values()) + _peak_of_events(_memory_events(call))
 
 
 def state_tensors(
     model: nn.Module, optimizer: torch.optim.Optimizer | None = None
 ) -> Iterator[Tensor]:
-    """What a model keeps between calls: parameters, buffers, gradients, state of the optimizer."""
+    """What a model keeps between calls: parameters, buffers, packed kernels, gradients, state of
+    the optimizer."""
     for parameter in model.parameters():
         yield parameter
         if parameter.grad is not None:
             yield parameter.grad
     yield from model.buffers()
+    for module in model.modules():
+        if isinstance(packed := getattr(module, 'conv2d', None), PackedConv2d):
+            yield from packed.tensors()
     for state in optimizer.state.values() if optimizer else ():
         yield from (value for value in state.values() if isinstance(value, Tensor))
+
+
+def _size(tensor: Tensor) -> tuple[int, int]:
+    """What tells a tensor's memory from that of others, and its bytes."""
+    if tensor.is_mkldnn:  # opaque
+        return id(tensor), torch.ops.mkldnn._nbytes(tensor)
+    storage = tensor.untyped_storage()
+    return storage.data_ptr(), storage.nbytes()
 
 
 def _memory_events(call: Callable[[], object]) -> list[dict[str, Any]]:

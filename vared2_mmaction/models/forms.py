@@ -8,19 +8,23 @@ import torch.nn.functional as F
 from mmcv.cnn.bricks import wrappers
 from torch import Tensor, nn
 
-from ..ops.forms import convolve, max_pool, without_pointwise_steps
+from ..ops import DynamicConv2d, DynamicConv3d
+from ..ops.forms import Conv2d, convolve, max_pool, without_pointwise_steps
+from ..ops.packed import PackedConv2d
 
 
 class FormedConv2d(nn.Conv2d):
     """A stock 2-D convolution whose training is safe with channels innermost; see
     :func:`~vared2_mmaction.ops.forms.without_pointwise_steps`."""
 
+    conv2d: Conv2d = staticmethod(F.conv2d)
+
     def forward(self, x: Tensor) -> Tensor:
         padding: Any = self.padding
         if x.dim() != 4 or self.padding_mode != 'zeros' or isinstance(padding, str):
             return super().forward(x)
         x, stride = without_pointwise_steps(x, self.kernel_size, self.stride, padding)
-        return F.conv2d(
+        return self.conv2d(
             x, self.weight, self.bias, tuple(stride), padding, self.dilation, self.groups
         )
 
@@ -28,11 +32,13 @@ class FormedConv2d(nn.Conv2d):
 class FormedConv3d(nn.Conv3d):
     """A stock 3-D convolution; see :func:`~vared2_mmaction.ops.forms.convolve`."""
 
+    conv2d: Conv2d = staticmethod(F.conv2d)
+
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 5 or self.padding_mode != 'zeros' or isinstance(self.padding, str):
             return super().forward(x)
         sizes = (self.stride, self.padding, self.dilation)
-        return convolve(x, self.weight, self.bias, *sizes, self.groups)
+        return convolve(x, self.weight, self.bias, *sizes, self.groups, self.conv2d)
 
 
 class FormedMaxPool3d(nn.MaxPool3d):
@@ -96,6 +102,14 @@ def keep_channels_last(model: nn.Module) -> None:
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.dim() in _FORMATS:
             tensor.data = channels_last(tensor.data)
+
+
+def pack_kernels(model: nn.Module) -> None:
+    """Keep the kernels of convolutions that have a 2-D form as oneDNN computes with them, in place,
+    for inference; see :class:`~vared2_mmaction.ops.packed.PackedConv2d`."""
+    for module in model.modules():
+        if isinstance(module, DynamicConv2d | DynamicConv3d | FormedConv2d | FormedConv3d):
+            module.conv2d = PackedConv2d()
 
 
 def accelerate(model: nn.Module) -> nn.Module:

@@ -18,7 +18,7 @@ from ..ops import DynamicConv2d, DynamicConv3d, SoftModulationGate
 from ..ops.fused import fold_norm
 from ..ops.joint import GateStack
 from .blocks import Deciding
-from .forms import keep_channels_last
+from .forms import keep_channels_last, pack_kernels
 from .policy import dynamic_layers
 
 
@@ -28,7 +28,8 @@ def fuse(model: nn.Module) -> nn.Module:
 
     A BatchNorm is folded where it is the ``norm`` of an mmcv ``ConvModule``, or is registered right
     behind its convolution, as MMEngine's and mmcv's own fusion take it. Parameters of the copy
-    differ from those of a checkpoint: load first, then fuse.
+    differ from those of a checkpoint: load first, then fuse. On a CPU, the convolutions of dynamic
+    layers and of networks that were accelerated also keep their kernels packed for oneDNN.
 
     Args:
         model: A stock or dynamic recognizer or backbone.
@@ -52,6 +53,7 @@ def fuse(model: nn.Module) -> nn.Module:
             gate.fold_norm()
     _stack_gates(fused)
     keep_channels_last(fused)
+    pack_kernels(fused)
     return fused
 
 

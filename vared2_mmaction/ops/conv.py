@@ -16,7 +16,7 @@ from .blend import shares
 from .cheap import ChannelOptions, TemporalOptions
 from .decision import LayerConstants, LayerCost, LayerDecision, layer_cost, report
 from .forced import Forced
-from .forms import convolve
+from .forms import Conv2d, convolve
 from .gate import SoftModulationGate
 from .groups import Group, assemble, consecutive, divide, group_by_policy
 from .joint import GateStack, Joint, joint_answer
@@ -41,6 +41,8 @@ class _DynamicConv(nn.modules.conv._ConvNd):
     """Whether what a policy leaves out is skipped, or computed and discarded."""
     forced: Forced | None
     """What is done instead of what the gate answers."""
+    conv2d: Conv2d
+    """Executes what the layer brings into two dimensions."""
     gate_stack: GateStack | None
     """The gate as it is evaluated in a fused network, where no block decides for the layer."""
 
@@ -86,6 +88,7 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         )
         self.skip = True
         self.forced = None
+        self.conv2d = F.conv2d
         self.gate_stack = None
         return self.train(conv.training)
 
@@ -222,9 +225,9 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         stride = (stride[0] * temporal_stride, *stride[1:])
         sizes = (stride, padding, dilation)
         if self.groups == 1:
-            if channels < len(weight):
+            if channels < weight.shape[0]:
                 weight, bias = weight[:channels], None if bias is None else bias[:channels]
-            return convolve(x, weight, bias, *sizes, 1)
+            return convolve(x, weight, bias, *sizes, 1, self.conv2d)
         parts, per_group = [], self.out_channels // self.groups
         for start, stop in _whole_groups(channels, per_group):
             first, groups = start // per_group, -(-(stop - start) // per_group)
@@ -236,6 +239,7 @@ class _DynamicConv(nn.modules.conv._ConvNd):
                     None if bias is None else bias[start:stop],
                     *sizes,
                     groups,
+                    self.conv2d,
                 )
             )
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
@@ -291,7 +295,7 @@ class DynamicConv2d(_DynamicConv, nn.Conv2d):
                 f'{self.layer_name}: expected frames (N * {self.num_segments}, C, H, W), because '
                 f'num_segments is {self.num_segments}, got {tuple(x.shape)}'
             )
-        return x.unflatten(0, (-1, self.num_segments)).transpose(1, 2)
+        return x.view(-1, self.num_segments, *x.shape[1:]).transpose(1, 2)
 
     def _from_clips(self, y: Tensor) -> Tensor:
         return y.transpose(1, 2).flatten(0, 1)

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Sizes = Sequence[int]
+Conv2d = Callable[..., Tensor]
+"""``F.conv2d``, or what takes its place."""
 _AXES = {'contiguous': (0, 1, 2, 3, 4), 'frames': (0, 2, 1, 3, 4), 'channels last': (0, 2, 3, 4, 1)}
 
 
@@ -38,6 +40,7 @@ def convolve(
     padding: Sizes,
     dilation: Sizes,
     groups: int,
+    conv2d: Conv2d = F.conv2d,
 ) -> Tensor:
     """Convolve clips in 3-D.
 
@@ -49,6 +52,7 @@ def convolve(
         padding: See stride.
         dilation: See stride.
         groups: Number of groups.
+        conv2d: Executes what is a convolution in 2-D.
     """
     kernel = weight.shape[2:]
     x, stride = without_pointwise_steps(x, kernel, stride, padding)
@@ -59,7 +63,7 @@ def convolve(
     if within_positions and lies == 'channels last' and not (within_frames and stride[0] == 1):
         return _over_time(
             x,
-            lambda lines: F.conv2d(
+            lambda lines: conv2d(
                 lines,
                 weight[..., 0],
                 bias,
@@ -73,7 +77,7 @@ def convolve(
         return _over_frames(
             x,
             stride[0],
-            lambda frames: F.conv2d(
+            lambda frames: conv2d(
                 frames, weight[:, :, 0], bias, stride[1:], padding[1:], dilation[1:], groups
             ),
         )
@@ -98,7 +102,8 @@ def without_pointwise_steps(
         Input and stride for the same result.
     """
     pointwise = max(kernel) == 1 and max(padding) == 0 and max(stride) > 1
-    if not pointwise or x.shape[1] >= 16 or x.stride(1) != 1 or x.device.type != 'cpu':
+    spared = not torch.is_grad_enabled() or x.device.type != 'cpu'
+    if not pointwise or x.shape[1] >= 16 or x.stride(1) != 1 or spared:
         return x, stride
     steps = (slice(None, None, step) for step in stride)
     return x[(slice(None), slice(None), *steps)], (1,) * len(stride)
@@ -141,11 +146,13 @@ def _over_frames(x: Tensor, step: int, operation: Callable[[Tensor], Tensor]) ->
         flat = frames.movedim(2, -1).flatten(0, 1).movedim(-1, 1)
     else:
         flat = frames.flatten(0, 1)
-    return operation(flat).unflatten(0, frames.shape[:2]).transpose(1, 2)
+    y = operation(flat)
+    return y.view(*frames.shape[:2], *y.shape[1:]).transpose(1, 2)
 
 
 def _over_time(x: Tensor, operation: Callable[[Tensor], Tensor]) -> Tensor:
     """Apply an operation on (N, C, T, H W) to clips with channels innermost."""
     # Flattened behind the channels, a batch of one would get a stride that hides the layout.
     lines = x.movedim(1, -1).flatten(2, 3).movedim(-1, 1)
-    return operation(lines).unflatten(3, x.shape[3:])
+    y = operation(lines)
+    return y.view(*y.shape[:3], *x.shape[3:])

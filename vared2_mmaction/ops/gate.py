@@ -47,7 +47,7 @@ def _sample(x: Tensor) -> Tensor:
     clips, channels, frames, *positions = x.stride()
     # One view instead of a chain of five: small features take less time than that.
     grid = x.as_strided(
-        (len(x), x.shape[2], *number, x.shape[1]),
+        (x.shape[0], x.shape[2], *number, x.shape[1]),
         (clips, frames, *(p * step for p, step in zip(positions, steps, strict=True)), channels),
         x.storage_offset() + sum(p * f for p, f in zip(positions, first, strict=True)),
     )

@@ -1,0 +1,125 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""2-D convolutions whose kernels stay in the layout that oneDNN computes with."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import conv_flop_count, register_flop_formula
+
+MAX_SHAPES = 64
+"""Inputs of how many shapes, times parts of the kernels, a layer packs kernels for; where there are
+more, packing takes longer than it saves."""
+_DTYPES = (torch.float32, torch.bfloat16)
+
+
+class _Kernels(NamedTuple):
+    """Kernels as they were packed."""
+
+    weight: Tensor
+    """What was packed; as long as it is held, no other tensor has its address."""
+    version: int
+    packed: Tensor
+
+
+class PackedConv2d:
+    """``F.conv2d`` that brings the kernels of one layer into oneDNN's layout once, for inference.
+
+    ``F.conv2d`` does so in every call, or computes with kernels as they lie, which takes up to
+    three times as long for pointwise kernels and for maps of few positions. The layout depends on
+    the shape of the input, so kernels are packed by the first call of each shape; equal ones are
+    kept once. They are packed again after they were changed in place or replaced, but writing into
+    ``weight.data`` is not noticed. Calls with gradients, under autocast, or of anything but
+    channels-last maps on a CPU are those of ``F.conv2d``.
+    """
+
+    def __init__(self) -> None:
+        self._kernels: dict[tuple[int, ...], _Kernels] = {}
+
+    def __call__(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+    ) -> Tensor:
+        """Convolve (N, C, H, W); arguments are those of ``F.conv2d``."""
+        sizes = list(padding), list(stride), list(dilation)
+        packed = self._pack(x, weight, sizes, groups) if _is_served(x, weight) else None
+        if packed is None:
+            return F.conv2d(x, weight, bias, tuple(stride), tuple(padding), tuple(dilation), groups)
+        x = x.contiguous(memory_format=torch.channels_last)
+        return torch.ops.mkldnn._convolution_pointwise(
+            x, packed, bias, *sizes, groups, 'none', [], ''
+        )
+
+    def tensors(self) -> list[Tensor]:
+        """Packed kernels, which take memory beside the layer's own."""
+        return list({id(k.packed): k.packed for k in self._kernels.values()}.values())
+
+    def _pack(
+        self, x: Tensor, weight: Tensor, sizes: Sequence[list[int]], groups: int
+    ) -> Tensor | None:
+        """Kernels for an input; None where there have been too many."""
+        key = (weight.data_ptr(), *weight.shape, *x.shape)
+        kernels, version = self._kernels.get(key), _version(weight)
+        if kernels is None and len(self._kernels) >= MAX_SHAPES:
+            return None
+        weight = weight.detach()  # what is kept stays where it is, even if a parameter moves on
+        if kernels is None or kernels.version != version or kernels.weight.dtype != weight.dtype:
+            reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight  # its stub lacks the shape
+            packed = reorder(weight.to_mkldnn(), *sizes, groups, x.shape)
+            known = (k for k in self._kernels.values() if k.version == version)
+            same = (k.packed for k in known if _describes(k, weight, packed))
+            kernels = self._kernels[key] = _Kernels(weight, version, next(same, packed))
+        return kernels.packed
+
+    def __deepcopy__(self, memo: Any) -> 'PackedConv2d':
+        return PackedConv2d()  # packed tensors cannot be copied
+
+    def __reduce__(self) -> tuple:
+        return PackedConv2d, ()
+
+
+def _is_served(x: Tensor, weight: Tensor) -> bool:
+    return bool(
+        x.device.type == 'cpu'
+        and not torch.is_grad_enabled()
+        and x.dtype == weight.dtype
+        and x.dtype in _DTYPES
+        and x.shape[1] > 1
+        and x.stride(1) == 1
+        and x.numel() > 0
+        and torch.backends.mkldnn.is_available()
+        and torch.backends.mkldnn.enabled
+        and not torch.is_autocast_enabled('cpu')
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+    )
+
+
+def _describes(kernels: _Kernels, weight: Tensor, packed: Tensor) -> bool:
+    """Whether kernels are the same part of the same weight in the same layout as packed ones."""
+    own = kernels.weight
+    if (own.data_ptr(), own.shape, own.dtype) != (weight.data_ptr(), weight.shape, weight.dtype):
+        return False
+    layouts = map(torch.ops.mkldnn._get_mkldnn_serialized_md, (kernels.packed, packed))
+    return torch.equal(*layouts)
+
+
+def _version(weight: Tensor) -> int:
+    return 0 if weight.is_inference() else weight._version  # those cannot be changed outside
+
+
+if torch.backends.mkldnn.is_available():
+
+    @register_flop_formula(torch.ops.mkldnn._convolution_pointwise)
+    def _flops(
+        x_shape: list[int], weight_shape: list[int], *args: Any, out_shape: Any, **kwargs: Any
+    ) -> int:
+        return conv_flop_count(x_shape, weight_shape, out_shape, transposed=False)
