@@ -132,8 +132,8 @@ def test_epochs_stretch_the_schedules():
 
 
 def test_epochs_stretch_the_hooks():
-    kept, stretched = config('vared2'), config('vared2', epochs=(2, 3))
-    factor = 3 / kept.train_cfg.max_epochs
+    kept, stretched = config('vared2'), config('vared2', epochs=(2, 6))
+    factor = 6 / kept.train_cfg.max_epochs
     before, after = ({hook.type: hook for hook in cfg.custom_hooks} for cfg in (kept, stretched))
     falls, begins = (
         [hooks[name][key] for hooks in (before, after)]

@@ -141,11 +141,14 @@ def max_pool(
 
 def _over_frames(x: Tensor, step: int, operation: Callable[[Tensor], Tensor]) -> Tensor:
     """Apply an operation on (N T, C, H, W) to every step-th frame of clips."""
-    frames = x.transpose(1, 2)[:, ::step]
-    if layout(x) == 'channels last':  # a copy, where one is needed, keeps the layout
-        flat = frames.movedim(2, -1).flatten(0, 1).movedim(-1, 1)
-    else:
+    frames = x.transpose(1, 2)
+    if step > 1:
+        frames = frames[:, ::step]
+    is_view = frames.shape[0] == 1 or frames.stride(0) == frames.shape[1] * frames.stride(1)
+    if is_view or layout(x) != 'channels last':
         flat = frames.flatten(0, 1)
+    else:  # the copy keeps the layout
+        flat = frames.movedim(2, -1).flatten(0, 1).movedim(-1, 1)
     y = operation(flat)
     return y.view(*frames.shape[:2], *y.shape[1:]).transpose(1, 2)
 
