@@ -1,6 +1,6 @@
-# The static network of the study: that of the demo with half its channels, so that few are to spare,
-# on clips of four times as many frames, so that neighbours resemble each other as those of a real
-# video do.
+# The static network of the study: that of the demo with half its channels, so that few are to
+# spare, on clips of four times as many frames, so that neighbours resemble each other as those of
+# a real video do.
 _base_ = '../demo/static_r2plus1d.py'
 
 model = dict(
