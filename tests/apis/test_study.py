@@ -56,18 +56,6 @@ def test_runs_come_after_what_they_need():
                 'model.backbone.dynamic.gate.initial.channel.0': 0.2,
             },
         ),
-        (
-            'dear_dominant',
-            {
-                'model.backbone.dynamic.gate.initial.channel.0': 0.9,
-                'model.backbone.dynamic.gate.initial.channel.1': 0.067,
-                'model.backbone.dynamic.gate.initial.channel.2': 0.033,
-                'model.backbone.dynamic.gate.initial.temporal.0': 0.9,
-                'model.backbone.dynamic.gate.initial.temporal.1': 0.067,
-                'model.backbone.dynamic.gate.initial.temporal.2': 0.033,
-                'model.backbone.dynamic.gate.motion_slope': 0.05,
-            },
-        ),
         ('temporal', {'model.backbone.dynamic.channel': 1}),
         (
             'no_motion',

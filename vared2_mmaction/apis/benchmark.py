@@ -115,6 +115,7 @@ class Options(NamedTuple):
             *(['batch norm folded'] if infer else []),
             'convolution forms',
             *(['channels-last'] if on_cpu else []),
+            *(['packed kernels'] if infer and on_cpu and not reduced else []),
             *([f'{self.dtype} autocast'] if reduced else []),
         ]
 

@@ -72,14 +72,6 @@ VARIANTS: dict[str, Variant] = {
         equal_compute='width',
         both_phases=True,
     ),
-    'dear_dominant': Variant(
-        'gates whose dearest option dominates at first, as the default has it; half the slope of '
-        'motion, which they allow',
-        options={
-            f'{_DYNAMIC}.gate.initial': {d: (0.9, 0.067, 0.033) for d in ('channel', 'temporal')},
-            f'{_DYNAMIC}.gate.motion_slope': 0.05,
-        },
-    ),
     'no_motion': Variant(
         'gates without motion',
         options={f'{_DYNAMIC}.gate.motion': False, f'{_DYNAMIC}.gate.motion_slope': 0.0},
