@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from vared2_mmaction.apis.memory import peak_bytes, state_tensors
+from vared2_mmaction.models.forms import pack_kernels, use_forms
 
 CPU = torch.device('cpu')
 MB = 1_000_000
@@ -104,3 +105,15 @@ def test_peak_on_a_gpu():
         torch.empty(20 * 2**20, dtype=torch.uint8, device=device)
 
     assert peak_bytes(call, device) == there + 20 * 2**20
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason='needs oneDNN')
+def test_packed_kernels_are_state():
+    conv = nn.Conv2d(16, 32, 3, padding=1, bias=False)
+    use_forms(conv)
+    pack_kernels(conv)
+    x = torch.randn(1, 16, 8, 8).to(memory_format=torch.channels_last)
+    before = peak_bytes(list, CPU, state_tensors(conv))
+    with torch.no_grad():
+        conv(x)
+    assert peak_bytes(list, CPU, state_tensors(conv)) == 2 * before

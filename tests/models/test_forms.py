@@ -9,7 +9,13 @@ import torch.nn.functional as F
 from mmcv.cnn.bricks import wrappers
 from torch import nn
 
-from vared2_mmaction.models.forms import FormedConv2d, restore_stock_forms, use_forms
+from vared2_mmaction.models.forms import (
+    FormedConv2d,
+    pack_kernels,
+    restore_stock_forms,
+    use_forms,
+)
+from vared2_mmaction.ops.packed import PackedConv2d
 
 KERNELS = {
     'pointwise, strided': dict(kernel_size=1, stride=2),
@@ -47,16 +53,37 @@ def test_2d_convolutions(name, kind):
     assert type(formed) is nn.Conv2d
 
 
-def test_no_pointwise_stride_of_few_channels_with_channels_innermost(monkeypatch):
-    seen, conv2d = [], F.conv2d
+def test_no_pointwise_stride_of_few_channels_with_channels_innermost():
+    seen = []
 
     def noted(x, weight, bias, stride, *sizes):
         seen.append(tuple(stride))
-        return conv2d(x, weight, bias, stride, *sizes)
+        return F.conv2d(x, weight, bias, stride, *sizes)
 
-    monkeypatch.setattr(F, 'conv2d', noted)
     for channels in (6, 16):
         conv = nn.Conv2d(channels, 4, 1, stride=2)
         use_forms(conv)
+        conv.conv2d = noted
         conv(torch.randn(2, channels, 6, 6).contiguous(memory_format=torch.channels_last))
     assert seen == [(1, 1), (2, 2)]
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason='needs oneDNN')
+def test_packed_stock_convolutions():
+    """In 2-D, and in 3-D where they have a 2-D form."""
+    torch.manual_seed(0)
+    pairs = [
+        (nn.Conv2d(6, 4, 3, padding=1), torch.randn(2, 6, 8, 9)),
+        (nn.Conv3d(6, 4, (1, 3, 3), padding=(0, 1, 1)), torch.randn(2, 6, 4, 8, 9)),
+        (nn.Conv3d(6, 4, (3, 1, 1), padding=(1, 0, 0)), torch.randn(2, 6, 4, 8, 9)),
+    ]
+    for stock, x in pairs:
+        packed = copy.deepcopy(stock)
+        use_forms(packed)
+        pack_kernels(packed)
+        assert isinstance(packed.conv2d, PackedConv2d)
+        last = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
+        with torch.no_grad():
+            y = packed(x.contiguous(memory_format=last))
+            torch.testing.assert_close(y, stock(x), rtol=1e-5, atol=1e-5)
+        assert packed.conv2d.tensors()
