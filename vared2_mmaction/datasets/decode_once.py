@@ -29,8 +29,8 @@ class DecodeOnce(BaseTransform):
             results: With the key ``filename``, which names the video.
 
         Returns:
-            What the transforms gave. Its values are shared by all calls: later transforms replace
-            them, as those of MMAction2 do, and never write into them.
+            What the transforms gave. Its values are shared by all calls, so that later transforms
+            must replace them, as those of MMAction2 do, and never write into them.
 
         Raises:
             KeyError: If there is no ``filename``.

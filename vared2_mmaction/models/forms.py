@@ -17,7 +17,7 @@ class FormedConv2d(nn.Conv2d):
     """A stock 2-D convolution whose training is safe with channels innermost; see
     :func:`~vared2_mmaction.ops.forms.without_pointwise_steps`."""
 
-    conv2d: Conv2d = staticmethod(F.conv2d)
+    conv2d: Conv2d
 
     def forward(self, x: Tensor) -> Tensor:
         padding: Any = self.padding
@@ -32,7 +32,7 @@ class FormedConv2d(nn.Conv2d):
 class FormedConv3d(nn.Conv3d):
     """A stock 3-D convolution; see :func:`~vared2_mmaction.ops.forms.convolve`."""
 
-    conv2d: Conv2d = staticmethod(F.conv2d)
+    conv2d: Conv2d
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 5 or self.padding_mode != 'zeros' or isinstance(self.padding, str):
@@ -77,6 +77,8 @@ def use_forms(model: nn.Module) -> None:
     for module in model.modules():
         if formed := _FORMED.get(type(module)):
             module.__class__ = formed
+            if isinstance(module, FormedConv2d | FormedConv3d):
+                module.conv2d = F.conv2d
 
 
 def restore_stock_forms(model: nn.Module) -> None:
@@ -84,6 +86,7 @@ def restore_stock_forms(model: nn.Module) -> None:
     for module in model.modules():
         if stock := _STOCK.get(type(module)):
             module.__class__ = stock
+            module.__dict__.pop('conv2d', None)
 
 
 def channels_last(x: Tensor) -> Tensor:
