@@ -85,6 +85,25 @@ def test_frames_with_gaps(executed):
         torch.testing.assert_close(y, F.conv2d(x[::2], weight, bias, *sizes), rtol=1e-5, atol=1e-4)
 
 
+def test_packed_for_every_stride(monkeypatch):
+    """As temporal options take them of one input: another stride can ask for another layout."""
+    (x, weight, bias), (_, padding, dilation, groups) = make('along time')
+    asked, reorder = [], torch._C._nn.mkldnn_reorder_conv2d_weight
+
+    def noted(kernels, padding, stride, *others):
+        asked.append(tuple(stride))
+        return reorder(kernels, padding, stride, *others)
+
+    monkeypatch.setattr(torch._C._nn, 'mkldnn_reorder_conv2d_weight', noted)
+    conv2d = PackedConv2d()
+    with torch.no_grad():
+        for stride in ((1, 1), (2, 1), (1, 1), (2, 1)):
+            y = conv2d(x, weight, bias, stride, padding, dilation, groups)
+            expected = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+            torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-4)
+    assert asked == [(1, 1), (2, 1)]
+
+
 def test_equal_layouts_are_kept_once():
     conv2d = PackedConv2d()
     (x, weight, bias), sizes = make('square', (8, 9, 7))

@@ -141,9 +141,7 @@ def max_pool(
 
 def _over_frames(x: Tensor, step: int, operation: Callable[[Tensor], Tensor]) -> Tensor:
     """Apply an operation on (N T, C, H, W) to every step-th frame of clips."""
-    frames = x.transpose(1, 2)
-    if step > 1:
-        frames = frames[:, ::step]
+    frames = x.transpose(1, 2)[:, ::step]
     is_view = frames.shape[0] == 1 or frames.stride(0) == frames.shape[1] * frames.stride(1)
     if is_view or layout(x) != 'channels last':
         flat = frames.flatten(0, 1)

@@ -51,9 +51,6 @@ class GateStack(nn.Module):
     def forward(self, described: Tensor) -> Tensor:
         """What :meth:`SoftModulationGate.weigh` returns for each gate, (N, L, 2, options)."""
         hidden = torch.addmm(self.shift, described, self.first).tanh_()
-        if self.second.shape[0] == 1:
-            v = torch.addmm(self.beta[0], hidden, self.second[0]).tanh_()
-            return v.view(v.shape[0], 1, 2, -1)
         hidden = hidden.unflatten(1, (len(self.second), -1)).transpose(0, 1)
         v = torch.baddbmm(self.beta, hidden, self.second).tanh_()
         return v.transpose(0, 1).unflatten(2, (2, -1))

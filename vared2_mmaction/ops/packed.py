@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 MAX_SHAPES = 64
-"""Inputs of how many shapes, times parts of the kernels, a layer packs kernels for; where there are
-more, packing takes longer than it saves."""
+"""For how many shapes and strides, times parts of the kernels, a layer packs kernels; where there
+are more, packing takes longer than it saves."""
 _DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -27,16 +27,17 @@ class _Kernels(NamedTuple):
 class PackedConv2d:
     """``F.conv2d`` that brings the kernels of one layer into oneDNN's layout once, for inference.
 
-    ``F.conv2d`` does so in every call, or computes with kernels as they lie, which takes up to
-    three times as long for pointwise kernels and for maps of few positions. The layout depends on
-    the shape of the input, so kernels are packed by the first call of each shape; equal ones are
-    kept once. They are packed again after they were changed in place or replaced, but writing into
-    ``weight.data`` is not noticed. Calls with gradients, under autocast, or of anything but
-    channels-last maps on a CPU are those of ``F.conv2d``.
+    ``F.conv2d`` does so in every call, or computes with kernels as they lie, which takes far longer
+    for pointwise kernels and for maps of few positions. The layout depends on the shape of the
+    input and on the stride, and kernels in another one would be brought into it in every call; so
+    they are packed by the first call of each kind, and equal ones are kept once. They are packed
+    again after they were changed in place or replaced, but writing into ``weight.data`` is not
+    noticed. Calls with gradients, under autocast, or of anything but channels-last maps on a CPU
+    are those of ``F.conv2d``.
     """
 
     def __init__(self) -> None:
-        self._kernels: dict[tuple[int, ...], _Kernels] = {}
+        self._kernels: dict[tuple[tuple[int, ...], tuple[int, ...]], _Kernels] = {}
 
     def __call__(
         self,
@@ -49,7 +50,7 @@ class PackedConv2d:
         groups: int,
     ) -> Tensor:
         """Convolve (N, C, H, W); arguments are those of ``F.conv2d``."""
-        sizes = list(padding), list(stride), list(dilation)
+        sizes = list(padding), list(stride), list(dilation)  # in oneDNN's order
         packed = self._pack(x, weight, sizes, groups) if _is_served(x, weight) else None
         if packed is None:
             return F.conv2d(x, weight, bias, tuple(stride), tuple(padding), tuple(dilation), groups)
@@ -66,17 +67,19 @@ class PackedConv2d:
         self, x: Tensor, weight: Tensor, sizes: Sequence[list[int]], groups: int
     ) -> Tensor | None:
         """Kernels for an input; None where there have been too many."""
-        key = (weight.data_ptr(), *weight.shape, *x.shape)
-        kernels, version = self._kernels.get(key), _version(weight)
+        part, version = (weight.data_ptr(), *weight.shape), _version(weight)
+        key = part, (*x.shape, *sizes[1])
+        kernels = self._kernels.get(key)
         if kernels is None and len(self._kernels) >= MAX_SHAPES:
             return None
-        weight = weight.detach()  # what is kept stays where it is, even if a parameter moves on
-        if kernels is None or kernels.version != version or kernels.weight.dtype != weight.dtype:
+        if kernels is None or kernels.version != version:
+            weight = weight.detach()  # stays where it is, even if a parameter moves on
             reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight  # its stub lacks the shape
             packed = reorder(weight.to_mkldnn(), *sizes, groups, x.shape)
-            known = (k for k in self._kernels.values() if k.version == version)
-            same = (k.packed for k in known if _describes(k, weight, packed))
-            kernels = self._kernels[key] = _Kernels(weight, version, next(same, packed))
+            for (other, _), known in self._kernels.items():
+                if other == part and known.version == version and _alike(known.packed, packed):
+                    packed = known.packed
+            kernels = self._kernels[key] = _Kernels(weight, version, packed)
         return kernels.packed
 
     def __deepcopy__(self, memo: Any) -> 'PackedConv2d':
@@ -103,13 +106,9 @@ def _is_served(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-def _describes(kernels: _Kernels, weight: Tensor, packed: Tensor) -> bool:
-    """Whether kernels are the same part of the same weight in the same layout as packed ones."""
-    own = kernels.weight
-    if (own.data_ptr(), own.shape, own.dtype) != (weight.data_ptr(), weight.shape, weight.dtype):
-        return False
-    layouts = map(torch.ops.mkldnn._get_mkldnn_serialized_md, (kernels.packed, packed))
-    return torch.equal(*layouts)
+def _alike(*packed: Tensor) -> bool:
+    """Whether two packed tensors have the same layout."""
+    return torch.equal(*map(torch.ops.mkldnn._get_mkldnn_serialized_md, packed))
 
 
 def _version(weight: Tensor) -> int:
