@@ -18,6 +18,7 @@ def main() -> None:
         parser.error(str(error))
     check_config(cfg, 'test')
     cli.build_runner(cfg).test()
+    cli.leave_process_group()
 
 
 if __name__ == '__main__':

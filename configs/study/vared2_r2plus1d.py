@@ -7,9 +7,6 @@ custom_hooks = [
     dict(type='PolicyUsageHook'),
 ]
 
-# Temporal options close before channels do, and the dearest one before the next, which takes its
-# share: a network that goes from all frames to every fourth at once forgets what it has learned.
-initial = dict(channel=(0.99, 0.1), temporal=(0.2, 0.3, 0.1))
 # The loss counts a lot, so that it moves the gates' biases whatever the classification says; it is
 # nil where a batch keeps the budget. Which clips take more is left to the classification.
 budget = dict(loss_weight=100.0, budget=0.4, correct_only=False, per_clip=False)
@@ -18,9 +15,7 @@ layers = r'^conv1|layer\d+\.\d+\.conv'
 model = dict(
     backbone=dict(
         type='VARED2ResNet2Plus1d',
-        dynamic=dict(
-            channel=2, temporal=3, layers=layers, gate=dict(initial=initial, motion_slope=0.1)
-        ),
+        dynamic=dict(channel=2, temporal=3, layers=layers, gate=dict(motion_slope=0.1)),
     ),
     neck=dict(type='SoftModulationGateNeck'),
     cls_head=dict(type='VARED2I3DHead', loss_budget=budget),

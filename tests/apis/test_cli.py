@@ -12,6 +12,7 @@ from types import ModuleType
 import mmaction
 import pytest
 from mmengine.config import Config
+from torch import distributed
 
 from vared2_mmaction.apis import cli
 
@@ -228,6 +229,7 @@ def test_tools_check_the_config_before_they_build_a_runner(tool, config, monkeyp
         def test(self):
             calls.append('test')
 
+    monkeypatch.setattr(module.cli, 'leave_process_group', lambda: calls.append('leave'))
     monkeypatch.setattr(
         module, 'check_config', lambda cfg, *splits: calls.append(('check', cfg.work_dir))
     )
@@ -235,7 +237,22 @@ def test_tools_check_the_config_before_they_build_a_runner(tool, config, monkeyp
     argv = [f'{tool}.py', config, '--work-dir', 'out', *(['weights.pth'] if tool == 'test' else [])]
     monkeypatch.setattr(sys, 'argv', argv)
     module.main()
-    assert calls == [('check', 'out'), ('build', 'out'), tool]
+    assert calls == [('check', 'out'), ('build', 'out'), tool, 'leave']
+
+
+def test_a_process_group_is_left_after_a_pause(tmp_path, monkeypatch):
+    """While Python sleeps, threads of the group can let go of their tensors."""
+    pauses = []
+    monkeypatch.setattr(
+        cli.time, 'sleep', lambda s: pauses.append((s, distributed.is_initialized()))
+    )
+    cli.leave_process_group()
+    assert not pauses  # there is none to leave
+    address = f'file://{tmp_path / "group"}'
+    distributed.init_process_group('gloo', init_method=address, rank=0, world_size=1)
+    cli.leave_process_group()
+    assert pauses == [(cli._LAST_TENSORS, True)]
+    assert not distributed.is_initialized()
 
 
 SCRIPTS = {

@@ -54,6 +54,7 @@ def test_runs_come_after_what_they_need():
             {
                 'model.backbone.dynamic.temporal': 1,
                 'model.backbone.dynamic.gate.initial.channel.0': 0.2,
+                'model.backbone.dynamic.gate.initial.channel.1': 0.1,
             },
         ),
         ('temporal', {'model.backbone.dynamic.channel': 1}),
@@ -64,7 +65,15 @@ def test_runs_come_after_what_they_need():
                 'model.backbone.dynamic.gate.motion_slope': 0.0,
             },
         ),
-        ('per_clip', {'model.cls_head.loss_budget.per_clip': True}),
+        (
+            'dear_dominant',
+            {
+                'model.backbone.dynamic.gate.initial.0': 0.9,
+                'model.backbone.dynamic.gate.initial.1': 0.067,
+                'model.backbone.dynamic.gate.initial.2': 0.033,
+                'model.backbone.dynamic.gate.motion_slope': 0.05,
+            },
+        ),
         ('not_normalised', {'model.backbone.dynamic.normalise': False}),
         (
             'depthwise',

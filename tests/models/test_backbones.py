@@ -248,16 +248,17 @@ def test_a_stock_backbone_may_have_gates_of_its_own():
         torch.testing.assert_close(net(x)[0], twin(x))
 
 
-def test_a_static_checkpoint_starts_nearly_unchanged():
+def test_a_static_checkpoint_starts_nearly_unchanged_where_dear_options_are_dominant():
+    gate = {'initial': (0.9, 0.067, 0.033)}
     for name in NAMED:
-        twin, net, x = stock(name), dynamic(name), torch.randn(STOCK[name][1])
+        twin, net, x = stock(name), dynamic(name, {'gate': gate}), torch.randn(STOCK[name][1])
         net.load_state_dict(twin.state_dict(), strict=False)
         twin.eval()
         net.eval()
         with torch.no_grad():
             found, expected = net(x)[0], twin(x)
         assert torch.nn.functional.cosine_similarity(found.flatten(), expected.flatten(), 0) > 0.9
-        net = dynamic(name, {'saturation': 0.5})
+        net = dynamic(name, {'gate': gate, 'saturation': 0.5})
         net.load_state_dict(twin.state_dict(), strict=False)
         net.eval()
         with torch.no_grad():

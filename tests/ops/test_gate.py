@@ -9,17 +9,24 @@ import torch
 from vared2_mmaction.ops import SoftModulationGate, kept
 from vared2_mmaction.ops.blend import shares, sharing
 from vared2_mmaction.ops.decision import straight_through
-from vared2_mmaction.ops.gate import descriptor
+from vared2_mmaction.ops.gate import INITIAL, descriptor
 from vared2_mmaction.ops.options import check_num_options
 
 
-def test_starts_with_all_options_open_and_the_dear_one_with_all_shares():
-    gate = SoftModulationGate(4, 3, 3).eval()
-    for v in gate(torch.randn(5, 4, 8, 6, 6), 3):
-        expected = torch.tensor([[0.9, 0.067, 0.033]]).expand(5, 3)
-        torch.testing.assert_close(v, expected, atol=0.02, rtol=0)
+def test_starts_with_all_options_open():
+    gate = SoftModulationGate(4, 4, 4).eval()
+    x = torch.randn(5, 4, 16, 6, 6)
+    for v, expected in zip(gate(x, 4), INITIAL.values(), strict=True):
+        torch.testing.assert_close(v, torch.tensor([expected]).expand(5, 4), atol=0.02, rtol=0)
         assert (v > 0).all()
-        assert torch.equal(shares(v, 0.5), torch.tensor([[1.0, 0, 0]]).expand(5, 3))
+    dear, *others = gate(x, 4).channel.T
+    assert all((dear > 5 * other).all() for other in others)
+    dear, following, *others = gate(x, 4).temporal.T
+    assert (following > dear).all()
+    assert all((dear > other).all() for other in others)
+
+
+def test_starts_as_it_is_told():
     gate = SoftModulationGate(4, 2, 3, initial=(0.5, 0.4, 0.3)).eval()
     channel, temporal = gate(torch.randn(5, 4, 8, 6, 6), 3)
     torch.testing.assert_close(channel[0], torch.tensor([0.5, 0.4]), atol=0.02, rtol=0)
@@ -28,6 +35,11 @@ def test_starts_with_all_options_open_and_the_dear_one_with_all_shares():
     channel, temporal = SoftModulationGate(4, 2, 3, initial=own)(torch.randn(5, 4, 8, 6, 6), 3)
     torch.testing.assert_close(channel[0], torch.tensor([0.9, 0.1]), atol=0.02, rtol=0)
     torch.testing.assert_close(temporal[0], torch.tensor([0.3, 0.2, 0.1]), atol=0.02, rtol=0)
+    own = {'channel': (0.3, 0.2)}
+    channel, temporal = SoftModulationGate(4, 2, 3, initial=own)(torch.randn(5, 4, 8, 6, 6), 3)
+    torch.testing.assert_close(channel[0], torch.tensor([0.3, 0.2]), atol=0.02, rtol=0)
+    default = torch.tensor(INITIAL['temporal'][:3])
+    torch.testing.assert_close(temporal[0], default, atol=0.02, rtol=0)
 
 
 def test_frames_of_clips_that_move_less_start_cheaper():
@@ -145,12 +157,12 @@ def test_wrong_numbers_of_options(wrong):
     [
         {'initial': (0.5, 1.0, 0.1)},
         {'initial': (0.5, 0.1)},
-        {'initial': {'channel': (0.5, 0.4, 0.3)}},
+        {'initial': {'channels': (0.5, 0.4, 0.3)}},
         {'initial': {'channel': (0.5, 0.4, 0.3), 'temporal': (0.5, 0.4)}},
         {'floor': 0},
         {'motion_slope': -0.1},
         {'motion_slope': 0.1, 'motion': False},
-        {'motion_slope': 0.1},  # more than the weight that the middle option starts with
+        {'motion_slope': 0.21},  # more than the weight that the dearest option starts with
         {'hidden_channels': 0},
     ],
     ids=lambda w: next(iter(w)),

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import argparse
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch.distributed
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+_LAST_TENSORS = 0.5
+"""Seconds that threads of a process group get to let go of them; they need far less."""
 _AMP_WRAPPERS = ('OptimWrapper', 'AmpOptimWrapper')
 
 
@@ -184,6 +188,18 @@ def merge_test_args(cfg: Config, args: argparse.Namespace) -> Config:
 def build_runner(cfg: Config) -> Runner:
     """Builds the config's ``runner_type``, or MMEngine's ``Runner`` where it names none."""
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def leave_process_group() -> None:
+    """End distributed communication, where there is any.
+
+    PyTorch 2.13: threads of gloo let go of the last tensors after everybody was told that
+    communication is over, and need the interpreter for it. One that finds it ending aborts the
+    process, and one that finds its group being deleted waits for ever: they get time before.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        time.sleep(_LAST_TENSORS)
+        torch.distributed.destroy_process_group()
 
 
 def _enable_amp(cfg: Config) -> None:

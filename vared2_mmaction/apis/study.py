@@ -21,6 +21,7 @@ STATIC, DYNAMIC = 'static', 'vared2'
 """The variants that others build on."""
 CONFIGS = {STATIC: 'static_r2plus1d.py', DYNAMIC: 'vared2_r2plus1d.py'}
 _DYNAMIC = 'model.backbone.dynamic'
+_GATE = f'{_DYNAMIC}.gate'
 _EPOCHS = ('begin', 'end', 'ramp', 'fall')
 """Keys of schedulers and of this project's hooks that are epochs."""
 _SOURCES = ('ops', 'models', 'engine', 'evaluation', 'datasets')
@@ -57,7 +58,7 @@ VARIANTS: dict[str, Variant] = {
     DYNAMIC: Variant('VA-RED², from the static network'),
     'channel': Variant(
         'channels only, which start as frames do otherwise',
-        options={f'{_DYNAMIC}.temporal': 1, f'{_DYNAMIC}.gate.initial.channel': (0.2, 0.1)},
+        options={f'{_DYNAMIC}.temporal': 1, f'{_GATE}.initial': {'channel': (0.2, 0.1)}},
     ),
     'temporal': Variant('time only', options={f'{_DYNAMIC}.channel': 1}),
     'random': Variant(
@@ -74,15 +75,16 @@ VARIANTS: dict[str, Variant] = {
     ),
     'no_motion': Variant(
         'gates without motion',
-        options={f'{_DYNAMIC}.gate.motion': False, f'{_DYNAMIC}.gate.motion_slope': 0.0},
+        options={f'{_GATE}.motion': False, f'{_GATE}.motion_slope': 0.0},
+    ),
+    'dear_dominant': Variant(
+        'gates of both dimensions start with the dearest option dominant',
+        # With the slope that the lower starts allow.
+        options={f'{_GATE}.initial': (0.9, 0.067, 0.033), f'{_GATE}.motion_slope': 0.05},
     ),
     'not_normalised': Variant('weights V not normalised', options={f'{_DYNAMIC}.normalise': False}),
     'depthwise': Variant('depthwise cheap operations', options=_DEPTHWISE),
     'lambda_low': Variant('a tenth of the weight of the budget loss', loss_weight=0.1),
-    'per_clip': Variant(
-        'the budget for each clip, not for their mean',
-        options={'model.cls_head.loss_budget.per_clip': True},
-    ),
     'longer': Variant(
         'the static network, trained for as many epochs as both phases have',
         base=STATIC,

@@ -17,6 +17,12 @@ from .answer import Modulation
 GRID = 4
 """Rows and columns of positions that a descriptor reads of every frame, at most; reading all would
 take as long as a small convolution."""
+INITIAL: dict[str, tuple[float, ...]] = {
+    'channel': (0.99, 0.1, 0.05, 0.025),
+    'temporal': (0.2, 0.3, 0.1, 0.05),
+}
+"""Weights V that the options of each dimension start with, dearest first: frames are left out
+before channels are, and the option after the dearest takes over when that closes."""
 
 
 def descriptor(x: Tensor, motion: bool) -> Tensor:
@@ -71,9 +77,9 @@ class SoftModulationGate(nn.Module):
         hidden_channels: Width of the hidden layer.
         motion: Whether the descriptor sees motion.
         initial: Weights V that the options of a dimension start with, dearest first, each in
-            (0, 1): all open, so that every option gets a gradient, and the dear one dominant. A
-            mapping with the keys ``channel`` and ``temporal`` gives each dimension its own: the
-            one that starts lower closes first.
+            (0, 1): all open, so that every option gets a gradient. What starts lower closes first.
+            A mapping with the keys ``channel`` and ``temporal`` gives each dimension its own, and
+            one that it lacks has that of ``INITIAL``, which is the default of both.
         floor: Weight of the cheapest option where all options would be off, in (0, 1).
         motion_slope: How much more, or less, the weights of temporal options start with where a
             clip moves more, or less, than others of its batch; before the last tanh, at most. All
@@ -88,7 +94,7 @@ class SoftModulationGate(nn.Module):
         temporal_options: int,
         hidden_channels: int = 32,
         motion: bool = True,
-        initial: Sequence[float] | Mapping[str, Sequence[float]] = (0.9, 0.067, 0.033, 0.017),
+        initial: Sequence[float] | Mapping[str, Sequence[float]] = INITIAL,
         floor: float = 0.05,
         motion_slope: float = 0.0,
     ) -> None:
@@ -197,8 +203,9 @@ def initial_weights(
         ValueError: If there is no weight in (0, 1) for every option.
     """
     own = initial if isinstance(initial, Mapping) else dict.fromkeys(options, initial)
-    if set(own) != set(options):
+    if not set(own) <= set(options):
         raise ValueError(f'gate.initial={initial!r}: expected the keys {list(options)}')
+    own = {**INITIAL, **own}
     for name, number in options.items():
         if len(own[name]) < number or not all(0 < v < 1 for v in own[name]):
             raise ValueError(

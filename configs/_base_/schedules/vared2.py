@@ -1,5 +1,4 @@
-# From the static weights: gates open and the dear option dominant first, then the budget falls,
-# then gates are frozen.
+# From the static weights: all options open first, then the budget falls, then gates are frozen.
 custom_imports = dict(imports=['vared2_mmaction'])
 custom_hooks = [
     dict(type='BudgetScheduleHook', begin=2, fall=20),
