@@ -23,7 +23,7 @@ from rich.table import Table
 from torch import nn
 
 import vared2_mmaction
-from vared2_mmaction.apis import benchmark, flops
+from vared2_mmaction.apis import benchmark, flops, keep_freed_memory
 from vared2_mmaction.apis.cli import add_config_options
 from vared2_mmaction.apis.environment import processor
 from vared2_mmaction.models import dynamic_layers
@@ -107,8 +107,9 @@ def take_rows(
         torch.set_num_threads(args.threads)
     left_out = {'unhelped': args.no_unhelped, 'masked': args.no_masked}
     rivals = tuple(name for name in benchmark.RIVALS if not left_out[name])
+    kept = args.device == 'cpu' and keep_freed_memory()
     options = benchmark.Options(
-        args.mode, args.device, args.dtype, args.runs, args.seed, rivals=rivals
+        args.mode, args.device, args.dtype, args.runs, args.seed, rivals, kept
     )
     report: dict[str, Any] = {'environment': environment(args.device, command), 'rows': []}
     with Progress(console=Console(stderr=True)) as progress:

@@ -95,7 +95,7 @@ def test_fused_networks_equal_the_unfused(name, kind):
         for forced in (torch.zeros(2, len(layers), 2), policy):
             with force_policies(net, forced), force_policies(fused, forced):
                 assert relative(fused(x)[0], net(x)[0]) <= 1e-4
-    packed = [layer.conv2d.tensors() for layer in dynamic_layers(fused).values()]
+    packed = [layer.plans.tensors() for layer in dynamic_layers(fused).values()]
     in_2d = name != 'C3D'  # whose kernels are 3 x 3 x 3
     assert any(packed) == (in_2d and torch.backends.mkldnn.is_available())
 

@@ -20,7 +20,7 @@ def test_a_block_describes_its_input_once(name, monkeypatch):
 
     seen = []
     describe = joint.describe
-    monkeypatch.setattr(joint, 'describe', lambda x, gate: seen.append(x) or describe(x, gate))
+    monkeypatch.setattr(joint, 'describe', lambda x, *args: seen.append(x) or describe(x, *args))
     net = dynamic(name, BLOCK)
     net.eval()
     blocks = [module for module in net.modules() if isinstance(module, Deciding)]

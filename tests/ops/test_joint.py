@@ -8,7 +8,8 @@ from torch import nn
 from vared2_mmaction.ops import SoftModulationGate
 from vared2_mmaction.ops.answer import fetch
 from vared2_mmaction.ops.gate import open_on_host, open_options
-from vared2_mmaction.ops.joint import GateStack, Joint, deciding, joint_answer
+from vared2_mmaction.ops.joint import Joint, deciding, joint_answer
+from vared2_mmaction.ops.stack import GateStack
 
 OPTIONS = [(3, 3), (1, 3), (2, 3), (3, 3)]
 """Channel and temporal options of each layer of a block."""
@@ -50,9 +51,10 @@ def test_every_gate_answers_as_it_does_alone(numbers, training, options, closing
                 assert [w > 0 for w in weights] == [w > 0 for w in fetched]
 
 
-def test_the_stack_answers_as_the_gates():
-    block, x = layers(), torch.randn(7, 5, 6, 9, 9)
-    gates = [layer.eval().gate for layer in block]
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64], ids=['NumPy', 'PyTorch'])
+def test_the_stack_answers_as_the_gates(dtype):
+    block, x = layers(), torch.randn(7, 5, 6, 9, 9, dtype=dtype)
+    gates = [layer.eval().gate.to(dtype) for layer in block]
     with torch.no_grad():
         expected = Joint(block, x)
         for gate in gates:

@@ -107,6 +107,9 @@ class Options(NamedTuple):
     seed: int = 0
     rivals: tuple[str, ...] = RIVALS
     """Networks that are timed beside ``stock`` and ``ours``."""
+    memory_kept: bool = False
+    """Whether the process keeps freed memory; see
+    :func:`~vared2_mmaction.apis.keep_freed_memory`."""
 
     def help(self) -> list[str]:
         """What ``stock`` and ``ours`` both get."""
@@ -116,6 +119,7 @@ class Options(NamedTuple):
             'convolution forms',
             *(['channels-last'] if on_cpu else []),
             *(['packed kernels'] if infer and on_cpu and not reduced else []),
+            *(['freed memory kept'] if self.memory_kept else []),
             *([f'{self.dtype} autocast'] if reduced else []),
         ]
 

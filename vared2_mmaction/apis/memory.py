@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from ..ops.packed import PackedConv2d
+from ..ops.plan import Plans
 
 
 def peak_bytes(
@@ -54,8 +55,9 @@ def state_tensors(
             yield parameter.grad
     yield from model.buffers()
     for module in model.modules():
-        if isinstance(packed := getattr(module, 'conv2d', None), PackedConv2d):
-            yield from packed.tensors()
+        for packed in (getattr(module, 'conv2d', None), getattr(module, 'plans', None)):
+            if isinstance(packed, PackedConv2d | Plans):
+                yield from packed.tensors()
     for state in optimizer.state.values() if optimizer else ():
         yield from (value for value in state.values() if isinstance(value, Tensor))
 

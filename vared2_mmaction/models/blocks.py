@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..ops import SoftModulationGate
-from ..ops.joint import GateStack, Joint, deciding
+from ..ops.joint import Joint, deciding
+from ..ops.stack import GateStack
 
 _RESIDUAL_BLOCK = re.compile(r'(.*\.)?layer\d+\.\d+(?=\.)')
 

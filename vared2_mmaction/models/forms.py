@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..ops import DynamicConv2d, DynamicConv3d
 from ..ops.forms import Conv2d, convolve, max_pool, without_pointwise_steps
 from ..ops.packed import PackedConv2d
+from ..ops.plan import Plans
 
 
 class FormedConv2d(nn.Conv2d):
@@ -32,13 +33,21 @@ class FormedConv2d(nn.Conv2d):
 class FormedConv3d(nn.Conv3d):
     """A stock 3-D convolution; see :func:`~vared2_mmaction.ops.forms.convolve`."""
 
-    conv2d: Conv2d
+    plans: Plans | None
+    """How inputs are convolved, in a fused network."""
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 5 or self.padding_mode != 'zeros' or isinstance(self.padding, str):
             return super().forward(x)
+        weight, bias = self.weight, self.bias
         sizes = (self.stride, self.padding, self.dilation)
-        return convolve(x, self.weight, self.bias, *sizes, self.groups, self.conv2d)
+
+        def general(conv2d: Conv2d = F.conv2d) -> Tensor:
+            return convolve(x, weight, bias, *sizes, self.groups, conv2d)
+
+        if self.plans is None:
+            return general()
+        return self.plans.convolve(x, weight, bias, (), general)
 
 
 class FormedMaxPool3d(nn.MaxPool3d):
@@ -77,8 +86,10 @@ def use_forms(model: nn.Module) -> None:
     for module in model.modules():
         if formed := _FORMED.get(type(module)):
             module.__class__ = formed
-            if isinstance(module, FormedConv2d | FormedConv3d):
+            if isinstance(module, FormedConv2d):
                 module.conv2d = F.conv2d
+            elif isinstance(module, FormedConv3d):
+                module.plans = None
 
 
 def restore_stock_forms(model: nn.Module) -> None:
@@ -87,6 +98,7 @@ def restore_stock_forms(model: nn.Module) -> None:
         if stock := _STOCK.get(type(module)):
             module.__class__ = stock
             module.__dict__.pop('conv2d', None)
+            module.__dict__.pop('plans', None)
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -109,10 +121,13 @@ def keep_channels_last(model: nn.Module) -> None:
 
 def pack_kernels(model: nn.Module) -> None:
     """Keep the kernels of convolutions that have a 2-D form as oneDNN computes with them, in place,
-    for inference; see :class:`~vared2_mmaction.ops.packed.PackedConv2d`."""
+    for inference; see :class:`~vared2_mmaction.ops.packed.PackedConv2d` and
+    :class:`~vared2_mmaction.ops.plan.Plans`."""
     for module in model.modules():
-        if isinstance(module, DynamicConv2d | DynamicConv3d | FormedConv2d | FormedConv3d):
+        if isinstance(module, FormedConv2d):
             module.conv2d = PackedConv2d()
+        elif isinstance(module, DynamicConv2d | DynamicConv3d | FormedConv3d):
+            module.plans = Plans()
 
 
 def accelerate(model: nn.Module) -> nn.Module:

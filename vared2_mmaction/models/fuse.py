@@ -16,7 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..ops import DynamicConv2d, DynamicConv3d, SoftModulationGate
 from ..ops.fused import fold_norm
-from ..ops.joint import GateStack
+from ..ops.stack import GateStack
 from .blocks import Deciding
 from .forms import keep_channels_last, pack_kernels
 from .policy import dynamic_layers

@@ -19,9 +19,11 @@ from .forced import Forced
 from .forms import Conv2d, convolve
 from .gate import SoftModulationGate
 from .groups import Group, assemble, consecutive, divide, group_by_policy
-from .joint import GateStack, Joint, joint_answer
+from .joint import Joint, joint_answer
 from .options import kept
+from .plan import Plans
 from .rebuild import rebuild
+from .stack import GateStack
 
 
 class _DynamicConv(nn.modules.conv._ConvNd):
@@ -41,8 +43,8 @@ class _DynamicConv(nn.modules.conv._ConvNd):
     """Whether what a policy leaves out is skipped, or computed and discarded."""
     forced: Forced | None
     """What is done instead of what the gate answers."""
-    conv2d: Conv2d
-    """Executes what the layer brings into two dimensions."""
+    plans: Plans | None
+    """How inputs are convolved, in a fused network."""
     gate_stack: GateStack | None
     """The gate as it is evaluated in a fused network, where no block decides for the layer."""
 
@@ -88,7 +90,7 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         )
         self.skip = True
         self.forced = None
-        self.conv2d = F.conv2d
+        self.plans = None
         self.gate_stack = None
         return self.train(conv.training)
 
@@ -216,6 +218,23 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         self, x: Tensor, weight: Tensor, bias: Tensor | None, channels: int, temporal_stride: int
     ) -> Tensor:
         """The first output channels of every temporal_stride-th output frame."""
+
+        def general(conv2d: Conv2d = F.conv2d) -> Tensor:
+            return self._filter(x, weight, bias, channels, temporal_stride, conv2d)
+
+        if self.plans is None:
+            return general()
+        return self.plans.convolve(x, weight, bias, (channels, temporal_stride), general)
+
+    def _filter(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        channels: int,
+        temporal_stride: int,
+        conv2d: Conv2d,
+    ) -> Tensor:
         padding: Any = self.padding
         if self.padding_mode != 'zeros' or isinstance(padding, str):
             mode = 'constant' if self.padding_mode == 'zeros' else self.padding_mode
@@ -227,7 +246,7 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         if self.groups == 1:
             if channels < weight.shape[0]:
                 weight, bias = weight[:channels], None if bias is None else bias[:channels]
-            return convolve(x, weight, bias, *sizes, 1, self.conv2d)
+            return convolve(x, weight, bias, *sizes, 1, conv2d)
         parts, per_group = [], self.out_channels // self.groups
         for start, stop in _whole_groups(channels, per_group):
             first, groups = start // per_group, -(-(stop - start) // per_group)
@@ -239,7 +258,7 @@ class _DynamicConv(nn.modules.conv._ConvNd):
                     None if bias is None else bias[start:stop],
                     *sizes,
                     groups,
-                    self.conv2d,
+                    conv2d,
                 )
             )
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)

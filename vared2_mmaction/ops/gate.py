@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -45,10 +46,34 @@ def descriptor(x: Tensor, motion: bool) -> Tensor:
     return torch.cat((mean, samples.diff(dim=1).abs_().mean((1, 2))), 1)
 
 
+def descriptor_on_host(x: Tensor, motion: bool) -> np.ndarray:
+    """The same of float32 clips on a CPU without gradient, by NumPy, whose calls take a third of
+    the time of PyTorch's on arrays as small as these."""
+    (first, step), (first_column, column_step) = map(_line, x.shape[3:])
+    grid = x.numpy()[:, :, :, first::step, first_column::column_step].transpose(0, 2, 3, 4, 1)
+    clips, frames, rows, columns, channels = grid.shape
+    samples = grid.reshape(clips, frames * rows * columns, channels)
+    described = np.empty((clips, channels * (2 if motion else 1)), samples.dtype)
+    np.add.reduce(samples, 1, out=described[:, :channels])
+    described[:, :channels] *= 1 / samples.shape[1]
+    if motion:
+        differences = samples[:, rows * columns :] - samples[:, : -rows * columns]
+        np.abs(differences, differences)
+        np.add.reduce(differences, 1, out=described[:, channels:])
+        described[:, channels:] *= 1 / max(differences.shape[1], 1)
+    return described
+
+
+@functools.lru_cache(maxsize=1024)
+def _line(size: int) -> tuple[int, int]:
+    """First of the positions that are read of a row or column, and the step to the next."""
+    step = -(-size // GRID)
+    return (size - 1) % step // 2, step
+
+
 def _sample(x: Tensor) -> Tensor:
     """Positions on a regular grid of every frame, (N, T, positions, C)."""
-    steps = [-(-size // GRID) for size in x.shape[3:]]
-    first = [(size - 1) % step // 2 for size, step in zip(x.shape[3:], steps, strict=True)]
+    first, steps = zip(*map(_line, x.shape[3:]), strict=True)
     number = [-(-(s - f) // step) for s, f, step in zip(x.shape[3:], first, steps, strict=True)]
     clips, channels, frames, *positions = x.stride()
     # One view instead of a chain of five: small features take less time than that.
@@ -163,7 +188,7 @@ class SoftModulationGate(nn.Module):
             temporal_options: Number of temporal options that the clip's length allows.
         """
         with full_precision(x):
-            v = self.weigh(describe(x, self), self.width)
+            v = self.weigh(describe(x, self.motion, self.fc1.weight.dtype), self.width)
         number = (self.channel_options, temporal_options)
         opened = open_options(v[:, None], ((*number, self.floor),))[:, 0]
         return Modulation(*(opened[:, i, :n] for i, n in enumerate(number)))
@@ -222,12 +247,12 @@ def full_precision(x: Tensor) -> AbstractContextManager:
     return nullcontext()
 
 
-def describe(x: Tensor, gate: SoftModulationGate) -> Tensor:
-    """Descriptor of clips as a gate wants it.
+def describe(x: Tensor, motion: bool, dtype: torch.dtype) -> Tensor:
+    """Descriptor of clips as gates want it.
 
     Features are not trained to please the gate, and the backward pass is spared.
     """
-    return descriptor(x.detach(), gate.motion).to(gate.fc1.weight.dtype)
+    return descriptor(x.detach(), motion).to(dtype)
 
 
 def open_options(v: Tensor, options: tuple[tuple[int, int, float], ...]) -> Tensor:

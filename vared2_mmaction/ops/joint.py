@@ -15,45 +15,7 @@ from torch import Tensor, nn
 
 from .answer import Answer, Modulation
 from .gate import SoftModulationGate, describe, full_precision, open_on_host, open_options
-
-
-class GateStack(nn.Module):
-    """The gates of a block as one module, for inference.
-
-    Args:
-        gates: Gates of the same input and with the same hidden width, their normalisation folded.
-    """
-
-    first: Tensor
-    shift: Tensor
-    second: Tensor
-    beta: Tensor
-
-    def __init__(self, gates: Sequence[SoftModulationGate]) -> None:
-        super().__init__()
-        with torch.no_grad():
-            width = max(g.width for g in gates)
-            weight, bias = gates[0].fc1.weight, gates[0].fc1.bias
-            second = weight.new_zeros(len(gates), gates[0].fc1.out_features, 2, width)
-            beta = bias.new_zeros(len(gates), 1, 2, width)
-            for row, g in enumerate(gates):
-                parts = ((0, g.channel_options), (g.channel_options, g.temporal_options))
-                for dimension, (start, number) in enumerate(parts):
-                    of = slice(start, start + number)
-                    second[row, :, dimension, :number] = g.fc2.weight[of].T
-                    beta[row, 0, dimension, :number] = g.fc2.bias[of]
-            first = torch.cat([g.fc1.weight for g in gates]).T.contiguous()
-            self.register_buffer('first', first, persistent=False)
-            self.register_buffer('shift', torch.cat([g.fc1.bias for g in gates]), persistent=False)
-            self.register_buffer('second', second.flatten(2), persistent=False)
-            self.register_buffer('beta', beta.flatten(2), persistent=False)
-
-    def forward(self, described: Tensor) -> Tensor:
-        """What :meth:`SoftModulationGate.weigh` returns for each gate, (N, L, 2, options)."""
-        hidden = torch.addmm(self.shift, described, self.first).tanh_()
-        hidden = hidden.unflatten(1, (len(self.second), -1)).transpose(0, 1)
-        v = torch.baddbmm(self.beta, hidden, self.second).tanh_()
-        return v.transpose(0, 1).unflatten(2, (2, -1))
+from .stack import GateStack
 
 
 class Joint:
@@ -70,13 +32,7 @@ class Joint:
     ) -> None:
         self._layers = tuple(layers)
         self._gates: list[SoftModulationGate] = [layer.gate for layer in layers]  # type: ignore[misc]
-        with full_precision(clips):
-            described = describe(clips, self._gates[0])
-            if stack is not None:
-                self._v = stack(described)
-            else:
-                width = max(g.width for g in self._gates)
-                self._v = torch.stack([g.weigh(described, width) for g in self._gates], 1)
+        self._v = _weigh(self._gates, clips) if stack is None else stack(clips)
         self._fetched = self._v.tolist()  # the one time that the host waits for the device
         self._opened: dict[int, Tensor] = {}
 
@@ -112,6 +68,14 @@ class Joint:
             )
             self._opened[temporal_options] = open_options(self._v, options)
         return self._opened[temporal_options]
+
+
+def _weigh(gates: Sequence[SoftModulationGate], clips: Tensor) -> Tensor:
+    """Weights before any option is switched off, (N, L, 2, options)."""
+    width = max(g.width for g in gates)
+    with full_precision(clips):
+        described = describe(clips, gates[0].motion, gates[0].fc1.weight.dtype)
+        return torch.stack([g.weigh(described, width) for g in gates], 1)
 
 
 _joint: ContextVar[Joint | None] = ContextVar('vared2_joint', default=None)

@@ -24,6 +24,21 @@ class _Kernels(NamedTuple):
     packed: Tensor
 
 
+class PackedCall(NamedTuple):
+    """A convolution as oneDNN is asked for it."""
+
+    kernels: Tensor
+    bias: Tensor | None
+    sizes: tuple[list[int], list[int], list[int]]
+    """Padding, stride and dilation."""
+    groups: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Convolve maps of the shape that it was made for, (N, C, H, W)."""
+        x = x.contiguous(memory_format=torch.channels_last)
+        return _convolve(x, self.kernels, self.bias, *self.sizes, self.groups, 'none', [], '')
+
+
 class PackedConv2d:
     """``F.conv2d`` that brings the kernels of one layer into oneDNN's layout once, for inference.
 
@@ -50,14 +65,27 @@ class PackedConv2d:
         groups: int,
     ) -> Tensor:
         """Convolve (N, C, H, W); arguments are those of ``F.conv2d``."""
-        sizes = list(padding), list(stride), list(dilation)  # in oneDNN's order
-        packed = self._pack(x, weight, sizes, groups) if _is_served(x, weight) else None
-        if packed is None:
+        call = self.prepare(x, weight, bias, stride, padding, dilation, groups)
+        if call is None:
             return F.conv2d(x, weight, bias, tuple(stride), tuple(padding), tuple(dilation), groups)
-        x = x.contiguous(memory_format=torch.channels_last)
-        return torch.ops.mkldnn._convolution_pointwise(
-            x, packed, bias, *sizes, groups, 'none', [], ''
-        )
+        return call(x)
+
+    def prepare(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+    ) -> PackedCall | None:
+        """What a call executes; None if ``F.conv2d``."""
+        if not is_served(x, weight):
+            return None
+        sizes = list(padding), list(stride), list(dilation)
+        packed = self._pack(x, weight, sizes, groups)
+        return None if packed is None else PackedCall(packed, bias, sizes, groups)
 
     def tensors(self) -> list[Tensor]:
         """Packed kernels, which take memory beside the layer's own."""
@@ -67,7 +95,7 @@ class PackedConv2d:
         self, x: Tensor, weight: Tensor, sizes: Sequence[list[int]], groups: int
     ) -> Tensor | None:
         """Kernels for an input; None where there have been too many."""
-        part, version = (weight.data_ptr(), *weight.shape), _version(weight)
+        part, version = (weight.data_ptr(), *weight.shape), version_of(weight)
         key = part, (*x.shape, *sizes[1])
         kernels = self._kernels.get(key)
         if kernels is None and len(self._kernels) >= MAX_SHAPES:
@@ -89,7 +117,8 @@ class PackedConv2d:
         return PackedConv2d, ()
 
 
-def _is_served(x: Tensor, weight: Tensor) -> bool:
+def is_served(x: Tensor, weight: Tensor) -> bool:
+    """Whether packed kernels are used for maps or clips."""
     return bool(
         x.device.type == 'cpu'
         and not torch.is_grad_enabled()
@@ -111,13 +140,15 @@ def _alike(*packed: Tensor) -> bool:
     return torch.equal(*map(torch.ops.mkldnn._get_mkldnn_serialized_md, packed))
 
 
-def _version(weight: Tensor) -> int:
+def version_of(weight: Tensor) -> int:
+    """Rises with every change in place."""
     return 0 if weight.is_inference() else weight._version  # those cannot be changed outside
 
 
 if torch.backends.mkldnn.is_available():
+    _convolve = torch.ops.mkldnn._convolution_pointwise
 
-    @register_flop_formula(torch.ops.mkldnn._convolution_pointwise)
+    @register_flop_formula(_convolve)
     def _flops(
         x_shape: list[int], weight_shape: list[int], *args: Any, out_shape: Any, **kwargs: Any
     ) -> int:

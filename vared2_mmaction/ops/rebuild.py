@@ -6,6 +6,7 @@ i, channel c from computed channel c mod k. Broadcasting writes all copies in on
 is left over where R or k do not divide takes one more.
 """
 
+import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -34,10 +35,10 @@ def rebuild(z: Tensor, scale: Tensor, shift: Tensor, frames: int) -> Tensor:
 
 
 def _write(z: Tensor, scale: Tensor, shift: Tensor, frames: int) -> Tensor:
-    shape = (z.shape[0], scale.shape[1], frames, *z.shape[3:])
-    out = empty_clips(shape, z)
-    for block in _blocks(z, out, len(scale)):
-        source, factors = block.source(z)[:, None, :, :, None], block.factors(scale)
+    channels = scale.shape[1]
+    out = empty_clips((z.shape[0], channels, frames, *z.shape[3:]), z)
+    for block in _blocks(z.shape, channels, frames, len(scale)):
+        source, factors = block.source(z), block.factors(scale)
         torch.addcmul(block.factors(shift), source, factors, out=block.target(out))
     return out
 
@@ -45,29 +46,39 @@ def _write(z: Tensor, scale: Tensor, shift: Tensor, frames: int) -> Tensor:
 class _Block(NamedTuple):
     """Channels and frames that are whole numbers of copies of the computed ones."""
 
+    clips: int
+    copies: int
+    """Of computed channels."""
     width: int
     """Computed channels that are copied, the first ones."""
-    channels: slice
-    copies: int
-    sources: slice
-    """Computed frames."""
-    frames: slice
+    sources: int
+    """Computed frames that are copied."""
     offsets: int
+    """Frames made from each, itself included."""
+    area: tuple[int, ...]
+    """Rows and columns."""
+    first_channel: int
+    first_frame: int
+    first_source: int
 
     # Views are made in one step each: small maps take less time than a chain of views.
 
     def source(self, z: Tensor) -> Tensor:
-        """(N, width, sources, H, W)."""
-        return z[:, : self.width, self.sources]
+        """(N, 1, width, sources, 1, H, W)."""
+        clips, channels, frames, rows, columns = z.stride()
+        return z.as_strided(
+            (self.clips, 1, self.width, self.sources, 1, *self.area),
+            (clips, 0, channels, frames, 0, rows, columns),
+            z.storage_offset() + self.first_source * frames,
+        )
 
     def target(self, y: Tensor) -> Tensor:
         """(N, copies, width, sources, offsets, H, W)."""
         clips, channels, frames, rows, columns = y.stride()
-        sources = self.sources.stop - self.sources.start
         return y.as_strided(
-            (len(y), self.copies, self.width, sources, self.offsets, *y.shape[3:]),
+            (self.clips, self.copies, self.width, self.sources, self.offsets, *self.area),
             (clips, self.width * channels, channels, self.offsets * frames, frames, rows, columns),
-            y.storage_offset() + self.channels.start * channels + self.frames.start * frames,
+            y.storage_offset() + self.first_channel * channels + self.first_frame * frames,
         )
 
     def factors(self, table: Tensor) -> Tensor:
@@ -76,25 +87,26 @@ class _Block(NamedTuple):
         return table.as_strided(
             (self.copies, self.width, 1, self.offsets, 1, 1),
             (self.width * channels, channels, 0, offsets, 0, 0),
-            table.storage_offset() + self.channels.start * channels,
+            table.storage_offset() + self.first_channel * channels,
         )
 
 
-def _blocks(z: Tensor, y: Tensor, stride: int) -> Iterator[_Block]:
-    computed, channels, frames = z.shape[1], y.shape[1], y.shape[2]
-    for first, copies, width in _copies(channels, computed):
-        every = slice(first, first + copies * width)
-        for start, sources, offsets in _copies(frames, stride):
-            # Along time the roles are swapped: each source is followed by its copies.
-            begin = start // stride
-            yield _Block(
-                width,
-                every,
-                copies,
-                slice(begin, begin + sources),
-                slice(start, start + sources * offsets),
-                offsets,
-            )
+@functools.lru_cache(maxsize=4096)
+def _blocks(size: tuple[int, ...], channels: int, frames: int, stride: int) -> tuple[_Block, ...]:
+    """What takes one operation each.
+
+    Args:
+        size: Of the computed maps.
+        channels: Of the output.
+        frames: Of the output.
+        stride: Frames that are made from each computed one.
+    """
+    clips, computed, _, *area = size
+    return tuple(
+        _Block(clips, copies, width, sources, offsets, tuple(area), channel, start, start // stride)
+        for channel, copies, width in _copies(channels, computed)
+        for start, sources, offsets in _copies(frames, stride)  # each followed by its copies
+    )
 
 
 def _copies(length: int, size: int) -> Iterator[tuple[int, int, int]]:
@@ -118,16 +130,16 @@ class _Rebuild(torch.autograd.Function):
         need_z, need_tables = ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:3])
         grad_z = torch.zeros_like(z) if need_z else None
         grad_scale, grad_shift = torch.zeros_like(scale), torch.zeros_like(scale)
-        for block in _blocks(z, grad, len(scale)):
+        for block in _blocks(z.shape, grad.shape[1], grad.shape[2], len(scale)):
             given, factors = block.target(grad), block.factors(scale)
             tables = [block.factors(table) for table in (grad_scale, grad_shift)]
-            source = block.source(z)
+            source = block.source(z)[:, 0, :, :, 0]
             for q in range(block.copies):
                 for r in range(block.offsets):
                     part = given[:, q, :, :, r]
                     if grad_z is not None:
-                        block.source(grad_z).addcmul_(part, factors[q, :, :, r])
-                    if need_tables and (q, r, block.channels.start) != (0, 0, 0):
+                        block.source(grad_z)[:, 0, :, :, 0].addcmul_(part, factors[q, :, :, r])
+                    if need_tables and (q, r, block.first_channel) != (0, 0, 0):
                         tables[0][q, :, 0, r, 0, 0] += (part * source).sum((0, 2, 3, 4))
                         tables[1][q, :, 0, r, 0, 0] += part.sum((0, 2, 3, 4))
         return grad_z, grad_scale, grad_shift, None

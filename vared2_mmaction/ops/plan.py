@@ -1,0 +1,111 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""What a layer did with its inputs, so that it does the same with the next in fewer steps."""
+
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from . import packed
+from .forms import Conv2d
+from .packed import PackedCall, PackedConv2d, is_served, version_of
+
+
+class _Plan(NamedTuple):
+    """How clips of one geometry are convolved."""
+
+    weight: Tensor
+    """What was packed, as it was then."""
+    bias: Tensor | None
+    version: int
+    view: tuple[tuple[int, ...], tuple[int, ...], int]
+    """Size, stride and offset of what is convolved, in the input."""
+    call: PackedCall
+    result: tuple[tuple[int, ...], tuple[int, ...]]
+    """Size and stride of the result."""
+
+    def serves(self, weight: Tensor, bias: Tensor | None) -> bool:
+        return self.weight is weight and self.bias is bias and self.version == version_of(weight)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        size, stride, offset = self.view
+        y = self.call(x.as_strided(size, stride, x.storage_offset() + offset))
+        return y.as_strided(*self.result)
+
+
+class Plans:
+    """Convolutions of one layer, for inference: one view, one call of oneDNN with packed kernels,
+    one view.
+
+    What :func:`~vared2_mmaction.ops.forms.convolve` finds out about an input depends on nothing but
+    its shape and strides. The first of its kind is convolved as ever, and watched; a small map
+    takes less time than the Python of those steps.
+    """
+
+    def __init__(self) -> None:
+        self._conv2d = PackedConv2d()
+        self._plans: dict[Hashable, _Plan | None] = {}
+
+    def convolve(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        part: Hashable,
+        general: Callable[[Conv2d], Tensor],
+    ) -> Tensor:
+        """Convolve clips.
+
+        Args:
+            x: Clips, (N, C, T, H, W).
+            weight: Kernels of the layer.
+            bias: Of the layer, or None.
+            part: What of the layer is asked for.
+            general: Convolves x, with the 2-D convolution that it is given.
+        """
+        if not is_served(x, weight):
+            return general(self._conv2d)
+        key = x.shape, x.stride(), part, id(weight)
+        plan = self._plans.get(key)
+        if plan is not None and plan.serves(weight, bias):
+            return plan(x)
+        known = plan is None and key in self._plans
+        if known or len(self._plans) >= packed.MAX_SHAPES:
+            return general(self._conv2d)
+        y, self._plans[key] = self._watch(x, weight, bias, general)
+        return y
+
+    def tensors(self) -> list[Tensor]:
+        """Packed kernels, which take memory beside the layer's own."""
+        return self._conv2d.tensors()
+
+    def _watch(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, general: Callable[[Conv2d], Tensor]
+    ) -> tuple[Tensor, _Plan | None]:
+        """Convolve; the plan is None where it was not by one view, one call and one view."""
+        seen: list[tuple[Tensor, PackedCall | None, Tensor]] = []
+
+        def conv2d(maps: Tensor, *args: Any) -> Tensor:
+            seen.append((maps, self._conv2d.prepare(maps, *args), self._conv2d(maps, *args)))
+            return seen[-1][-1]
+
+        y = general(conv2d)
+        if len(seen) != 1:
+            return y, None
+        maps, call, result = seen[0]
+        if call is None or not _is_view(maps, x) or not _is_view(y, result):
+            return y, None
+        offset = int(maps.storage_offset() - x.storage_offset())
+        view = tuple(maps.shape), maps.stride(), offset
+        version, result_view = version_of(weight), (tuple(y.shape), y.stride())
+        return y, _Plan(weight, bias, version, view, call, result_view)
+
+    def __deepcopy__(self, memo: Any) -> 'Plans':
+        return Plans()  # packed tensors cannot be copied
+
+    def __reduce__(self) -> tuple:
+        return Plans, ()
+
+
+def _is_view(x: Tensor, base: Tensor) -> bool:
+    return x.untyped_storage().data_ptr() == base.untyped_storage().data_ptr()
