@@ -93,7 +93,8 @@ class Plans:
         if len(seen) != 1:
             return y, None
         maps, call, result = seen[0]
-        if call is None or not _is_view(maps, x) or not _is_view(y, result):
+        views = _is_view(maps, x) and _is_view(y, result)
+        if call is None or not views or y.storage_offset() != result.storage_offset():
             return y, None
         offset = int(maps.storage_offset() - x.storage_offset())
         view = tuple(maps.shape), maps.stride(), offset

@@ -44,7 +44,7 @@ class GateStack(nn.Module):
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor, persistent=False)
         self.motion = gates[0].motion
-        self._arrays = tuple(tensor.float().cpu().numpy() for tensor in tensors.values())
+        self._arrays = tuple(tensors[name].float().cpu().numpy() for name in ('second', 'beta'))
 
     def forward(self, clips: Tensor) -> Tensor:
         """What :meth:`SoftModulationGate.weigh` returns for each gate, (N, L, 2, options).
@@ -62,9 +62,10 @@ class GateStack(nn.Module):
             return v.transpose(0, 1).unflatten(2, (2, -1))
 
     def _on_host(self, clips: Tensor) -> np.ndarray:
-        first, shift, second, beta = self._arrays
-        hidden = descriptor_on_host(clips.detach(), self.motion) @ first
-        hidden += shift
+        second, beta = self._arrays
+        described = torch.from_numpy(descriptor_on_host(clips.detach(), self.motion))
+        # By PyTorch: from some size on NumPy's threads would be in the way of PyTorch's.
+        hidden = torch.addmm(self.shift, described, self.first).numpy()
         np.tanh(hidden, hidden)
         v = hidden.reshape(len(hidden), len(second), 1, -1) @ second
         v += beta
