@@ -67,6 +67,17 @@ def test_the_stack_answers_as_the_gates(dtype):
                 torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
+def test_the_stack_is_evaluated_in_full_precision():
+    gates = [layer.eval().gate for layer in layers()]
+    for gate in gates:
+        gate.fold_norm()
+    stack, x = GateStack(gates), torch.randn(7, 5, 6, 9, 9)
+    with torch.no_grad():
+        expected = stack(x)
+        with torch.autocast('cpu', dtype=torch.bfloat16):
+            assert torch.equal(stack(x), expected)
+
+
 def test_gradients_reach_every_gate():
     block, x = layers([(3, 3), (3, 3)], closing=0.5), torch.randn(4, 5, 6, 9, 9)
     joint = Joint(block, x)

@@ -118,6 +118,18 @@ def test_gradients_and_other_types_take_all_steps():
     assert not layer.plans.tensors()
 
 
+def test_what_is_done_to_the_result_is_not_left_out():
+    plans, x, weight = Plans(), clips(), torch.randn(8, 16, 1, 1)
+
+    def general(conv2d):
+        return 2 * conv2d(x[:, :, 0], weight, None, (1, 1), (0, 0), (1, 1), 1)
+
+    with torch.no_grad():
+        for _ in range(2):
+            y = plans.convolve(x, weight, None, 0, general)
+            torch.testing.assert_close(y, 2 * F.conv2d(x[:, :, 0], weight))
+
+
 def test_several_convolutions_are_not_planned():
     plans, x = Plans(), clips()
     weight = torch.randn(8, 16, 1, 1)

@@ -12,11 +12,11 @@ def keep_freed_memory() -> bool:
     """Let this process keep the memory of freed tensors for the next ones, from now on.
 
     By default glibc gives large blocks back to the system, and the next map of features waits until
-    it has as many pages again, emptied. For networks on a CPU with maps of many megabytes that can be
-    a quarter of the time. The process then keeps what it needed at its peak.
+    it has as many pages again, emptied. For networks on a CPU with maps of many megabytes that is a
+    large part of the time. The process then keeps what it needed at its peak.
 
     Returns:
-        Whether the C library has such a setting: glibc has, others are left as they are.
+        Whether the C library is glibc; others have no such settings and are left as they are.
     """
     try:
         libc = ctypes.CDLL(None)

@@ -15,21 +15,21 @@ class _Plan(NamedTuple):
     """How clips of one geometry are convolved."""
 
     weight: Tensor
-    """What was packed, as it was then."""
+    """What was packed; as long as it is held, no other has its id."""
     bias: Tensor | None
     version: int
-    view: tuple[tuple[int, ...], tuple[int, ...], int]
-    """Size, stride and offset of what is convolved, in the input."""
+    view: tuple[tuple[int, ...], tuple[int, ...]]
+    """Size and stride of what is convolved, which begins where the input does."""
     call: PackedCall
     result: tuple[tuple[int, ...], tuple[int, ...]]
     """Size and stride of the result."""
 
     def serves(self, weight: Tensor, bias: Tensor | None) -> bool:
-        return self.weight is weight and self.bias is bias and self.version == version_of(weight)
+        """Whether the parameters are as they were; plans are found by their weight."""
+        return self.bias is bias and self.version == version_of(weight)
 
     def __call__(self, x: Tensor) -> Tensor:
-        size, stride, offset = self.view
-        y = self.call(x.as_strided(size, stride, x.storage_offset() + offset))
+        y = self.call(x.as_strided(*self.view, x.storage_offset()))
         return y.as_strided(*self.result)
 
 
@@ -93,13 +93,9 @@ class Plans:
         if len(seen) != 1:
             return y, None
         maps, call, result = seen[0]
-        views = _is_view(maps, x) and _is_view(y, result)
-        if call is None or not views or y.storage_offset() != result.storage_offset():
+        if call is None or not _is_view(maps, x) or not _is_view(y, result):
             return y, None
-        offset = int(maps.storage_offset() - x.storage_offset())
-        view = tuple(maps.shape), maps.stride(), offset
-        version, result_view = version_of(weight), (tuple(y.shape), y.stride())
-        return y, _Plan(weight, bias, version, view, call, result_view)
+        return y, _Plan(weight, bias, version_of(weight), _geometry(maps), call, _geometry(y))
 
     def __deepcopy__(self, memo: Any) -> 'Plans':
         return Plans()  # packed tensors cannot be copied
@@ -108,5 +104,10 @@ class Plans:
         return Plans, ()
 
 
+def _geometry(x: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return tuple(x.shape), x.stride()
+
+
 def _is_view(x: Tensor, base: Tensor) -> bool:
-    return x.untyped_storage().data_ptr() == base.untyped_storage().data_ptr()
+    """Whether tensors begin at the same place of the same memory."""
+    return x.data_ptr() == base.data_ptr()

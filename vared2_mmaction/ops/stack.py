@@ -52,9 +52,9 @@ class GateStack(nn.Module):
         Args:
             clips: What the gates see, (N, C, T, H, W).
         """
-        if clips.device.type == 'cpu' and clips.dtype == torch.float32:
-            return torch.from_numpy(self._on_host(clips))
         with full_precision(clips):
+            if clips.device.type == 'cpu' and clips.dtype == torch.float32:
+                return torch.from_numpy(self._on_host(clips))
             described = describe(clips, self.motion, self.first.dtype)
             hidden = torch.addmm(self.shift, described, self.first).tanh_()
             hidden = hidden.unflatten(1, (len(self.second), -1)).transpose(0, 1)
