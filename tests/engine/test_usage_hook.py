@@ -10,6 +10,7 @@ from mmaction.utils import register_all_modules
 from mmengine.hooks import Hook
 from torch import multiprocessing, nn
 
+from vared2_mmaction.apis.cli import leave_process_group
 from vared2_mmaction.engine import PolicyUsageHook
 from vared2_mmaction.engine.network import network_of
 from vared2_mmaction.engine.usage import Usage, shorten
@@ -231,6 +232,7 @@ def _count_a_part(rank, rendezvous, policy, ratio):
     assert usage.clips == len(policy)
     options = dict.fromkeys('abcd', (3, 3))
     assert usage.scalars(options, True) == pytest.approx(whole.scalars(options, True))
+    leave_process_group()
 
 
 def test_clips_of_all_processes_count(tmp_path):
