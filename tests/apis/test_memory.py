@@ -108,11 +108,15 @@ def test_peak_on_a_gpu():
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason='needs oneDNN')
-def test_packed_kernels_are_state():
+@pytest.mark.parametrize('in_3d', [False, True])
+def test_packed_kernels_are_state(in_3d):
     conv = nn.Conv2d(16, 32, 3, padding=1, bias=False)
+    x = torch.randn(1, 16, 8, 8).to(memory_format=torch.channels_last)
+    if in_3d:
+        conv = nn.Conv3d(16, 32, (1, 3, 3), padding=(0, 1, 1), bias=False)
+        x = torch.randn(1, 16, 4, 8, 8).to(memory_format=torch.channels_last_3d)
     use_forms(conv)
     pack_kernels(conv)
-    x = torch.randn(1, 16, 8, 8).to(memory_format=torch.channels_last)
     before = peak_bytes(list, CPU, state_tensors(conv))
     with torch.no_grad():
         conv(x)

@@ -31,6 +31,10 @@ def test_starts_as_it_is_told():
     channel, temporal = gate(torch.randn(5, 4, 8, 6, 6), 3)
     torch.testing.assert_close(channel[0], torch.tensor([0.5, 0.4]), atol=0.02, rtol=0)
     torch.testing.assert_close(temporal[0], torch.tensor([0.5, 0.4, 0.3]), atol=0.02, rtol=0)
+    for v in SoftModulationGate(4, 3, 3, initial=(0.9, 0.067, 0.033))(
+        torch.randn(5, 4, 8, 6, 6), 3
+    ):
+        assert torch.equal(shares(v, 0.5), torch.tensor([[1.0, 0, 0]]).expand(5, 3))
     own = {'channel': (0.9, 0.1), 'temporal': (0.3, 0.2, 0.1)}
     channel, temporal = SoftModulationGate(4, 2, 3, initial=own)(torch.randn(5, 4, 8, 6, 6), 3)
     torch.testing.assert_close(channel[0], torch.tensor([0.9, 0.1]), atol=0.02, rtol=0)

@@ -118,6 +118,16 @@ def test_gradients_and_other_types_take_all_steps():
     assert not layer.plans.tensors()
 
 
+def test_planned_when_gradients_are_no_longer_asked_for():
+    layer, x = Layer('in space'), clips()
+    layer(x)
+    with torch.no_grad():
+        layer(x)
+        assert layer.steps == 2
+        layer(x)
+    assert layer.steps == 2
+
+
 def test_what_is_done_to_the_result_is_not_left_out():
     plans, x, weight = Plans(), clips(), torch.randn(8, 16, 1, 1)
 
@@ -139,10 +149,16 @@ def test_several_convolutions_are_not_planned():
         parts = [conv2d(maps, weight, None, (1, 1), (0, 0), (1, 1), 1) for _ in range(2)]
         return torch.cat(parts, 1)
 
+    def in_place(conv2d):
+        parts = [conv2d(x[:, :, 0], weight, None, (1, 1), (0, 0), (1, 1), 1) for _ in range(2)]
+        return parts[0].add_(parts[1])
+
     with torch.no_grad():
         for _ in range(3):
-            y = plans.convolve(x, weight, None, 0, general)
+            y = plans.convolve(x, weight, None, 'beside each other', general)
             torch.testing.assert_close(y, F.conv2d(x[:, :, 0], torch.cat((weight, weight))))
+            y = plans.convolve(x, weight, None, 'in place', in_place)
+            torch.testing.assert_close(y, 2 * F.conv2d(x[:, :, 0], weight))
 
 
 def test_too_many_shapes(monkeypatch):
@@ -152,6 +168,7 @@ def test_too_many_shapes(monkeypatch):
         for frames in (2, 3, 4, 4, 2):
             layer(clips(frames=frames))
     assert layer.steps == 4
+    assert len(layer.plans._plans) == 2
 
 
 @pytest.mark.parametrize('clone', [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])

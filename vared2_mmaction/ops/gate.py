@@ -47,8 +47,8 @@ def descriptor(x: Tensor, motion: bool) -> Tensor:
 
 
 def descriptor_on_host(x: Tensor, motion: bool) -> np.ndarray:
-    """The same of float32 clips on a CPU without gradient, by NumPy, whose calls take a third of
-    the time of PyTorch's on arrays as small as these."""
+    """The same of float32 clips on a CPU without gradient, by NumPy, whose calls take less time
+    than PyTorch's on arrays as small as these."""
     (first, step), (first_column, column_step) = map(_line, x.shape[3:])
     grid = x.numpy()[:, :, :, first::step, first_column::column_step].transpose(0, 2, 3, 4, 1)
     clips, frames, rows, columns, channels = grid.shape

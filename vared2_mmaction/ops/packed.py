@@ -54,21 +54,10 @@ class PackedConv2d:
     def __init__(self) -> None:
         self._kernels: dict[tuple[tuple[int, ...], tuple[int, ...]], _Kernels] = {}
 
-    def __call__(
-        self,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        stride: Sequence[int],
-        padding: Sequence[int],
-        dilation: Sequence[int],
-        groups: int,
-    ) -> Tensor:
-        """Convolve (N, C, H, W); arguments are those of ``F.conv2d``."""
-        call = self.prepare(x, weight, bias, stride, padding, dilation, groups)
-        if call is None:
-            return F.conv2d(x, weight, bias, tuple(stride), tuple(padding), tuple(dilation), groups)
-        return call(x)
+    def __call__(self, x: Tensor, *args: Any) -> Tensor:
+        """Convolve (N, C, H, W); arguments are those of ``F.conv2d``, all of them."""
+        call = self.prepare(x, *args)
+        return F.conv2d(x, *args) if call is None else call(x)
 
     def prepare(
         self,

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from . import packed
-from .forms import Conv2d
 from .packed import PackedCall, PackedConv2d, is_served, version_of
 
 
@@ -52,7 +51,7 @@ class Plans:
         weight: Tensor,
         bias: Tensor | None,
         part: Hashable,
-        general: Callable[[Conv2d], Tensor],
+        general: Callable[..., Tensor],
     ) -> Tensor:
         """Convolve clips.
 
@@ -61,16 +60,18 @@ class Plans:
             weight: Kernels of the layer.
             bias: Of the layer, or None.
             part: What of the layer is asked for.
-            general: Convolves x, with the 2-D convolution that it is given.
+            general: Convolves x, with the 2-D convolution that it is given, or ``F.conv2d``.
         """
         if not is_served(x, weight):
-            return general(self._conv2d)
+            return general()
         key = x.shape, x.stride(), part, id(weight)
-        plan = self._plans.get(key)
-        if plan is not None and plan.serves(weight, bias):
-            return plan(x)
-        known = plan is None and key in self._plans
-        if known or len(self._plans) >= packed.MAX_SHAPES:
+        if key in self._plans:
+            plan = self._plans[key]
+            if plan is None:
+                return general(self._conv2d)
+            if plan.serves(weight, bias):
+                return plan(x)
+        elif len(self._plans) >= packed.MAX_SHAPES:
             return general(self._conv2d)
         y, self._plans[key] = self._watch(x, weight, bias, general)
         return y
@@ -80,7 +81,7 @@ class Plans:
         return self._conv2d.tensors()
 
     def _watch(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, general: Callable[[Conv2d], Tensor]
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, general: Callable[..., Tensor]
     ) -> tuple[Tensor, _Plan | None]:
         """Convolve; the plan is None where it was not by one view, one call and one view."""
         seen: list[tuple[Tensor, PackedCall | None, Tensor]] = []

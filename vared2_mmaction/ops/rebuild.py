@@ -134,11 +134,12 @@ class _Rebuild(torch.autograd.Function):
             given, factors = block.target(grad), block.factors(scale)
             tables = [block.factors(table) for table in (grad_scale, grad_shift)]
             source = block.source(z)[:, 0, :, :, 0]
+            into = None if grad_z is None else block.source(grad_z)[:, 0, :, :, 0]
             for q in range(block.copies):
                 for r in range(block.offsets):
                     part = given[:, q, :, :, r]
-                    if grad_z is not None:
-                        block.source(grad_z)[:, 0, :, :, 0].addcmul_(part, factors[q, :, :, r])
+                    if into is not None:
+                        into.addcmul_(part, factors[q, :, :, r])
                     if need_tables and (q, r, block.first_channel) != (0, 0, 0):
                         tables[0][q, :, 0, r, 0, 0] += (part * source).sum((0, 2, 3, 4))
                         tables[1][q, :, 0, r, 0, 0] += part.sum((0, 2, 3, 4))
