@@ -28,7 +28,10 @@ from vared2_mmaction.apis.cli import add_config_options
 from vared2_mmaction.apis.environment import processor
 from vared2_mmaction.models import dynamic_layers
 from vared2_mmaction.models.static import is_detector
+from vared2_mmaction.ops.compiled import can_compile
 
+PROFILED = 7
+"""Operations that are printed of a profile, the longest."""
 POLICIES = ['full', 'channel=1,temporal=1', 'mixed', 'learned']
 
 
@@ -55,6 +58,11 @@ def build_parser() -> argparse.ArgumentParser:
     add('--no-masked', action='store_true', help=masked)
     unhelped = 'leave out the stock network exactly as MMAction2 runs it'
     add('--no-unhelped', action='store_true', help=unhelped)
+    compiled = 'layers by compiled code; None: with float32 on a CPU, if there is a C++ compiler'
+    add('--compiled', action=argparse.BooleanOptionalAction, help=compiled)
+    add(
+        '--profile', action='store_true', help='tell what the time goes into, of inference on a CPU'
+    )
     add('--out', metavar='FILE.json', help='write the rows, again after every row')
     add_config_options(parser)
     return parser
@@ -72,6 +80,15 @@ def check_numbers(args: argparse.Namespace) -> None:
         raise ValueError(f'--seed {args.seed}: expected a number from 0 to 2^32 - 1')
     if args.device == 'cuda' and not torch.cuda.is_available():
         raise ValueError('--device cuda: expected a GPU, and PyTorch finds none')
+    served = (args.device, args.dtype) == ('cpu', 'float32')
+    if args.compiled is None:
+        args.compiled = served and can_compile()
+    if args.compiled and not served:
+        raise ValueError('--compiled: expected --device cpu and --dtype float32')
+    if args.compiled and not can_compile():
+        raise ValueError('--compiled: there is no C++ compiler; CXX names one')
+    if args.profile and (args.device, args.mode) != ('cpu', 'infer'):
+        raise ValueError('--profile: expected --device cpu and --mode infer')
     if args.out and not os.path.isdir(os.path.dirname(args.out) or '.'):
         raise FileNotFoundError(f'--out {args.out!r}: there is no such folder')
     if not os.path.isfile(args.config):
@@ -109,7 +126,15 @@ def take_rows(
     rivals = tuple(name for name in benchmark.RIVALS if not left_out[name])
     kept = args.device == 'cpu' and keep_freed_memory()
     options = benchmark.Options(
-        args.mode, args.device, args.dtype, args.runs, args.seed, rivals, kept
+        args.mode,
+        args.device,
+        args.dtype,
+        args.runs,
+        args.seed,
+        rivals,
+        kept,
+        args.compiled,
+        args.profile,
     )
     report: dict[str, Any] = {'environment': environment(args.device, command), 'rows': []}
     with Progress(console=Console(stderr=True)) as progress:
@@ -158,9 +183,9 @@ def render(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The rows as a table of ratios, and times of the stock network and of ours."""
     first = rows[0]
     title = f'{first["mode"]}, {first["device"]}, {first["dtype"]}, {first["threads"]} threads'
-    table = Table(
-        title=f'{title}, median of {first["runs"]} runs; both: {", ".join(first["help"])}'
-    )
+    title = f'{title}, median of {first["runs"]} runs; both: {", ".join(first["help"])}'
+    own = f'; ours: {", ".join(first["own_help"])}' if first['own_help'] else ''
+    table = Table(title=f'{title}{own}')
     table.add_column('policy\nclips', overflow='fold')
     ratios = ('realised', 'unhelped\nmasked', 'memory')
     for name in ('MACs', 'time\n10-90 %', 'stock ms\nours ms', *ratios):
@@ -182,6 +207,19 @@ def render(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def render_profile(row: Mapping[str, Any]) -> Table:
+    """What stock and ours spend their time in."""
+    static, dynamic = row['static_operations_ms'], row['dynamic_operations_ms']
+    bound = row['realised_bound']
+    told = '' if bound is None else f'; realised at most {bound:.3f}, by convolutions alone'
+    table = Table(title=f'{row["policy"]}, {row["batch_size"]} clips: ms of operations{told}')
+    for name in ('operation', 'stock', 'ours'):
+        table.add_column(name, justify='left' if name == 'operation' else 'right')
+    for name in dict.fromkeys([*list(dynamic)[:PROFILED], *list(static)[:PROFILED]]):
+        table.add_row(name, f'{static.get(name, 0):.2f}', f'{dynamic.get(name, 0):.2f}')
+    return table
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
@@ -196,6 +234,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     report = take_rows(args, model, cases, command)
     console = Console()
     console.print(render(report['rows']))
+    for row in report['rows'] if args.profile else ():
+        console.print(render_profile(row))
     console.print(
         'Ratios are ours to the stock network; "unhelped" is against the stock network as '
         'MMAction2 runs it, "masked" against the same policies executed by masking. "realised" '

@@ -9,7 +9,9 @@ from mmengine.config import Config
 
 from vared2_mmaction import static_cost
 from vared2_mmaction.apis import benchmark, flops
+from vared2_mmaction.apis.operations import convolution_time
 from vared2_mmaction.models import dynamic_layers, force_policies, force_policy
+from vared2_mmaction.ops.compiled import can_compile
 
 from ..loading import load_tool
 
@@ -46,7 +48,7 @@ KEYS = {
     *('mode', 'policy', 'batch_size', 'shape', 'device', 'dtype', 'macs_ratio', 'time_ratio'),
     *('time_ratio_p10', 'time_ratio_p90', 'time_ratio_unhelped', 'time_ratio_masked', 'realised'),
     *('static_ms', 'dynamic_ms', 'peak_memory_ratio', 'static_peak_mb', 'dynamic_peak_mb'),
-    *('help', 'threads', 'runs', 'seed'),
+    *('help', 'own_help', 'threads', 'runs', 'seed'),
 }
 
 
@@ -110,6 +112,8 @@ def test_report(text, mode, run_tool, capsys, monkeypatch):
         memory = row['dynamic_peak_mb'] / row['static_peak_mb']
         assert row['peak_memory_ratio'] == pytest.approx(memory)
         assert ('batch norm folded' in row['help']) == (mode == 'infer')
+        assert ('compiled layers' in row['help']) == (mode == 'infer' and can_compile())
+        assert (row['own_help'] == ['compiled blending']) == (mode == 'train' and can_compile())
     full, channel, both, mixed, learned = (row['macs_ratio'] for row in rows)
     assert both < channel < 1 <= full < 1.1  # gates cost something
     assert both < mixed < full <= learned
@@ -270,6 +274,38 @@ def test_columns_can_be_left_out(run_tool):
     assert row['threads'] == 1
 
 
+def test_compiled_code_can_be_left_out(run_tool, monkeypatch, capsys):
+    chosen = ('--policy', 'channel=1', '--batch-sizes', '1', '--no-masked', '--no-unhelped')
+    (row,) = run_tool(R2PLUS1D, *chosen, '--no-compiled')['rows']
+    assert 'compiled layers' not in row['help']
+    monkeypatch.setenv('CXX', 'no-such-compiler')
+    (row,) = run_tool(R2PLUS1D, *chosen, '--mode', 'train', '--batch-sizes', '2')['rows']
+    assert row['own_help'] == []
+    with pytest.raises(SystemExit):
+        run_tool(R2PLUS1D, *chosen, '--compiled')
+    assert '--compiled: there is no C++ compiler' in capsys.readouterr().err
+
+
+def test_profile(run_tool, capsys):
+    chosen = ('--policy', 'full', 'channel=1,temporal=1', '--batch-sizes', '1', '--no-masked')
+    rows = run_tool(R2PLUS1D, *chosen, '--no-unhelped', '--profile')['rows']
+    for row in rows:
+        assert set(row) == KEYS | {
+            'static_operations_ms',
+            'dynamic_operations_ms',
+            'realised_bound',
+        }
+        for operations in (row['static_operations_ms'], row['dynamic_operations_ms']):
+            total, *times = operations.values()
+            assert times == sorted(times, reverse=True)
+            assert 0 < convolution_time(operations) <= sum(times) < total
+    assert rows[0]['realised_bound'] is None
+    conv = [convolution_time(rows[1][f'{name}_operations_ms']) for name in ('static', 'dynamic')]
+    bound = (1 - conv[1] / conv[0]) / (1 - rows[1]['macs_ratio'])
+    assert rows[1]['realised_bound'] == pytest.approx(bound)
+    assert f'realised at most {bound:.3f}' in capsys.readouterr().out
+
+
 def test_several_shapes(run_tool):
     shapes = [[3, 4, 32, 32], [3, 8, 32, 40]]
     options = [option for shape in shapes for option in ('--shape', *map(str, shape))]
@@ -291,6 +327,7 @@ def test_bfloat16(mode, run_tool):
     (row,) = run_tool(R2PLUS1D, *arguments, '--batch-sizes', '2')['rows']
     assert row['dtype'] == 'bfloat16'
     assert 'bfloat16 autocast' in row['help']
+    assert not {'compiled layers', 'compiled blending'} & {*row['help'], *row['own_help']}
 
 
 def test_the_file_is_whole_after_every_row(tool, run_tool, tmp_path, monkeypatch):
@@ -331,6 +368,8 @@ def test_the_file_is_whole_after_every_row(tool, run_tool, tmp_path, monkeypatch
         (R2PLUS1D, ['--out', 'no/such/folder/a.json'], "--out 'no/such/folder/a.json'"),
         (R2PLUS1D, ['missing.pth'], "CHECKPOINT='missing.pth': no such file"),
         (R2PLUS1D, ['--cfg-options', 'test_dataloader=None'], '--shape C T H W is needed'),
+        (R2PLUS1D, ['--compiled', '--dtype', 'bfloat16'], '--compiled: expected --device cpu and'),
+        (R2PLUS1D, ['--profile', '--mode', 'train'], '--profile: expected --device cpu and --mode'),
         (STATIC, [], 'expected a dynamic network'),
     ],
 )

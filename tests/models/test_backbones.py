@@ -20,6 +20,7 @@ from vared2_mmaction.models import (
 )
 from vared2_mmaction.models.dynamize import is_own_parameter
 
+from ..compiling import needs_compiler
 from .backbones import NAMED, STOCK, dynamic, listed, stock
 
 
@@ -68,9 +69,10 @@ def test_full_policy_is_the_accelerated_stock_network_to_the_last_bit(name, trai
         assert relative(features, twin(x)) == 0
 
 
+@pytest.mark.parametrize('compiled', [False, pytest.param(True, marks=needs_compiler)])
 @pytest.mark.parametrize('kind', ['affine', 'depthwise'])
 @pytest.mark.parametrize('name', STOCK)
-def test_fused_networks_equal_the_unfused(name, kind):
+def test_fused_networks_equal_the_unfused(name, kind, compiled):
     operations = {'channel_operation': kind, 'temporal_operation': kind}
     twin, net, x = stock(name), dynamic(name, operations), clips(name)
     randomise(net)
@@ -82,7 +84,7 @@ def test_fused_networks_equal_the_unfused(name, kind):
                 torch.nn.init.uniform_(module.bias, -0.5, 0.5)
         model.eval()
     layers = dynamic_layers(net)
-    fused, fused_twin = fuse(net), fuse(twin)
+    fused, fused_twin = fuse(net, compiled), fuse(twin, compiled)
     left = [n for n, m in fused.named_modules() if isinstance(m, _BatchNorm)]
     assert left == [n for n, m in fused_twin.named_modules() if isinstance(m, _BatchNorm)] == []
     policy = torch.randint(0, 3, (2, len(layers), 2))
@@ -182,6 +184,23 @@ def test_gradient_of_the_cost_reaches_every_gate(name):
     sum(f.sum() for f in listed(features)).backward()
     unused = [key for key, p in net.named_parameters() if p.requires_grad and p.grad is None]
     assert unused == []
+
+
+@needs_compiler
+@pytest.mark.parametrize('name', NAMED)
+def test_compiled_blending_trains_alike(name):
+    nets, x = [dynamic(name, {'compiled': compiled}) for compiled in (False, True)], clips(name)
+    nets[1].load_state_dict(nets[0].state_dict())
+    for net in nets:
+        net.train()
+        with torch.random.fork_rng():
+            features, decisions = net(x)
+            loss = sum(f.square().mean() for f in listed(features))
+        (loss + decisions[..., 0].sum() / 1e9).backward()
+    found = [[p.grad for p in net.parameters() if p.grad is not None] for net in nets]
+    largest = max(a.norm() for a in found[0])
+    for a, b in zip(*found, strict=True):
+        assert (a - b).norm() <= 5e-3 * (a.norm() + 1e-3 * largest)  # small ones are noisy
 
 
 @pytest.mark.parametrize('name', ['ResNet3d', 'ResNet3dSlowOnly', 'ResNet2Plus1d'])

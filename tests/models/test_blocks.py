@@ -9,6 +9,7 @@ from vared2_mmaction import dynamize, force_policy
 from vared2_mmaction.models import dynamic_layers, fuse, to_static
 from vared2_mmaction.models.blocks import Checkpointed, Deciding, block_of
 
+from ..compiling import needs_compiler
 from .backbones import STOCK, dynamic, listed
 
 BLOCK = {'gate_input': 'block'}
@@ -54,9 +55,10 @@ def test_gates_see_their_own_layers_unless_told():
         assert layer.gate.in_channels == layer.in_channels
 
 
+@pytest.mark.parametrize('compiled', [False, pytest.param(True, marks=needs_compiler)])
 @pytest.mark.parametrize('gate_input', ['block', 'layer'])
 @pytest.mark.parametrize('name', STOCK)
-def test_fused_gates_answer_as_the_unfused(name, gate_input):
+def test_fused_gates_answer_as_the_unfused(name, gate_input, compiled):
     net, x = dynamic(name, {'gate_input': gate_input}), torch.randn(STOCK[name][1])
     for layer in dynamic_layers(net).values():
         nn.init.normal_(layer.gate.fc2.weight, std=2)
@@ -64,7 +66,7 @@ def test_fused_gates_answer_as_the_unfused(name, gate_input):
     net.eval()
     with torch.no_grad():
         features, decisions = net(x)
-        found, again = fuse(net)(x)
+        found, again = fuse(net, compiled)(x)
     for a, b in zip(listed(found), listed(features), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * b.abs().max().item())
     assert torch.equal(again[..., :5], decisions[..., :5])

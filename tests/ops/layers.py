@@ -122,7 +122,7 @@ def clips(case: Case, n: int, dtype: torch.dtype = torch.float64) -> Tensor:
 
 def every_modulation(layer: DynamicConv2d | DynamicConv3d, x: Tensor) -> list[Modulation]:
     """For each policy that a layer has, weights of which some cheaper options are off."""
-    sizes = (len(layer.channel_options.kept), len(layer._frame_options(x)))
+    sizes = (len(layer.channel_options.kept), len(layer._frame_options(x.shape[2])))
     found = []
     for dearest in itertools.product(*(range(size) for size in sizes)):
         weights = []

@@ -9,7 +9,7 @@ import torch
 from vared2_mmaction.ops import SoftModulationGate, kept
 from vared2_mmaction.ops.blend import shares, sharing
 from vared2_mmaction.ops.decision import straight_through
-from vared2_mmaction.ops.gate import INITIAL, descriptor, descriptor_on_host
+from vared2_mmaction.ops.gate import INITIAL, descriptor
 from vared2_mmaction.ops.options import check_num_options
 
 
@@ -60,18 +60,6 @@ def test_frames_of_clips_that_move_less_start_cheaper():
     plain = SoftModulationGate(4, 3, 3, initial=(0.3, 0.2, 0.1))(x, 3)
     for found, expected in ((channel, plain.channel), (temporal[:, 2], plain.temporal[:, 2])):
         torch.testing.assert_close(found, expected, atol=0.02, rtol=0)
-
-
-@pytest.mark.parametrize('motion', [True, False])
-@pytest.mark.parametrize(
-    'shape', [(2, 3, 8, 7, 9), (1, 16, 4, 28, 28), (3, 5, 1, 4, 4), (1, 2, 6, 1, 2)]
-)
-def test_the_host_describes_alike(shape, motion):
-    x = torch.randn(shape)
-    frames_first = x.transpose(1, 2).contiguous().transpose(1, 2)
-    for clips in (x, x.to(memory_format=torch.channels_last_3d), frames_first):
-        found = torch.from_numpy(descriptor_on_host(clips, motion))
-        torch.testing.assert_close(found, descriptor(clips, motion), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize('training', [True, False])

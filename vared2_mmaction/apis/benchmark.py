@@ -37,6 +37,7 @@ from ..models.dynamize import DynamicFeatures
 from . import flops
 from .batches import Batch, classifier, make_batch
 from .memory import peak_bytes, state_tensors
+from .operations import convolution_time, operation_times
 
 WARMUP = 2
 """Runs of each network that are not counted."""
@@ -110,6 +111,15 @@ class Options(NamedTuple):
     memory_kept: bool = False
     """Whether the process keeps freed memory; see
     :func:`~vared2_mmaction.apis.keep_freed_memory`."""
+    compiled: bool = False
+    """Whether layers are executed by compiled code, or in training blend by it; see
+    :func:`~vared2_mmaction.models.fuse`."""
+    profile: bool = False
+    """Whether to tell what the time goes into."""
+
+    def own_help(self) -> list[str]:
+        """What is of no use to ``stock``."""
+        return ['compiled blending'] if self.compiled and self.mode == 'train' else []
 
     def help(self) -> list[str]:
         """What ``stock`` and ``ours`` both get."""
@@ -119,6 +129,8 @@ class Options(NamedTuple):
             'convolution forms',
             *(['channels-last'] if on_cpu else []),
             *(['packed kernels'] if infer and on_cpu and not reduced else []),
+            *(['ReLU and residuals in convolutions'] if infer else []),
+            *(['compiled layers'] if infer and self.compiled else []),
             *(['freed memory kept'] if self.memory_kept else []),
             *([f'{self.dtype} autocast'] if reduced else []),
         ]
@@ -189,7 +201,10 @@ def build_network(name: str, model: nn.Module, case: Case, options: Options) -> 
     if name == 'stock':
         network = accelerate(network)
     if infer and name != 'unhelped':
-        network = fuse(network)
+        network = fuse(network, options.compiled)
+    elif not infer:
+        for layer in dynamic_layers(network).values():
+            layer.compiled_blend = options.compiled
     network.train(not infer)
     if not infer and options.dtype != 'float32':
         # Stock heads hand the scores to NumPy, which knows no bfloat16.
@@ -260,7 +275,10 @@ def run_case(
         of ours to stock within the runs, and ``time_ratio_p10`` and ``time_ratio_p90`` are their
         percentiles. Memory is in megabytes (10^6 bytes). ``macs_ratio`` is that of the whole
         network, gates and cheap operations included. ``realised`` is the share of the saved
-        multiply-adds that shows as saved time, None where hardly any are saved.
+        multiply-adds that shows as saved time, None where hardly any are saved. With a profile,
+        ``static_operations_ms`` and ``dynamic_operations_ms`` are what
+        :func:`~vared2_mmaction.apis.operations.operation_times` finds, and ``realised_bound`` is
+        what would be realised if nothing but convolutions took time.
     """
     peaks, ratio = {}, 1.0
     for name in ('stock', 'ours'):  # one at a time: on a GPU the other would count
@@ -274,6 +292,7 @@ def run_case(
     names = ('stock', 'ours', *options.rivals)
     networks = [build_network(name, model, case, options) for name in names]
     seconds = time_in_turn(networks, options.runs, options.device, progress)
+    profiled = _profile(networks[0], networks[1], options.runs, ratio) if options.profile else {}
     return {
         'mode': options.mode,
         'policy': case.policy.name,
@@ -287,9 +306,24 @@ def run_case(
         'static_peak_mb': peaks['stock'] / 1e6,
         'dynamic_peak_mb': peaks['ours'] / 1e6,
         'help': options.help(),
+        'own_help': options.own_help(),
         'threads': torch.get_num_threads(),
         'runs': options.runs,
         'seed': options.seed,
+        **profiled,
+    }
+
+
+def _profile(stock: Network, ours: Network, runs: int, share: float) -> dict[str, Any]:
+    found = []
+    for network in (stock, ours):
+        with network.context():
+            found.append(operation_times(network.call, runs))
+    static, dynamic = found
+    return {
+        'static_operations_ms': static,
+        'dynamic_operations_ms': dynamic,
+        'realised_bound': realised(convolution_time(dynamic) / convolution_time(static), share),
     }
 
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from ..ops.packed import PackedConv2d
 from ..ops.plan import Plans
 
 
@@ -55,9 +54,8 @@ def state_tensors(
             yield parameter.grad
     yield from model.buffers()
     for module in model.modules():
-        for packed in (getattr(module, 'conv2d', None), getattr(module, 'plans', None)):
-            if isinstance(packed, PackedConv2d | Plans):
-                yield from packed.tensors()
+        if isinstance(plans := getattr(module, 'plans', None), Plans):
+            yield from plans.tensors()
     for state in optimizer.state.values() if optimizer else ():
         yield from (value for value in state.values() if isinstance(value, Tensor))
 

@@ -96,11 +96,12 @@ def checkpoint_without_reentry(block: nn.Module) -> None:
 
 def _make_derived(mixin: Any, stock: Any) -> type[nn.Module]:
     """A class of both, whose objects can be pickled and copied."""
+    parts = (mixin, *parts_of(stock))
 
     def reduce(self: nn.Module, protocol: Any) -> Any:
-        return _rebuild, (mixin, stock), self.__dict__
+        return _rebuild, parts, self.__dict__
 
-    members = {'__reduce_ex__': reduce, '__module__': __name__}
+    members = {'__reduce_ex__': reduce, '__module__': __name__, 'parts': parts}
     return type(f'{mixin.__name__}[{stock.__name__}]', (mixin, stock), members)
 
 
@@ -108,6 +109,24 @@ def _make_derived(mixin: Any, stock: Any) -> type[nn.Module]:
 derive: Callable[[Any, Any], type[nn.Module]] = functools.cache(_make_derived)
 
 
-def _rebuild(mixin: type[nn.Module], stock: type[nn.Module]) -> nn.Module:
-    derived = derive(mixin, stock)
+def parts_of(kind: type) -> tuple[type, ...]:
+    """Mixins of a derived class, outermost first, and the class that it was derived from."""
+    return getattr(kind, 'parts', (kind,))
+
+
+def insert_mixin(module: nn.Module, mixin: type) -> None:
+    """Put a mixin between a module's class and the mixins that it has, in place."""
+    *outer, stock = parts_of(type(module))
+    module.__class__ = _derive_all(*outer, mixin, stock)
+
+
+def _derive_all(*parts: type) -> type:
+    *mixins, kind = parts
+    for mixin in reversed(mixins):
+        kind = derive(mixin, kind)
+    return kind
+
+
+def _rebuild(*parts: type) -> nn.Module:
+    derived: Any = _derive_all(*parts)
     return derived.__new__(derived)

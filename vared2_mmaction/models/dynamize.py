@@ -1,7 +1,8 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """Make any CNN backbone dynamic, in place and without touching its forward."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -11,13 +12,14 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from ..ops import DynamicConv2d, DynamicConv3d, collect, report_fixed
-from ..ops.decision import COLUMNS, Decisions, charge
+from ..ops.decision import COLUMNS, Decisions, charge_on_host, gradient_of_charge
 from .blocks import checkpoint_without_reentry, decide_together, derive
 from .forms import channels_last, use_forms
 from .layers import DynamicOptions, clip_length, make_layers_dynamic
 
 OWN_PARTS = ('gate', 'channel_options', 'temporal_options')
 DECISION_COLUMNS = (*COLUMNS, 'segment')
+_ZEROS = (0.0,) * len(DECISION_COLUMNS)
 
 
 def explain_to_stock_parts(pair: type) -> type:
@@ -87,14 +89,14 @@ class DynamicBackbone(nn.Module):
     def _tabulate(self, decisions: Decisions, x: Tensor) -> Tensor:
         segments = self.clip_length or 1
         clips = x.shape[0] // segments
+        rows = list(self._rows(decisions, clips))
+        table = torch.tensor(rows, dtype=torch.float64, device=x.device)
+        table = table.view(len(rows), clips, len(DECISION_COLUMNS)).transpose(0, 1).contiguous()
         reported = [(name, d) for name, many in decisions.layers.items() for d in many]
-        table = x.new_zeros(clips, 1 + len(self.dynamic_layers), len(DECISION_COLUMNS)).double()
-        table[:, 0, :2] = decisions.fixed / max(clips, 1)
-        if reported:
-            # A layer that is run more than once has one row, the sum.
-            rows = [1 + self.dynamic_layers.index(name) for name, _ in reported]
-            charged = F.pad(charge([d for _, d in reported], x.device), (0, 1))
-            table = table.index_add(1, torch.tensor(rows, device=x.device), charged)
+        if reported and torch.is_grad_enabled():
+            of = [1 + self.dynamic_layers.index(name) for name, _ in reported]
+            gradient = F.pad(gradient_of_charge([d for _, d in reported], x.device), (0, 1))
+            table = table.index_add(1, torch.tensor(of, device=x.device), gradient)
         if self.training:
             # Distributed training waits for a gradient of every parameter in every step, and an
             # option that is off for all clips leaves its cheap operation unused.
@@ -104,6 +106,16 @@ class DynamicBackbone(nn.Module):
         table = table.repeat_interleave(segments, 0)
         table[..., -1] = torch.arange(segments, device=x.device).repeat(clips)[:, None]
         return table
+
+    def _rows(self, decisions: Decisions, clips: int) -> Iterator[list[tuple[float, ...]]]:
+        """Row of each clip, for what is not dynamic and for each layer."""
+        fixed = decisions.fixed / max(clips, 1)
+        yield [(fixed, fixed, *_ZEROS[2:])] * clips
+        for name in self.dynamic_layers:
+            runs = [charge_on_host(d) for d in decisions.layers.get(name, ())]
+            # A layer that is run more than once has one row, the sum.
+            summed = runs[0] if len(runs) == 1 else [_sum(clip) for clip in zip(*runs, strict=True)]
+            yield [(*row, 0.0) for row in summed] or [_ZEROS] * clips
 
     def _sum_of_own_parameters(self) -> Tensor:
         own = [p.flatten().double() for k, p in self.named_parameters() if k.startswith(self._own)]
@@ -204,5 +216,11 @@ def build_dynamic_backbone(backbone: dict, dynamic: Mapping[str, Any] | None = N
     return dynamize(MODELS.build(backbone), **(dynamic or {}))
 
 
+def _sum(rows: Iterable[tuple[float, ...]]) -> tuple[float, ...]:
+    """Column by column."""
+    return tuple(map(sum, zip(*rows, strict=True)))
+
+
 def report_convolution(conv: nn.Module, args: Any, output: Tensor) -> None:
-    report_fixed(output.numel() * conv.weight[0].numel())  # type: ignore[index]
+    shape: Any = conv.weight.shape
+    report_fixed(output.numel() * math.prod(shape[1:]))

@@ -1,6 +1,8 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """Stock convolutions and pools in the form that is fastest for their input's layout."""
 
+import functools
+import math
 from typing import Any
 
 import torch
@@ -9,45 +11,89 @@ from mmcv.cnn.bricks import wrappers
 from torch import Tensor, nn
 
 from ..ops import DynamicConv2d, DynamicConv3d
+from ..ops.compiled import CompiledConv, Kernels, Options, is_compilable
+from ..ops.epilogue import Epilogue
 from ..ops.forms import Conv2d, convolve, max_pool, without_pointwise_steps
-from ..ops.packed import PackedConv2d
 from ..ops.plan import Plans
 
-
-class FormedConv2d(nn.Conv2d):
-    """A stock 2-D convolution whose training is safe with channels innermost; see
-    :func:`~vared2_mmaction.ops.forms.without_pointwise_steps`."""
-
-    conv2d: Conv2d
-
-    def forward(self, x: Tensor) -> Tensor:
-        padding: Any = self.padding
-        if x.dim() != 4 or self.padding_mode != 'zeros' or isinstance(padding, str):
-            return super().forward(x)
-        x, stride = without_pointwise_steps(x, self.kernel_size, self.stride, padding)
-        return self.conv2d(
-            x, self.weight, self.bias, tuple(stride), padding, self.dilation, self.groups
-        )
+_NO_CHOICE = [((1.0,), (1.0,))]
+"""Weights of a convolution that has one option, of a clip."""
 
 
-class FormedConv3d(nn.Conv3d):
-    """A stock 3-D convolution; see :func:`~vared2_mmaction.ops.forms.convolve`."""
+class _Formed(nn.modules.conv._ConvNd):
+    """What the stock convolutions of both ranks share."""
 
     plans: Plans | None
     """How inputs are convolved, in a fused network."""
+    compiled: CompiledConv | None
+    """Compiled code of a fused network."""
+    relu: bool
+    """Whether ReLU follows at once, in a fused network."""
+    clip_rows, skip = 1, True
 
-    def forward(self, x: Tensor) -> Tensor:
-        if x.dim() != 5 or self.padding_mode != 'zeros' or isinstance(self.padding, str):
-            return super().forward(x)
-        weight, bias = self.weight, self.bias
-        sizes = (self.stride, self.padding, self.dilation)
-
-        def general(conv2d: Conv2d = F.conv2d) -> Tensor:
-            return convolve(x, weight, bias, *sizes, self.groups, conv2d)
-
+    def _convolve(self, clips: Tensor, residual: Tensor | None) -> Tensor:
+        """Convolve (N, C, T, H, W), and do what follows."""
+        epilogue = Epilogue(residual, self.relu)
+        if self.compiled is not None:
+            y = self.compiled.modulate(self, clips, _NO_CHOICE * len(clips), epilogue)
+            if y is not None:
+                return y
+        general = functools.partial(self._in_2d, clips)
         if self.plans is None:
-            return general()
-        return self.plans.convolve(x, weight, bias, (), general)
+            return epilogue(general())
+        return self.plans.convolve(clips, self.weight, self.bias, (), general, epilogue)
+
+    def _in_2d(self, clips: Tensor, conv2d: Conv2d = F.conv2d) -> Tensor:
+        """Convolve by a 2-D convolution, where that can be."""
+        raise NotImplementedError
+
+    def kernels(self, whole: bool) -> Kernels:
+        """See :class:`~vared2_mmaction.ops.compiled.CompiledConv`."""
+        raise NotImplementedError
+
+    def options(self) -> Options:
+        """See :class:`~vared2_mmaction.ops.compiled.CompiledConv`."""
+        return Options((self.out_channels,), ((self.weight.new_empty(0),),), math.inf)
+
+
+class FormedConv2d(_Formed, nn.Conv2d):
+    """A stock 2-D convolution whose training is safe with channels innermost; see
+    :func:`~vared2_mmaction.ops.forms.without_pointwise_steps`."""
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if x.dim() != 4 or self.padding_mode != 'zeros' or isinstance(self.padding, str):
+            return Epilogue(residual, self.relu)(nn.Conv2d.forward(self, x))
+        added = None if residual is None else residual.unsqueeze(2)
+        return self._convolve(x.unsqueeze(2), added).squeeze(2)
+
+    def _in_2d(self, clips: Tensor, conv2d: Conv2d = F.conv2d) -> Tensor:
+        padding: Any = self.padding
+        x, stride = without_pointwise_steps(
+            clips.squeeze(2), self.kernel_size, self.stride, padding
+        )
+        sizes = (tuple(stride), padding, self.dilation, self.groups)
+        return conv2d(x, self.weight, self.bias, *sizes).unsqueeze(2)
+
+    def kernels(self, whole: bool) -> Kernels:
+        padding: Any = self.padding
+        sizes = ((1, *self.stride), (0, *padding), (1, *self.dilation))
+        return Kernels(self.weight.unsqueeze(2), self.bias, *sizes)
+
+
+class FormedConv3d(_Formed, nn.Conv3d):
+    """A stock 3-D convolution; see :func:`~vared2_mmaction.ops.forms.convolve`."""
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if x.dim() != 5 or self.padding_mode != 'zeros' or isinstance(self.padding, str):
+            return Epilogue(residual, self.relu)(nn.Conv3d.forward(self, x))
+        return self._convolve(x, residual)
+
+    def _in_2d(self, clips: Tensor, conv2d: Conv2d = F.conv2d) -> Tensor:
+        return convolve(clips, *self.kernels(True), self.groups, conv2d)
+
+    def kernels(self, whole: bool) -> Kernels:
+        padding: Any = self.padding
+        return Kernels(self.weight, self.bias, self.stride, padding, self.dilation)
 
 
 class FormedMaxPool3d(nn.MaxPool3d):
@@ -86,10 +132,8 @@ def use_forms(model: nn.Module) -> None:
     for module in model.modules():
         if formed := _FORMED.get(type(module)):
             module.__class__ = formed
-            if isinstance(module, FormedConv2d):
-                module.conv2d = F.conv2d
-            elif isinstance(module, FormedConv3d):
-                module.plans = None
+            if isinstance(module, _Formed):
+                module.plans, module.compiled, module.relu = None, None, False
 
 
 def restore_stock_forms(model: nn.Module) -> None:
@@ -97,8 +141,8 @@ def restore_stock_forms(model: nn.Module) -> None:
     for module in model.modules():
         if stock := _STOCK.get(type(module)):
             module.__class__ = stock
-            module.__dict__.pop('conv2d', None)
-            module.__dict__.pop('plans', None)
+            for attribute in ('plans', 'compiled', 'relu'):
+                module.__dict__.pop(attribute, None)
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -119,15 +163,20 @@ def keep_channels_last(model: nn.Module) -> None:
             tensor.data = channels_last(tensor.data)
 
 
-def pack_kernels(model: nn.Module) -> None:
+def pack_kernels(model: nn.Module, compiled: bool = False) -> None:
     """Keep the kernels of convolutions that have a 2-D form as oneDNN computes with them, in place,
-    for inference; see :class:`~vared2_mmaction.ops.packed.PackedConv2d` and
-    :class:`~vared2_mmaction.ops.plan.Plans`."""
+    for inference; see :class:`~vared2_mmaction.ops.plan.Plans`.
+
+    Args:
+        model: A network with normalisation folded.
+        compiled: Whether to convolve by compiled code where there is some; see
+            :class:`~vared2_mmaction.ops.compiled.CompiledConv`.
+    """
     for module in model.modules():
-        if isinstance(module, FormedConv2d):
-            module.conv2d = PackedConv2d()
-        elif isinstance(module, DynamicConv2d | DynamicConv3d | FormedConv3d):
+        if isinstance(module, DynamicConv2d | DynamicConv3d | _Formed):
             module.plans = Plans()
+            if compiled and is_compilable(module):
+                module.compiled = CompiledConv()
 
 
 def accelerate(model: nn.Module) -> nn.Module:

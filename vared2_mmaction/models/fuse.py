@@ -15,16 +15,18 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..ops import DynamicConv2d, DynamicConv3d, SoftModulationGate
+from ..ops.compiled import library
 from ..ops.fused import fold_norm
 from ..ops.stack import GateStack
 from .blocks import Deciding
+from .epilogues import fuse_epilogues
 from .forms import keep_channels_last, pack_kernels
 from .policy import dynamic_layers
 
 
-def fuse(model: nn.Module) -> nn.Module:
+def fuse(model: nn.Module, compiled: bool = False) -> nn.Module:
     """A copy of a model for inference, with BatchNorm folded into convolutions, cheap operations
-    and gates.
+    and gates, and with ReLU and residual addition done by the convolutions before them.
 
     A BatchNorm is folded where it is the ``norm`` of an mmcv ``ConvModule``, or is registered right
     behind its convolution, as MMEngine's and mmcv's own fusion take it. Parameters of the copy
@@ -33,11 +35,19 @@ def fuse(model: nn.Module) -> nn.Module:
 
     Args:
         model: A stock or dynamic recognizer or backbone.
+        compiled: Whether gates and convolutions are to be executed by compiled code, for float32
+            on a CPU; see :mod:`vared2_mmaction.ops.compiled`. The first time it is compiled,
+            which takes about half a minute.
 
     Returns:
         A copy in evaluation mode, whose outputs are those of the model in evaluation mode, up to
         rounding.
+
+    Raises:
+        RuntimeError: If compiled code is asked for and cannot be made.
     """
+    if compiled:
+        library()
     fused = copy.deepcopy(model)
     fused.eval()  # does not return the module in stock backbones
     for owner, name, norm_name in list(_pairs(fused)):
@@ -51,21 +61,22 @@ def fuse(model: nn.Module) -> nn.Module:
     for gate in fused.modules():
         if isinstance(gate, SoftModulationGate):
             gate.fold_norm()
-    _stack_gates(fused)
+    fuse_epilogues(fused)
+    _stack_gates(fused, compiled)
     keep_channels_last(fused)
-    pack_kernels(fused)
+    pack_kernels(fused, compiled)
     return fused
 
 
-def _stack_gates(model: nn.Module) -> None:
+def _stack_gates(model: nn.Module, compiled: bool) -> None:
     """Let gates that are evaluated together, and those that decide alone, be evaluated as one."""
     blocks = [module for module in model.modules() if isinstance(module, Deciding)]
     together = {layer for block in blocks for layer in block.decides_for}
     for block in blocks:
-        block.gate_stack = GateStack([layer.gate for layer in block.decides_for])
+        block.gate_stack = GateStack([layer.gate for layer in block.decides_for], compiled)
     for layer in set(dynamic_layers(model).values()) - together:
         if type(layer.gate) is SoftModulationGate:
-            layer.gate_stack = GateStack([layer.gate])
+            layer.gate_stack = GateStack([layer.gate], compiled)
 
 
 def _pairs(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:

@@ -20,6 +20,7 @@ from ..ops import (
     SoftModulationGate,
     TemporalOptions,
 )
+from ..ops.compiled import library
 from ..ops.options import check_num_options
 from .blocks import block_of
 
@@ -50,9 +51,9 @@ class DynamicOptions:
             without residual stages, all but the first.
         gate: Config of the gate of each layer, by default a ``SoftModulationGate``.
         gate_input: What gates see: each the input of its own 'layer', as in the paper, or those of
-            a residual block the input of the 'block', so that they decide together, which is
-            faster. Layers outside residual blocks, and gates of another kind, always see that of
-            the layer.
+            a residual block the input of the 'block', so that they decide together and a GPU is
+            waited for once a block. Layers outside residual blocks, and gates of another kind,
+            always see that of the layer.
         channel_operation: Cheap operation that rebuilds channels: 'affine' or 'depthwise'.
         temporal_operation: Cheap operation that rebuilds frames: 'affine' or 'depthwise'.
         normalise: Whether the weights of a dimension's options become shares that sum to one.
@@ -60,6 +61,8 @@ class DynamicOptions:
             weights over their sum; see :func:`~vared2_mmaction.ops.blend.shares`.
         num_segments: For a 2-D backbone, the number of frames of a clip (the segments of TSN).
             None takes the backbone's own ``num_segments``.
+        compiled: Whether to blend by compiled code where there is some, with float32 on a CPU; see
+            :mod:`vared2_mmaction.ops.compiled_blend`. What it computes is the same.
     """
 
     channel: int = 3
@@ -72,6 +75,7 @@ class DynamicOptions:
     normalise: bool = True
     saturation: float = math.inf
     num_segments: int | None = None
+    compiled: bool = False
 
     @classmethod
     def parse(cls, options: dict[str, Any]) -> 'DynamicOptions':
@@ -133,6 +137,8 @@ def make_layers_dynamic(backbone: nn.Module, options: DynamicOptions) -> tuple[s
             f'dynamic.layers: no convolution of {type(backbone).__name__} {wanted}; its '
             f'convolutions are {convolutions}'
         )
+    if options.compiled:
+        library()
     first: dict[str | None, str] = {}  # convolution of each block, which reads the block's input
     if options.own_gate and options.gate_input == 'block':
         for name in convolutions:
@@ -175,6 +181,7 @@ def _convert(
     dynamic = CONVOLUTIONS[type(conv)]
     saturation = options.saturation if options.normalise else None
     layer = dynamic.convert_from(conv, gate, channel, temporal, saturation, name)
+    layer.compiled_blend = options.compiled
     if isinstance(layer, DynamicConv2d):
         layer.num_segments = _segments(backbone, name, options)
     return layer

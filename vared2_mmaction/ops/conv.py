@@ -11,15 +11,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from .answer import Answer, Modulation, fetch
+from . import compiled_blend
+from .answer import Answer, Modulation, fetch, known
 from .blend import shares
 from .cheap import ChannelOptions, TemporalOptions
+from .compiled import CompiledConv
 from .decision import LayerConstants, LayerCost, LayerDecision, layer_cost, report
+from .epilogue import NOTHING, Epilogue
 from .forced import Forced
 from .forms import Conv2d, convolve
 from .gate import SoftModulationGate
 from .groups import Group, assemble, consecutive, divide, group_by_policy
-from .joint import Joint, joint_answer
+from .joint import Joint, joint_answer, open_decision
 from .options import kept
 from .plan import Plans
 from .rebuild import rebuild
@@ -45,8 +48,16 @@ class _DynamicConv(nn.modules.conv._ConvNd):
     """What is done instead of what the gate answers."""
     plans: Plans | None
     """How inputs are convolved, in a fused network."""
+    compiled: CompiledConv | None
+    """Compiled code of a fused network."""
+    compiled_blend: bool
+    """Whether compiled code blends; see :mod:`~vared2_mmaction.ops.compiled_blend`."""
+    relu: bool
+    """Whether ReLU follows at once, in a fused network."""
     gate_stack: GateStack | None
     """The gate as it is evaluated in a fused network, where no block decides for the layer."""
+    _costs: dict[tuple[int, int], LayerCost]
+    """Cost of each number of frames of the input and of positions of the output."""
 
     @classmethod
     def convert_from(
@@ -91,19 +102,49 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         self.skip = True
         self.forced = None
         self.plans = None
+        self.compiled = None
+        self.compiled_blend = False
+        self.relu = False
+        self._costs = {}
         self.gate_stack = None
         return self.train(conv.training)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve; shapes are those of the stock convolution."""
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Convolve; shapes are those of the stock convolution.
+
+        Args:
+            x: Input.
+            residual: Added to the output, of its shape.
+        """
+        y, decision = self._forward_compiled(x, residual) or self._forward(x, residual)
+        report(self.layer_name, decision)
+        return y
+
+    def _forward_compiled(
+        self, x: Tensor, residual: Tensor | None
+    ) -> tuple[Tensor, LayerDecision] | None:
+        if self.compiled is None:
+            return None
+        try:
+            joint = open_decision(self)
+            answered = None if joint is None else joint.row(self)
+            found = self.compiled.forward(self, x, residual, answered)
+        except FloatingPointError as error:
+            raise FloatingPointError(f'{self.layer_name}: {error}') from error
+        if found is None:
+            return None
+        y, weights = found
+        return y, LayerDecision(known(weights), self._cost(self._clip_frames(x), y))
+
+    def _forward(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, LayerDecision]:
         clips = self._to_clips(x)
-        options = len(self._frame_options(clips))
+        added = None if residual is None else self._to_clips(residual)
+        options = len(self._frame_options(clips.shape[2]))
         answer = joint_answer(self, options) or self._decide(clips, options)
         if self.forced is not None:
             answer = self.forced.replace(answer)
-        y, decision = self.modulate(clips, answer)
-        report(self.layer_name, decision)
-        return self._from_clips(y)
+        y, decision = self.modulate(clips, answer, Epilogue(added, self.relu))
+        return self._from_clips(y), decision
 
     def _decide(self, clips: Tensor, options: int) -> Answer:
         if type(self.gate) is SoftModulationGate:  # of another class only the forward is known
@@ -112,9 +153,11 @@ class _DynamicConv(nn.modules.conv._ConvNd):
 
     def num_options(self, x: Tensor) -> tuple[int, int]:
         """Numbers of channel and temporal options that an input leaves the layer."""
-        return len(self.channel_options.kept), len(self._frame_options(self._to_clips(x)))
+        return len(self.channel_options.kept), len(self._frame_options(self._to_clips(x).shape[2]))
 
-    def modulate(self, clips: Tensor, weights: Answer | Modulation) -> tuple[Tensor, LayerDecision]:
+    def modulate(
+        self, clips: Tensor, weights: Answer | Modulation, epilogue: Epilogue = NOTHING
+    ) -> tuple[Tensor, LayerDecision]:
         """Blend the options with given weights.
 
         All options come from one convolution, that of the dearest option that is on. Clips are
@@ -123,20 +166,27 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         Args:
             clips: Input, (N, C_in, T, H, W).
             weights: Weights of the options.
+            epilogue: What follows.
 
         Returns:
             Output (N, C_out, T', H', W'), and what was decided.
         """
         answer = fetch(weights) if isinstance(weights, Modulation) else weights
+        y = None
         try:
-            groups = group_by_policy(answer.weights, self.saturation)
+            if self.compiled is not None:
+                y = self.compiled.modulate(self, clips, answer.weights, epilogue)
+            if y is None:
+                y = self._execute_all(clips, answer, epilogue)
         except FloatingPointError as error:
             raise FloatingPointError(f'{self.layer_name}: {error}') from error
+        return y, LayerDecision(answer, self._cost(clips.shape[2], y))
+
+    def _execute_all(self, clips: Tensor, answer: Answer, epilogue: Epilogue) -> Tensor:
+        groups = group_by_policy(answer.weights, self.saturation)
         if len(groups) == 1:
-            y = self._execute(clips, groups[0], lambda: answer.modulation)
-        else:
-            y = self._execute_groups(clips, answer, groups)
-        return y, LayerDecision(answer, self._cost(clips, y))
+            return self._execute(clips, groups[0], lambda: answer.modulation, epilogue)
+        return epilogue(self._execute_groups(clips, answer, groups))
 
     def _execute_groups(self, clips: Tensor, answer: Answer, groups: list[Group]) -> Tensor:
         # Gathering a clip copies it; a run of its own reads all weights again.
@@ -155,23 +205,35 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         )
         return assemble(parts, rows)
 
-    def _execute(self, clips: Tensor, group: Group, modulation: Callable[[], Modulation]) -> Tensor:
+    def _execute(
+        self,
+        clips: Tensor,
+        group: Group,
+        modulation: Callable[[], Modulation],
+        epilogue: Epilogue = NOTHING,
+    ) -> Tensor:
         """Execute a group's clips with one convolution, that of its dearest options.
 
         Args:
             clips: The group's.
             group: Which options have a share.
             modulation: Makes the group's weights, where options are blended.
+            epilogue: What follows.
         """
         channel, temporal = group.channel[0], group.temporal[0]
         single = self.saturation is not None and len(group.channel) == len(group.temporal) == 1
         if single and channel == temporal == 0:
-            return self._whole(clips)
+            return self._whole(clips, epilogue)
         z = self._convolve(clips, channel, temporal)
-        if single and self.channel_options.affine and self.temporal_options.affine:
+        if single and self._affine:
             factors = self._factors(channel, temporal, z.dtype)
-            return rebuild(z, *factors, self._output_frames(clips.shape[2]))
-        return self._blend(clips, z, modulation(), group)
+            return epilogue(rebuild(z, *factors, self._output_frames(clips.shape[2])))
+        return epilogue(self._blend(clips, z, modulation(), group))
+
+    @property
+    def _affine(self) -> bool:
+        """Whether all cheap operations are."""
+        return self.channel_options.affine and self.temporal_options.affine
 
     def _blend(self, clips: Tensor, z: Tensor, modulation: Modulation, group: Group) -> Tensor:
         frames, normalised = self._output_frames(clips.shape[2]), self.saturation is not None
@@ -179,6 +241,9 @@ class _DynamicConv(nn.modules.conv._ConvNd):
             self._shares(v, active, z.dtype)
             for v, active in zip(modulation, group[1:], strict=True)
         ]
+        if self.compiled_blend and normalised and self._affine and compiled_blend.serves(z):
+            options = (self.channel_options, self.temporal_options)
+            return compiled_blend.blend(z, options, weights, group[1:], frames)
         y = self.channel_options(z, weights[0], group.channel, normalised)
         return self.temporal_options(y, weights[1], group.temporal, frames, normalised)
 
@@ -196,15 +261,20 @@ class _DynamicConv(nn.modules.conv._ConvNd):
             v = shares(v, self.saturation)
         return v.to(dtype)
 
-    def _cost(self, clips: Tensor, y: Tensor) -> LayerCost:
-        return layer_cost(self.constants, self._frame_options(clips), y.shape[3] * y.shape[4])
+    def _cost(self, frames: int, y: Tensor) -> LayerCost:
+        """Cost of an output of clips with so many frames."""
+        key = frames, y.shape[-2] * y.shape[-1]
+        if (cost := self._costs.get(key)) is None:
+            cost = layer_cost(self.constants, self._frame_options(frames), key[1])
+            self._costs[key] = cost
+        return cost
 
-    def _frame_options(self, clips: Tensor) -> tuple[int, ...]:
-        return kept(self._output_frames(clips.shape[2]), self.temporal_options.num_options)
+    def _frame_options(self, frames: int) -> tuple[int, ...]:
+        return kept(self._output_frames(frames), self.temporal_options.num_options)
 
-    def _whole(self, clips: Tensor) -> Tensor:
-        """The stock convolution."""
-        return self._filtered(clips, self.weight, self.bias, self.out_channels, 1)
+    def _whole(self, clips: Tensor, epilogue: Epilogue = NOTHING) -> Tensor:
+        """The stock convolution, and what follows."""
+        return self._filtered(clips, self.weight, self.bias, self.out_channels, 1, epilogue)
 
     def _convolve(self, clips: Tensor, channel: int, temporal: int) -> Tensor:
         """What a pair of options computes."""
@@ -215,7 +285,13 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         return every[:, :channels, ::stride]
 
     def _filtered(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, channels: int, temporal_stride: int
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        channels: int,
+        temporal_stride: int,
+        epilogue: Epilogue = NOTHING,
     ) -> Tensor:
         """The first output channels of every temporal_stride-th output frame."""
 
@@ -223,8 +299,9 @@ class _DynamicConv(nn.modules.conv._ConvNd):
             return self._filter(x, weight, bias, channels, temporal_stride, conv2d)
 
         if self.plans is None:
-            return general()
-        return self.plans.convolve(x, weight, bias, (channels, temporal_stride), general)
+            return epilogue(general())
+        part = (channels, temporal_stride)
+        return self.plans.convolve(x, weight, bias, part, general, epilogue)
 
     def _filter(
         self,
@@ -267,6 +344,15 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         """Weight, stride, padding and dilation as those of a 3-D convolution."""
         raise NotImplementedError
 
+    @property
+    def clip_rows(self) -> int:
+        """Rows of the input that are a clip."""
+        raise NotImplementedError
+
+    def _clip_frames(self, x: Tensor) -> int:
+        """Frames of each clip of an input."""
+        raise NotImplementedError
+
     def _to_clips(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
@@ -282,6 +368,13 @@ class DynamicConv3d(_DynamicConv, nn.Conv3d):
 
     def _in_3d(self, weight: Tensor, padding: tuple[int, ...]) -> tuple[Any, ...]:
         return weight, self.stride, padding, self.dilation
+
+    @property
+    def clip_rows(self) -> int:
+        return 1
+
+    def _clip_frames(self, x: Tensor) -> int:
+        return x.shape[2]
 
     def _to_clips(self, x: Tensor) -> Tensor:
         if x.dim() != 5:
@@ -307,6 +400,13 @@ class DynamicConv2d(_DynamicConv, nn.Conv2d):
     def _in_3d(self, weight: Tensor, padding: tuple[int, ...]) -> tuple[Any, ...]:
         stride, dilation = (1, *self.stride), (1, *self.dilation)
         return weight.unsqueeze(2), stride, (0, *padding), dilation
+
+    @property
+    def clip_rows(self) -> int:
+        return self.num_segments
+
+    def _clip_frames(self, x: Tensor) -> int:
+        return self.num_segments
 
     def _to_clips(self, x: Tensor) -> Tensor:
         if x.dim() != 4 or x.shape[0] % self.num_segments:

@@ -135,15 +135,25 @@ def charge(decisions: Sequence[LayerDecision], device: torch.device | None = Non
         gradient of the executed ones reaches the gates straight through.
     """
     clips = len(decisions[0].answer.weights)
-    rows = [[_charge(d.cost, d.answer.weights[n]) for d in decisions] for n in range(clips)]
+    rows = [charge_on_host(d) for d in decisions]
     table = torch.tensor(rows, dtype=torch.float64, device=device)
-    table = table.view(clips, len(decisions), len(COLUMNS))
-    if torch.is_grad_enabled():
-        channel, temporal = (_padded([d.answer.modulation[i] for d in decisions]) for i in (0, 1))
-        units, channels, frames = _sizes(tuple(d.cost for d in decisions), device)
-        executed = straight_through(channel, channels) * straight_through(temporal, frames) * units
-        table = table + F.pad((executed - executed.detach())[..., None], (0, len(COLUMNS) - 1))
-    return table
+    table = table.view(len(decisions), clips, len(COLUMNS)).transpose(0, 1)
+    return table + gradient_of_charge(decisions, device) if torch.is_grad_enabled() else table
+
+
+def charge_on_host(decision: LayerDecision) -> list[tuple[float, ...]]:
+    """``COLUMNS`` of one layer for each clip."""
+    return [_charge(decision.cost, weights) for weights in decision.answer.weights]
+
+
+def gradient_of_charge(
+    decisions: Sequence[LayerDecision], device: torch.device | None = None
+) -> Tensor:
+    """Zeros of the shape of :func:`charge`, with the gradient of what is executed."""
+    channel, temporal = (_padded([d.answer.modulation[i] for d in decisions]) for i in (0, 1))
+    units, channels, frames = _sizes(tuple(d.cost for d in decisions), device)
+    executed = straight_through(channel, channels) * straight_through(temporal, frames) * units
+    return F.pad((executed - executed.detach())[..., None], (0, len(COLUMNS) - 1))
 
 
 def _charge(cost: LayerCost, weights: Weights) -> tuple[float, ...]:

@@ -21,17 +21,27 @@ class Forced:
 
     def __init__(self, options: Tensor) -> None:
         self.options = options.long().cpu()
+        self._pairs: list[list[int]] = self.options.tolist()
         self._weights = functools.cache(self._make_weights)  # the same for every batch
+
+    def pairs(self, clips: int) -> list[list[int]]:
+        """Options of each clip of a batch, or one pair for all.
+
+        Raises:
+            ValueError: If the options are for another number of clips.
+        """
+        if len(self._pairs) not in (1, clips):
+            raise ValueError(f'policy: expected a batch of {len(self._pairs)} clips, got {clips}')
+        return self._pairs
 
     def replace(self, answer: Answer) -> Answer:
         """An answer of the same shape with the forced options.
 
         Raises:
-            ValueError: If the batch has another number of clips.
+            ValueError: See :meth:`pairs`.
         """
         clips = len(answer.weights)
-        if len(self.options) not in (1, clips):
-            raise ValueError(f'policy: expected a batch of {len(self.options)} clips, got {clips}')
+        self.pairs(clips)
         numbers = tuple(map(len, answer.weights[0])) if clips else (1, 1)
         weights = self._weights(numbers)
 

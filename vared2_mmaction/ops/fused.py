@@ -10,7 +10,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from .answer import Modulation
 from .cheap import PerChannelAffine
+from .compiled import Kernels, Options
 from .conv import DynamicConv2d, DynamicConv3d
+from .epilogue import NOTHING, Epilogue
 from .groups import Group
 
 AMPLIFICATION = 100
@@ -120,8 +122,22 @@ class _Tabulated:
     """Mixin: factors of pairs of options are looked up."""
 
     def _factors(self, channel: int, temporal: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        scale, shift = getattr(self, f'factors_{channel}_{temporal}').to(dtype)
+        scale, shift = self._table(channel, temporal).to(dtype)
         return scale, shift
+
+    def _table(self, channel: int, temporal: int) -> Tensor:
+        return getattr(self, f'factors_{channel}_{temporal}')
+
+    def options(self: Any) -> Options:
+        """What weights weigh; see :class:`~vared2_mmaction.ops.compiled.CompiledConv`."""
+        kept, number = self.channel_options.kept, self.temporal_options.num_options
+        tables = [[self._table(i, j) for j in range(number)] for i in range(len(kept))]
+        return Options(kept, tables, self.saturation)
+
+    def kernels(self: Any, whole: bool) -> Kernels:
+        """What is convolved with; see :class:`~vared2_mmaction.ops.compiled.CompiledConv`."""
+        weight, stride, padding, dilation = self._in_3d(self.weight, self.padding)
+        return Kernels(weight, self.bias, stride, padding, dilation)
 
 
 class FusedConv3d(_Tabulated, DynamicConv3d):
@@ -140,9 +156,16 @@ class _TwoKernels(_Tabulated):
     folded_bias: Tensor
     norm: Tensor
 
-    def _whole(self, clips: Tensor) -> Tensor:
+    def _whole(self, clips: Tensor, epilogue: Epilogue = NOTHING) -> Tensor:
         weight, bias = self.folded_weight, self.folded_bias
-        return self._filtered(clips, weight, bias, len(weight), 1)  # type: ignore[attr-defined]
+        return self._filtered(clips, weight, bias, len(weight), 1, epilogue)  # type: ignore[attr-defined]
+
+    def kernels(self: Any, whole: bool) -> Kernels:
+        kernels = super().kernels(whole)
+        if not whole:
+            return kernels
+        weight = self.folded_weight.view_as(kernels.weight)
+        return kernels._replace(weight=weight, bias=self.folded_bias)
 
     def _blend(self, clips: Tensor, z: Tensor, modulation: Modulation, group: Group) -> Tensor:
         y = super()._blend(clips, z, modulation, group)  # type: ignore[misc]

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -44,24 +43,6 @@ def descriptor(x: Tensor, motion: bool) -> Tensor:
     if x.shape[2] < 2:
         return torch.cat((mean, torch.zeros_like(mean)), 1)
     return torch.cat((mean, samples.diff(dim=1).abs_().mean((1, 2))), 1)
-
-
-def descriptor_on_host(x: Tensor, motion: bool) -> np.ndarray:
-    """The same of float32 clips on a CPU without gradient, by NumPy, whose calls take less time
-    than PyTorch's on arrays as small as these."""
-    (first, step), (first_column, column_step) = map(_line, x.shape[3:])
-    grid = x.numpy()[:, :, :, first::step, first_column::column_step].transpose(0, 2, 3, 4, 1)
-    clips, frames, rows, columns, channels = grid.shape
-    samples = grid.reshape(clips, frames * rows * columns, channels)
-    described = np.empty((clips, channels * (2 if motion else 1)), samples.dtype)
-    np.add.reduce(samples, 1, out=described[:, :channels])
-    described[:, :channels] *= 1 / samples.shape[1]
-    if motion:
-        differences = samples[:, rows * columns :] - samples[:, : -rows * columns]
-        np.abs(differences, differences)
-        np.add.reduce(differences, 1, out=described[:, channels:])
-        described[:, channels:] *= 1 / max(differences.shape[1], 1)
-    return described
 
 
 @functools.lru_cache(maxsize=1024)

@@ -6,6 +6,7 @@ for one layer as for all layers of a block. As with :func:`~vared2_mmaction.ops.
 stock blocks pass nothing but features, so what was decided reaches the layers through a scope.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -33,8 +34,16 @@ class Joint:
         self._layers = tuple(layers)
         self._gates: list[SoftModulationGate] = [layer.gate for layer in layers]  # type: ignore[misc]
         self._v = _weigh(self._gates, clips) if stack is None else stack(clips)
-        self._fetched = self._v.tolist()  # the one time that the host waits for the device
         self._opened: dict[int, Tensor] = {}
+
+    @functools.cached_property
+    def _fetched(self) -> list[list[list[list[float]]]]:
+        return self._v.tolist()  # the one time that the host waits for the device
+
+    def row(self, layer: nn.Module) -> tuple[Tensor, int]:
+        """Weights before any option is switched off, (N, layers, 2, options), and the number of
+        a layer."""
+        return self._v, self._layers.index(layer)
 
     def __contains__(self, layer: nn.Module) -> bool:
         return layer in self._layers
@@ -93,5 +102,11 @@ def deciding(joint: Joint) -> Iterator[None]:
 
 def joint_answer(layer: nn.Module, temporal_options: int) -> Answer | None:
     """The open decision's answer for a layer; None if there is none."""
+    joint = open_decision(layer)
+    return None if joint is None else joint.answer(layer, temporal_options)
+
+
+def open_decision(layer: nn.Module) -> Joint | None:
+    """The open decision that a layer is part of."""
     joint = _joint.get()
-    return joint.answer(layer, temporal_options) if joint is not None and layer in joint else None
+    return joint if joint is not None and layer in joint else None

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
+from .epilogue import NOTHING, Epilogue
+
 MAX_SHAPES = 64
 """For how many shapes and strides, times parts of the kernels, a layer packs kernels; where there
 are more, packing takes longer than it saves."""
@@ -33,10 +35,15 @@ class PackedCall(NamedTuple):
     """Padding, stride and dilation."""
     groups: int
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, epilogue: Epilogue = NOTHING) -> Tensor:
         """Convolve maps of the shape that it was made for, (N, C, H, W)."""
         x = x.contiguous(memory_format=torch.channels_last)
-        return _convolve(x, self.kernels, self.bias, *self.sizes, self.groups, 'none', [], '')
+        residual, relu = epilogue
+        parameters = (self.kernels, self.bias, *self.sizes, self.groups)
+        if residual is None:
+            return _convolve(x, *parameters, 'relu' if relu else 'none', [], '')
+        after = 'relu' if relu else None
+        return _convolve_and_add(x, residual, *parameters, 'add', 1.0, after, [], '')
 
 
 class PackedConv2d:
@@ -135,10 +142,13 @@ def version_of(weight: Tensor) -> int:
 
 
 if torch.backends.mkldnn.is_available():
-    _convolve = torch.ops.mkldnn._convolution_pointwise
+    _convolve = torch.ops.mkldnn._convolution_pointwise.default
+    _convolve_and_add = torch.ops.mkldnn._convolution_pointwise.binary
 
-    @register_flop_formula(_convolve)
+    @register_flop_formula(torch.ops.mkldnn._convolution_pointwise)
     def _flops(
-        x_shape: list[int], weight_shape: list[int], *args: Any, out_shape: Any, **kwargs: Any
+        x_shape: list[int], second: list[int], third: Any, *_: Any, out_shape: Any, **kwargs: Any
     ) -> int:
+        # With a residual, kernels come third, where a bias, (C,), is otherwise.
+        weight_shape = second if third is None or len(third) == 1 else third
         return conv_flop_count(x_shape, weight_shape, out_shape, transposed=False)

@@ -4,13 +4,15 @@
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from . import packed
+from .epilogue import NOTHING, Epilogue
 from .packed import PackedCall, PackedConv2d, is_served, version_of
 
 
-class _Plan(NamedTuple):
+class Plan(NamedTuple):
     """How clips of one geometry are convolved."""
 
     weight: Tensor
@@ -22,14 +24,26 @@ class _Plan(NamedTuple):
     call: PackedCall
     result: tuple[tuple[int, ...], tuple[int, ...]]
     """Size and stride of the result."""
+    convolved: tuple[tuple[int, ...], tuple[int, ...]]
+    """Size and stride of the result as it is convolved."""
 
     def serves(self, weight: Tensor, bias: Tensor | None) -> bool:
         """Whether the parameters are as they were; plans are found by their weight."""
         return self.bias is bias and self.version == version_of(weight)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        y = self.call(x.as_strided(*self.view, x.storage_offset()))
-        return y.as_strided(*self.result)
+    def dense(self, x: Tensor) -> bool:
+        """Whether the view of an input is dense, so that oneDNN does not copy it."""
+        view = x.as_strided(*self.view, x.storage_offset())
+        return view.is_contiguous(memory_format=torch.channels_last)
+
+    def __call__(self, x: Tensor, epilogue: Epilogue) -> Tensor:
+        maps, residual = x.as_strided(*self.view, x.storage_offset()), epilogue.residual
+        if residual is None:
+            return self.call(maps, epilogue).as_strided(*self.result)
+        if _geometry(residual) != self.result:
+            return epilogue(self.call(maps).as_strided(*self.result))
+        added = residual.as_strided(*self.convolved, residual.storage_offset())
+        return self.call(maps, epilogue._replace(residual=added)).as_strided(*self.result)
 
 
 class Plans:
@@ -43,7 +57,7 @@ class Plans:
 
     def __init__(self) -> None:
         self._conv2d = PackedConv2d()
-        self._plans: dict[Hashable, _Plan | None] = {}
+        self._plans: dict[Hashable, Plan | None] = {}
 
     def convolve(
         self,
@@ -52,6 +66,7 @@ class Plans:
         bias: Tensor | None,
         part: Hashable,
         general: Callable[..., Tensor],
+        epilogue: Epilogue = NOTHING,
     ) -> Tensor:
         """Convolve clips.
 
@@ -61,20 +76,34 @@ class Plans:
             bias: Of the layer, or None.
             part: What of the layer is asked for.
             general: Convolves x, with the 2-D convolution that it is given, or ``F.conv2d``.
+            epilogue: What follows.
         """
         if not is_served(x, weight):
-            return general()
+            return epilogue(general())
         key = x.shape, x.stride(), part, id(weight)
         if key in self._plans:
             plan = self._plans[key]
             if plan is None:
-                return general(self._conv2d)
+                return epilogue(general(self._conv2d))
             if plan.serves(weight, bias):
-                return plan(x)
+                return plan(x, epilogue)
         elif len(self._plans) >= packed.MAX_SHAPES:
-            return general(self._conv2d)
+            return epilogue(general(self._conv2d))
         y, self._plans[key] = self._watch(x, weight, bias, general)
-        return y
+        return epilogue(y)
+
+    def watch(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, general: Callable[..., Tensor]
+    ) -> Plan | None:
+        """Convolve clips and tell how; None where it was not by one view, one call and one view.
+
+        Args:
+            x: See :meth:`convolve`, as for the others.
+            weight: Kernels.
+            bias: Bias, or None.
+            general: Convolves x.
+        """
+        return self._watch(x, weight, bias, general)[1]
 
     def tensors(self) -> list[Tensor]:
         """Packed kernels, which take memory beside the layer's own."""
@@ -82,8 +111,7 @@ class Plans:
 
     def _watch(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, general: Callable[..., Tensor]
-    ) -> tuple[Tensor, _Plan | None]:
-        """Convolve; the plan is None where it was not by one view, one call and one view."""
+    ) -> tuple[Tensor, Plan | None]:
         seen: list[tuple[Tensor, PackedCall | None, Tensor]] = []
 
         def conv2d(maps: Tensor, *args: Any) -> Tensor:
@@ -96,7 +124,8 @@ class Plans:
         maps, call, result = seen[0]
         if call is None or not _is_view(maps, x) or not _is_view(y, result):
             return y, None
-        return y, _Plan(weight, bias, version_of(weight), _geometry(maps), call, _geometry(y))
+        geometries = (_geometry(y), _geometry(result))
+        return y, Plan(weight, bias, version_of(weight), _geometry(maps), call, *geometries)
 
     def __deepcopy__(self, memo: Any) -> 'Plans':
         return Plans()  # packed tensors cannot be copied

@@ -3,11 +3,11 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .gate import SoftModulationGate, describe, descriptor_on_host, full_precision
+from .compiled import CompiledGates
+from .gate import SoftModulationGate, describe, full_precision
 
 
 class GateStack(nn.Module):
@@ -15,6 +15,7 @@ class GateStack(nn.Module):
 
     Args:
         gates: Gates with the same hidden width, their normalisation folded.
+        compiled: Whether to evaluate them by compiled code where there is some.
     """
 
     first: Tensor
@@ -22,7 +23,7 @@ class GateStack(nn.Module):
     second: Tensor
     beta: Tensor
 
-    def __init__(self, gates: Sequence[SoftModulationGate]) -> None:
+    def __init__(self, gates: Sequence[SoftModulationGate], compiled: bool = False) -> None:
         super().__init__()
         with torch.no_grad():
             width = max(g.width for g in gates)
@@ -44,7 +45,7 @@ class GateStack(nn.Module):
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor, persistent=False)
         self.motion = gates[0].motion
-        self._arrays = tuple(tensors[name].float().cpu().numpy() for name in ('second', 'beta'))
+        self.compiled = CompiledGates() if compiled else None
 
     def forward(self, clips: Tensor) -> Tensor:
         """What :meth:`SoftModulationGate.weigh` returns for each gate, (N, L, 2, options).
@@ -52,22 +53,11 @@ class GateStack(nn.Module):
         Args:
             clips: What the gates see, (N, C, T, H, W).
         """
+        if self.compiled is not None and (v := self.compiled(self, clips)) is not None:
+            return v
         with full_precision(clips):
-            if clips.device.type == 'cpu' and clips.dtype == torch.float32:
-                return torch.from_numpy(self._on_host(clips))
             described = describe(clips, self.motion, self.first.dtype)
             hidden = torch.addmm(self.shift, described, self.first).tanh_()
             hidden = hidden.unflatten(1, (len(self.second), -1)).transpose(0, 1)
             v = torch.baddbmm(self.beta, hidden, self.second).tanh_()
             return v.transpose(0, 1).unflatten(2, (2, -1))
-
-    def _on_host(self, clips: Tensor) -> np.ndarray:
-        second, beta = self._arrays
-        described = torch.from_numpy(descriptor_on_host(clips.detach(), self.motion))
-        # By PyTorch: from some size on NumPy's threads would be in the way of PyTorch's.
-        hidden = torch.addmm(self.shift, described, self.first).numpy()
-        np.tanh(hidden, hidden)
-        v = hidden.reshape(len(hidden), len(second), 1, -1) @ second
-        v += beta
-        np.tanh(v, v)
-        return v.reshape(len(hidden), len(second), 2, -1)

@@ -1,0 +1,12 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""What tests of compiled code need."""
+
+import pytest
+import torch
+
+from vared2_mmaction.ops.compiled import can_compile
+
+needs_compiler = pytest.mark.skipif(
+    not (can_compile() and torch.backends.mkldnn.is_available()),
+    reason='needs a C++ compiler, and PyTorch with oneDNN',
+)

@@ -1,0 +1,100 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""Fused networks add residuals and apply ReLU in their convolutions, where that is the same."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from mmcv.cnn import ConvModule
+from torch import nn
+
+from vared2_mmaction.models import accelerate, fuse
+from vared2_mmaction.models.blocks import Checkpointed, Deciding, parts_of
+from vared2_mmaction.models.epilogues import FusedResidual
+
+from .backbones import STOCK, dynamic, stock
+
+RESIDUAL = {'ResNet': 8, 'ResNet3d': 16, 'ResNet2Plus1d': 8, 'ResNetTSM': 8, 'ResNet3dSlowOnly': 16}
+"""Residual blocks of each network."""
+
+
+def blocks(net):
+    return [module for module in net.modules() if isinstance(module, FusedResidual)]
+
+
+@pytest.mark.parametrize('gate_input', ['layer', 'block'])
+@pytest.mark.parametrize('name', RESIDUAL)
+def test_nothing_is_left_of_residual_blocks(name, gate_input):
+    networks = fuse(dynamic(name, {'gate_input': gate_input})), fuse(accelerate(stock(name)))
+    for net in networks:
+        assert len(blocks(net)) == RESIDUAL[name]
+        for block in blocks(net):
+            assert type(block.relu) is nn.Identity
+            assert block.stages[-1].relu
+            left = [m for m in block.modules() if isinstance(m, nn.ReLU)]
+            assert len(left) == (name == 'ResNetTSM')  # behind what shifts channels
+    together = [isinstance(block, Deciding) for block in blocks(networks[0])]
+    assert together == [gate_input == 'block'] * len(together)
+
+
+def test_stages_are_the_convolutions():
+    block = blocks(fuse(dynamic('ResNet2Plus1d')))[0]
+    convolutions = [block.conv1.conv, block.conv2.conv]
+    expected = [part for conv in convolutions for part in (conv.conv_s, conv.conv_t)]
+    assert list(block.stages) == expected
+
+
+@pytest.mark.parametrize('clone', [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+@pytest.mark.parametrize('gate_input', ['layer', 'block'])
+def test_copies_are_equal_and_apart(gate_input, clone):
+    net, x = (
+        fuse(dynamic('ResNet2Plus1d', {'gate_input': gate_input})),
+        torch.randn(2, 3, 8, 40, 40),
+    )
+    with torch.no_grad():
+        expected = net(x)[0]
+        other = clone(net)
+        for parameter in net.parameters():
+            parameter.zero_()
+        torch.testing.assert_close(other(x)[0], expected)
+        assert not torch.equal(net(x)[0], expected)
+
+
+def test_mixins_of_a_block_stay():
+    net = dynamic('ResNet3d', {'gate_input': 'block'}, with_cp=True)
+    block = blocks(fuse(net))[0]
+    assert parts_of(type(block))[:3] == (Checkpointed, Deciding, FusedResidual)
+
+
+def test_gradients_reach_what_is_before_a_fused_block():
+    net, x = dynamic('ResNet3d'), torch.randn(STOCK['ResNet3d'][1])
+    net.eval()
+    given = []
+    for model in (net, fuse(net)):
+        inputs = x.clone().requires_grad_()
+        model(inputs)[0].square().mean().backward()
+        given.append(inputs.grad)
+    torch.testing.assert_close(given[1], given[0], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize('change', ['class', 'activation', 'order', 'hidden activation'])
+def test_what_does_something_else_is_left_alone(change):
+    net = stock('ResNet', depth=50)
+    block = net.layer1[0]
+    if change == 'class':
+        known = type(block)
+        other = {'forward': lambda self, x: known.forward(self, x) + 1}
+        block.__class__ = type('Other', (known,), other)
+    elif change == 'activation':
+        block.relu = nn.GELU()
+    elif change == 'order':
+        block.conv3.order = ('conv', 'act', 'norm')
+    else:
+        block.conv2 = ConvModule(64, 64, 3, padding=1, act_cfg={'type': 'Sigmoid'})
+    net.eval()
+    fused = fuse(accelerate(copy.deepcopy(net)))
+    assert len(blocks(fused)) == (16 if change == 'hidden activation' else 15)
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(fused(x), net(x), rtol=1e-4, atol=1e-4)

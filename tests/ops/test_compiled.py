@@ -1,0 +1,359 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""Compiled code computes what layers and gates in Python do, and leaves alone what it cannot."""
+
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from vared2_mmaction.ops import Modulation, SoftModulationGate, collect, compiled, packed
+from vared2_mmaction.ops.answer import fetch
+from vared2_mmaction.ops.compiled import CompiledConv, can_compile, is_compilable, library
+from vared2_mmaction.ops.compiled_blend import serves
+from vared2_mmaction.ops.epilogue import Epilogue
+from vared2_mmaction.ops.forced import Forced
+from vared2_mmaction.ops.fused import fold_norm
+from vared2_mmaction.ops.plan import Plans
+from vared2_mmaction.ops.stack import GateStack
+
+from ..compiling import needs_compiler
+from .layers import CASES, Case, build, every_modulation
+
+IN_2D = [
+    Case('spatial', {'kernel_size': (1, 3, 3), 'padding': (0, 1, 1)}, 7),
+    Case('spatial, strided', {'kernel_size': (1, 3, 3), 'stride': (2, 2, 2)}, 9),
+    Case('temporal', {'kernel_size': (3, 1, 1), 'padding': (1, 0, 0)}, 8),
+    Case('temporal, strided', {'kernel_size': (3, 1, 1), 'stride': (2, 1, 1)}, 9),
+    Case('pointwise', {'kernel_size': 1, 'bias': False}, 6),
+    Case('pointwise, strided', {'kernel_size': 1, 'stride': 2}, 6),
+    Case('dilated', {'kernel_size': (1, 3, 3), 'dilation': (1, 2, 1)}, 5),
+    Case('odd', {'kernel_size': 1, 'out_channels': 23}, 7, 3, 4, 4),
+    Case('one frame', {'kernel_size': 1}, 1),
+    Case('stick', {'kernel_size': 1}, 6, saturation=0.5),
+    Case('channel only', {'kernel_size': 1}, 6, temporal=1),
+    Case('frames', {'kernel_size': 3, 'padding': 1}, 6, rank=2),
+    Case('frames, strided', {'kernel_size': 3, 'stride': 2}, 5, rank=2),
+]
+for _case in IN_2D:
+    _case.conv = {'in_channels': 6, 'out_channels': 10, **_case.conv}
+
+
+def fused(case, change=None):
+    """A layer of a fused network, with compiled code."""
+    layer = build(case, torch.float32)
+    channels = layer.out_channels
+    norm = (nn.BatchNorm3d if case.rank == 3 else nn.BatchNorm2d)(channels).eval()
+    nn.init.uniform_(norm.running_mean, -1, 1)
+    nn.init.uniform_(norm.weight, 0.5, 2)
+    if change is not None:
+        change(norm)
+    fold_norm(layer, norm)
+    layer.gate.fold_norm()
+    layer.plans, layer.compiled = Plans(), CompiledConv()
+    layer.gate_stack = GateStack([layer.gate], compiled=True)
+    return layer.requires_grad_(False)
+
+
+def clips(case, number, height=7):
+    x = torch.randn(number, case.conv['in_channels'], case.frames, height, 8)
+    return x.contiguous(memory_format=torch.channels_last_3d)
+
+
+def by_python(layer, x, modulation, epilogue):
+    other = copy.deepcopy(layer)
+    other.compiled = None
+    return other.modulate(x, modulation, epilogue)[0]
+
+
+def zero(norm):
+    norm.weight.data[2] = 0
+
+
+@needs_compiler
+@pytest.mark.parametrize('height', [7, 40], ids=['gathered', 'in runs'])
+@pytest.mark.parametrize('change', [None, zero], ids=['one kernel', 'two kernels'])
+@pytest.mark.parametrize('case', IN_2D, ids=lambda case: case.name)
+def test_layers(case, change, height):
+    """Every policy, blends, batches of several policies; with and without what follows."""
+    layer, x = fused(case, change), clips(case, 4, height)
+    assert is_compilable(layer)
+    blends = [Modulation(*(v.float() for v in m)) for m in every_modulation(layer, x)]
+    first = [Modulation(*((v > 0) & (v.cumsum(1) == v) for v in m)) for m in blends]
+    single = [Modulation(*(v.float() for v in m)) for m in first]
+    parts = [(blends if row % 2 else single)[row * 5 % len(blends)] for row in range(4)]
+    rows = zip(*(([v[row] for v in part]) for row, part in enumerate(parts)), strict=True)
+    mixed = Modulation(*map(torch.stack, rows))
+    with torch.no_grad():
+        residual = torch.randn_like(by_python(layer, x, mixed, Epilogue()))
+        for modulation in (*blends, *single, mixed):
+            answer = fetch(modulation)
+            for epilogue in (Epilogue(), Epilogue(residual, True), Epilogue(relu=True)):
+                found = layer.compiled.modulate(layer, x, answer.weights, epilogue)
+                assert found is not None
+                assert found.is_contiguous(memory_format=torch.channels_last_3d)
+                expected = by_python(layer, x, answer.modulation, epilogue)
+                torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+                layer.skip = False
+                masked = layer.compiled.modulate(layer, x, answer.weights, epilogue)
+                layer.skip = True
+                torch.testing.assert_close(masked, expected, rtol=1e-4, atol=1e-4)
+
+
+@needs_compiler
+@pytest.mark.parametrize('forced', [None, torch.tensor([[1, 1]]), torch.tensor([[0, 2], [5, 0]])])
+@pytest.mark.parametrize('case', IN_2D, ids=lambda case: case.name)
+def test_gate_and_convolution_in_one_call(case, forced):
+    layer, x = fused(case), clips(case, 2)
+    nn.init.normal_(layer.gate.fc2.weight, std=2)
+    layer.gate_stack = GateStack([layer.gate], compiled=True)
+    layer.forced = None if forced is None else Forced(forced)
+    x = x if case.rank == 3 else layer._from_clips(x)
+    other = copy.deepcopy(layer)
+    other.compiled, other.gate_stack = None, GateStack([layer.gate])
+    with torch.no_grad():
+        with collect() as decisions:
+            y = layer(x)
+        with collect() as expected:
+            again = other(x)
+        assert layer.compiled.forward(layer, x, None) is not None
+    torch.testing.assert_close(y, again, rtol=1e-4, atol=1e-4)
+    found, wanted = (d.layers[layer.layer_name][0] for d in (decisions, expected))
+    assert found.cost == wanted.cost
+    for own, given in zip(found.answer.weights, wanted.answer.weights, strict=True):
+        for v, w in zip(own, given, strict=True):
+            assert v == pytest.approx(w, abs=1e-5)
+    for v, w in zip(found.answer.modulation, wanted.answer.modulation, strict=True):
+        torch.testing.assert_close(v.float(), w.float(), rtol=0, atol=1e-5)
+
+
+@needs_compiler
+def test_answers_of_gates_in_python():
+    """Those of a block may lie otherwise."""
+    case = IN_2D[0]
+    layer, x = fused(case), clips(case, 3)
+    gates = [copy.deepcopy(layer.gate) for _ in range(3)]
+    for gate in gates:
+        nn.init.normal_(gate.fc2.weight, std=2)
+        nn.init.normal_(gate.fc2.bias)
+    with torch.no_grad():
+        answered = GateStack(gates)(x)
+        assert not answered.is_contiguous()
+        for row, gate in enumerate(gates):
+            _, weights = layer.compiled.forward(layer, x, None, (answered, row))
+            expected = fetch(gate(x, 3)).weights
+            for own, other in zip(weights, expected, strict=True):
+                assert [*own[0], *own[1]] == pytest.approx([*other[0], *other[1]], abs=1e-5)
+
+
+@needs_compiler
+@pytest.mark.parametrize('motion', [True, False])
+@pytest.mark.parametrize('shape', [(3, 5, 6, 9, 9), (1, 600, 1, 2, 3), (2, 300, 4, 7, 7)], ids=str)
+def test_gates(shape, motion):
+    gates = []
+    for channel, temporal in ((3, 2), (1, 3), (4, 4)):
+        gate = SoftModulationGate(shape[1], channel, temporal, 6, motion=motion).eval()
+        nn.init.normal_(gate.fc2.weight, std=2)
+        gate.fold_norm()
+        gates.append(gate)
+    x = torch.randn(shape).contiguous(memory_format=torch.channels_last_3d)
+    with torch.no_grad():
+        stacks = [GateStack(gates, compiled) for compiled in (True, False)]
+        v = stacks[0].compiled(stacks[0], x)
+        torch.testing.assert_close(v, stacks[1](x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(stacks[0](x.contiguous()), v, rtol=1e-4, atol=1e-5)
+        with pytest.raises(RuntimeError, match=f'a gate for {shape[1]} channels got 2'):
+            stacks[0](x[:, :2].contiguous(memory_format=torch.channels_last_3d))
+
+
+@needs_compiler
+@pytest.mark.parametrize('case', CASES, ids=lambda case: case.name)
+def test_blending_with_gradients(case):
+    """Outputs and gradients are those of the general way."""
+    layer = build(case, torch.float32)
+    x = clips(case, 3)
+    for modulation in every_modulation(layer, x):
+        weights = [v.float() for v in modulation]
+        found = []
+        for layer.compiled_blend in (False, True):
+            layer.zero_grad()
+            v, inputs = [w.clone().requires_grad_() for w in weights], x.clone().requires_grad_()
+            y, _ = layer.modulate(inputs, Modulation(*v))
+            torch.manual_seed(1)
+            y.backward(torch.randn(y.shape))  # not channels-last
+            own = [p.grad for n, p in layer.named_parameters() if not n.startswith('gate.')]
+            # What is off has no share, and its gradient goes nowhere.
+            of_weights = [None if w.grad is None else w.grad * (w > 0) for w in v]
+            found.append([y.detach(), inputs.grad, *of_weights, *own])
+        for a, b in zip(*found, strict=True):
+            if a is None or b is None:  # of what is not used
+                assert a is None or a.abs().max() <= 1e-5
+                assert b is None or b.abs().max() <= 1e-5
+            else:
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@needs_compiler
+def test_blending_is_compiled_where_it_can_be():
+    plain, depthwise, weights = (
+        build(next(c for c in CASES if c.name == name), torch.float32)
+        for name in ('plain', 'depthwise', 'not normalised')
+    )
+    x = clips(CASES[0], 2)
+    y = plain._whole(x)
+    assert serves(y)
+    assert not serves(y.double())
+    assert not serves(y.contiguous())
+    assert not serves(y[:, :, ::2])
+    layers = {'plain': plain, 'depthwise': depthwise, 'not normalised': weights}
+    calls = []
+    for name, layer in layers.items():
+        layer.compiled_blend = True
+        layer.channel_options.register_forward_hook(lambda *_, name=name: calls.append(name))
+        case = next(c for c in CASES if c.name == name)
+        x = clips(case, 2)
+        layer.modulate(x, Modulation(*(torch.full((2, n), 0.5) for n in layer.num_options(x))))
+    assert calls == ['depthwise', 'not normalised']
+
+
+@needs_compiler
+def test_what_is_counted_is_what_runs():
+    case = IN_2D[0]
+    layer, x = fused(case), clips(case, 1)
+    for channel, temporal in ((0, 0), (1, 1), (2, 0)):
+        layer.forced = Forced(torch.tensor([[channel, temporal]]))
+        with torch.no_grad(), collect() as decisions:
+            layer(x)  # plans, which takes a convolution of its own
+            with FlopCounterMode(display=False) as counter:
+                layer(x)
+        cost = decisions.layers[layer.layer_name][0].cost
+        executed = cost.unit * cost.channels[channel] * cost.frames[temporal]
+        assert counter.get_total_flops() // 2 == executed
+
+
+@needs_compiler
+def test_what_there_is_no_compiled_code_for():
+    case = IN_2D[0]
+    layer, x = fused(case), clips(case, 2)
+    with torch.no_grad():
+        expected = layer(x)
+        assert layer.compiled.forward(layer, x, None) is not None
+        assert layer.compiled.forward(layer, x.contiguous(), None) is None
+        assert layer.compiled.forward(layer, x[..., ::2], None) is None
+        assert layer.compiled.forward(layer, x, expected.contiguous()) is None
+        torch.testing.assert_close(layer(x.contiguous()), expected, rtol=1e-4, atol=1e-4)
+        with torch.autocast('cpu', torch.bfloat16):
+            assert layer.compiled.forward(layer, x, None) is None
+            assert layer(x).dtype == torch.bfloat16
+    assert layer.compiled.forward(layer, x, None) is None  # gradients may be asked for
+    torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-4)
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(x), expected)
+
+
+@needs_compiler
+@pytest.mark.parametrize('name', ['depthwise', 'groups', 'circular', 'plain', 'not normalised'])
+def test_layers_without_compiled_code(name):
+    layer = build(next(case for case in CASES if case.name == name), torch.float32)
+    assert not is_compilable(layer)  # not fused
+    fold_norm(layer, nn.BatchNorm3d(layer.out_channels).eval())
+    assert not is_compilable(layer)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda layer: layer.weight.mul_(2),
+        lambda layer: setattr(layer, 'weight', nn.Parameter(layer.weight * 2, False)),
+        lambda layer: layer.bias.mul_(2),
+        lambda layer: setattr(layer, 'bias', nn.Parameter(layer.bias * 2, False)),
+        lambda layer: layer.factors_1_1.mul_(2),
+    ],
+    ids=['weight in place', 'weight', 'bias in place', 'bias', 'factors'],
+)
+def test_other_parameters_are_noticed(change):
+    case = IN_2D[0]
+    layer, x = fused(case), clips(case, 2)
+    modulation = Modulation(*(torch.tensor([[0.0, 1, 0]] * 2) for _ in range(2)))
+    weights = fetch(modulation).weights
+    with torch.no_grad():
+        before = layer.compiled.modulate(layer, x, weights, Epilogue())
+        change(layer)
+        y = layer.compiled.modulate(layer, x, weights, Epilogue())
+        assert not torch.allclose(y, before)
+        expected = by_python(layer, x, modulation, Epilogue())
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+
+
+@needs_compiler
+@pytest.mark.parametrize('clone', [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_copies_compile_for_themselves(clone):
+    case = IN_2D[0]
+    layer, x = fused(case), clips(case, 2)
+    with torch.no_grad():
+        expected = layer(x)
+        other = clone(layer)
+        layer.weight.zero_()
+        torch.testing.assert_close(other(x), expected)
+        assert other.compiled.forward(other, x, None) is not None
+
+
+@needs_compiler
+def test_too_many_shapes(monkeypatch):
+    monkeypatch.setattr(packed, 'MAX_SHAPES', 2)
+    case = IN_2D[0]
+    layer = fused(case)
+    found = []
+    with torch.no_grad():
+        for height in (3, 4, 5, 3):
+            found.append(layer.compiled.forward(layer, clips(case, 1, height), None) is not None)
+            layer(clips(case, 1, height))
+    assert found == [True, True, False, True]
+
+
+@needs_compiler
+def test_bad_input_is_refused():
+    case = IN_2D[-2]
+    layer, x = fused(case), clips(case, 2)
+    frames = layer._from_clips(x)
+    with torch.no_grad():
+        with pytest.raises(ValueError, match=r'frames: expected frames \(N \* 6'):
+            layer(frames[:-1])
+        layer.forced = Forced(torch.zeros(3, 2))
+        with pytest.raises(ValueError, match='expected a batch of 3 clips, got 2'):
+            layer(frames)
+        layer.forced = None
+        layer.gate_stack.beta[0, 0] = math.nan
+        with pytest.raises(FloatingPointError, match='frames: the weights of the gate'):
+            layer(frames)
+        weights = [([0.0, 0, 0], [1.0, 0, 0])] * 2
+        with pytest.raises(RuntimeError, match='all options of a clip are off'):
+            layer.compiled.modulate(layer, x, weights, Epilogue())
+        with pytest.raises(RuntimeError, match='weights of 2 clips, got 1'):
+            layer.compiled.modulate(layer, x, [([1.0], [1.0])], Epilogue())
+        wide = torch.randn(2, 7, *x.shape[2:]).contiguous(memory_format=torch.channels_last_3d)
+        with pytest.raises(RuntimeError, match='expected 6 channels, got 7'):
+            layer.compiled.modulate(layer, wide, [([1.0], [1.0])] * 2, Epilogue())
+        with pytest.raises(RuntimeError, match='a residual of another shape'):
+            layer.compiled.modulate(layer, x, [([1.0], [1.0])] * 2, Epilogue(x))
+
+
+def test_without_a_compiler(monkeypatch, tmp_path):
+    monkeypatch.setenv('TORCH_EXTENSIONS_DIR', str(tmp_path))
+    monkeypatch.setenv('CXX', str(tmp_path / 'none'))
+    assert not can_compile()
+    with pytest.raises(RuntimeError, match=r'compiled=True needs a C\+\+ compiler'):
+        library.__wrapped__()
+
+
+@needs_compiler
+def test_sources_that_do_not_compile(monkeypatch, tmp_path):
+    (tmp_path / 'wrong.cpp').write_text('#error wrong\n')
+    monkeypatch.setattr(compiled, 'SOURCES', tmp_path)
+    monkeypatch.setenv('TORCH_EXTENSIONS_DIR', str(tmp_path))
+    with pytest.raises(RuntimeError, match='needs a C.. compiler(.|\n)*#error wrong'):
+        library.__wrapped__()

@@ -1,0 +1,98 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""Let convolutions of a fused network do what follows them: residual addition and ReLU."""
+
+from typing import Any
+
+from mmaction.models.backbones.resnet import BasicBlock, Bottleneck
+from mmaction.models.backbones.resnet3d import BasicBlock3d, Bottleneck3d
+from mmaction.models.common import Conv2plus1d
+from mmcv.cnn import ConvModule
+from torch import Tensor, nn
+
+from ..ops import DynamicConv2d, DynamicConv3d
+from .blocks import insert_mixin, parts_of
+from .forms import FormedConv2d, FormedConv3d
+
+# Exact types: what another one's forward does is not known.
+_BLOCKS = (BasicBlock, Bottleneck, BasicBlock3d, Bottleneck3d)
+
+
+class FusedResidual(nn.Module):
+    """Mixin: a residual block whose last convolution adds the residual and applies ReLU.
+
+    Modules between the block and its convolutions, which have nothing left to do, are not called.
+    """
+
+    stages: tuple[nn.Module, ...]
+    """What is called one after the other."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x
+        for stage in self.stages[:-1]:
+            y = stage(y)
+        downsample: Any = self.downsample
+        y = self.stages[-1](y, x if downsample is None else downsample(x))
+        if getattr(self, 'non_local', False):
+            y = self.non_local_block(y)  # type: ignore[operator]
+        return y
+
+
+def fuse_epilogues(model: nn.Module) -> None:
+    """Move ReLU and residual addition into the convolutions before them, in place.
+
+    Args:
+        model: In evaluation mode, with normalisation folded.
+    """
+    modules = list(model.modules())
+    for module in modules:
+        if isinstance(module, Conv2plus1d):
+            _take_relu(module, 'relu', (module.conv_s,) if _idle(module.bn_s) else ())
+    for module in modules:
+        if isinstance(module, ConvModule) and module.with_activation:
+            _take_relu(module, 'activate', _stages(module, activated=False))
+    for module in modules:
+        _fuse_residual(module)
+
+
+def _take_relu(owner: nn.Module, name: str, stages: tuple[nn.Module, ...]) -> None:
+    """Let the last stage apply an owner's ReLU, if there are stages and it can."""
+    conv: Any = stages[-1] if stages else None
+    if type(getattr(owner, name)) is nn.ReLU and _takes_epilogue(conv):
+        conv.relu = True
+        setattr(owner, name, nn.Identity())
+
+
+def _fuse_residual(block: Any) -> None:
+    if parts_of(type(block))[-1] not in _BLOCKS or type(block.relu) is not nn.ReLU:
+        return
+    modules = [getattr(block, name, None) for name in ('conv1', 'conv2', 'conv3')]
+    stages = tuple(stage for module in modules if module is not None for stage in _stages(module))
+    last: Any = stages[-1]
+    if _takes_epilogue(last) and not last.relu:
+        last.relu, block.relu, block.stages = True, nn.Identity(), stages
+        insert_mixin(block, FusedResidual)
+
+
+def _stages(module: Any, activated: bool = True) -> tuple[nn.Module, ...]:
+    """Modules that do, one after the other, what a module does.
+
+    Args:
+        module: A ConvModule or what it contains.
+        activated: Whether to include its activation.
+    """
+    if isinstance(module, Conv2plus1d) and _idle(module.bn_s, module.relu):
+        return module.conv_s, module.conv_t
+    if isinstance(module, ConvModule) and module.order == ('conv', 'norm', 'act'):
+        norm = module.norm if module.with_norm else None
+        activation = module.activate if activated and module.with_activation else None
+        if _idle(norm, activation) and not module.with_explicit_padding:
+            return _stages(module.conv)
+    return (module,)
+
+
+def _idle(*modules: Any) -> bool:
+    return all(module is None or type(module) is nn.Identity for module in modules)
+
+
+def _takes_epilogue(conv: Any) -> bool:
+    return isinstance(conv, DynamicConv2d | DynamicConv3d | FormedConv2d | FormedConv3d)

@@ -1,0 +1,321 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""Convolutions and gates of a fused network in C++, for float32 clips on a CPU.
+
+What a layer does beside its convolution is little, and in Python that little takes longer than a
+convolution of small maps: the gate, the grouping of clips, the views for oneDNN. Here all of it is
+done by ``native/*.cpp``, which also writes each output element once: blended or rebuilt, with the
+residual added and ReLU applied. The sources are compiled when they are first asked for.
+"""
+
+import functools
+import hashlib
+import math
+import os
+import platform
+import shutil
+import sysconfig
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import cpp_extension
+
+from . import packed
+from .answer import Weights
+from .epilogue import Epilogue
+from .forms import convolve
+from .gate import GRID
+from .packed import version_of
+
+SOURCES = Path(__file__).with_name('native')
+_FLAGS = ['-O3', '-march=native', '-fopenmp', '-std=c++20']
+
+
+class Kernels(NamedTuple):
+    """An ungrouped convolution in 3-D, with zeros around its input."""
+
+    weight: Tensor
+    """(C', C, k_t, k_h, k_w)."""
+    bias: Tensor | None
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+
+
+class Options(NamedTuple):
+    """What a layer rebuilds, and how it blends."""
+
+    kept: Sequence[int]
+    """Channels that each channel option computes."""
+    tables: Sequence[Sequence[Tensor]]
+    """Factors (2, 2^j, C) of each channel option i and temporal option j: scale and shift of what
+    the pair rebuilds, frame offset by frame offset."""
+    saturation: float
+
+
+def can_compile() -> bool:
+    """Whether there is a C++ compiler."""
+    return shutil.which(os.environ.get('CXX', 'c++')) is not None
+
+
+@functools.cache
+def library() -> Any:
+    """The compiled code. Compiling takes about half a minute, once a machine and PyTorch.
+
+    Raises:
+        RuntimeError: If it cannot be compiled.
+    """
+    sources = sorted(SOURCES.iterdir())
+    # What one of these differs in is compiled apart: a cache may be shared by several machines.
+    texts = (f'{path}\n{path.read_text()}' for path in sources)
+    identity = '\n'.join((torch.__version__, _instructions(), *_FLAGS, *texts))
+    name = f'vared2_{hashlib.sha256(identity.encode()).hexdigest()[:16]}'
+    files = [str(path) for path in sources if path.suffix == '.cpp']
+    try:
+        with _scripts_on_path():
+            return cpp_extension.load(name, files, extra_cflags=_FLAGS)
+    except (RuntimeError, OSError, ImportError) as error:
+        raise RuntimeError(
+            'compiled=True needs a C++ compiler (g++ or clang++ with OpenMP; CXX names it) and '
+            f'ninja: {error}'
+        ) from error
+
+
+def _instructions() -> str:
+    """What tells processors with other instructions apart."""
+    try:
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(('flags', 'Features'))), '')
+
+
+@contextmanager
+def _scripts_on_path() -> Iterator[None]:
+    """With ninja of an environment that is not activated."""
+    before = os.environ.get('PATH', '')
+    os.environ['PATH'] = os.pathsep.join((before, sysconfig.get_path('scripts')))
+    try:
+        yield
+    finally:
+        os.environ['PATH'] = before
+
+
+def is_compilable(layer: Any) -> bool:
+    """Whether there is compiled code for a layer of a fused network."""
+    if not hasattr(layer, 'kernels') or layer.groups > 1 or layer.padding_mode != 'zeros':
+        return False
+    if isinstance(layer.padding, str) or getattr(layer, 'saturation', math.inf) is None:
+        return False
+    options = (getattr(layer, f'{name}_options', None) for name in ('channel', 'temporal'))
+    if not all(of is None or of.affine for of in options):
+        return False
+    weight, _, stride, padding, _ = layer.kernels(True)
+    kernel = weight.shape[2:]
+    within_frames = (kernel[0], padding[0]) == (1, 0)
+    within_positions = (*kernel[1:], *stride[1:], *padding[1:]) == (1, 1, 1, 1, 0, 0)
+    return within_frames or within_positions
+
+
+class _Lazy:
+    """Compiled objects, made by the first call, that cannot be copied: copies make their own."""
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return type(self)()
+
+    def __reduce__(self) -> tuple:
+        return type(self), ()
+
+
+class CompiledGates(_Lazy):
+    """A stack of gates by compiled code."""
+
+    def __init__(self) -> None:
+        self._native: Any = None
+
+    def native(self, stack: Any) -> Any:
+        """The compiled gates.
+
+        Args:
+            stack: The :class:`~vared2_mmaction.ops.stack.GateStack`.
+        """
+        if self._native is None:
+            tensors = (stack.first, stack.shift, stack.second, stack.beta)
+            self._native = library().Gates(*tensors, stack.motion, GRID)
+        return self._native
+
+    def __call__(self, stack: Any, clips: Tensor) -> Tensor | None:
+        """What the stack returns, or None where there is no compiled code.
+
+        Args:
+            stack: See :meth:`native`.
+            clips: What the gates see, (N, C, T, H, W).
+        """
+        return self.native(stack).weigh(clips) if library().serves(clips) else None
+
+
+class _Made(NamedTuple):
+    """The compiled layer of some kernels."""
+
+    native: Any
+    gates: Any
+    """The layer's own gate, if it has one."""
+    floor: float
+    weight: Tensor
+    bias: Tensor | None
+    version: int
+    plans: dict[tuple[int, ...], bool]
+    """Whether clips of a kind can be convolved."""
+
+    @classmethod
+    def of(cls, owner: Any, weight: Tensor, bias: Tensor | None) -> '_Made':
+        kernels, options = owner.kernels(False), owner.options()
+        shape = kernels.weight.shape
+        native = library().Layer(
+            list(options.kept),
+            len(options.tables[0]),
+            [table for tables in options.tables for table in tables],
+            options.saturation,
+            shape[1],
+            *map(list, (shape[2:], *kernels[2:])),
+            owner.clip_rows,
+        )
+        stack, gate = (getattr(owner, name, None) for name in ('gate_stack', 'gate'))
+        gates = None if stack is None else stack.compiled.native(stack)
+        floor = getattr(gate, 'floor', 0.0)  # of other gates the weights are given
+        return cls(native, gates, floor, weight, bias, version_of(weight), {})
+
+    def serves(self, weight: Tensor, bias: Tensor | None) -> bool:
+        """Whether the parameters are as they were."""
+        same = weight is self.weight and bias is self.bias
+        return same and self.version == version_of(weight)
+
+    def plan(self, owner: Any, like: Tensor, key: tuple[int, ...]) -> bool:
+        """Tell the compiled layer how to convolve clips of a kind; whether it can."""
+        if key not in self.plans:
+            self.plans[key] = self._plan(owner, like, key)
+        return self.plans[key]
+
+    def _plan(self, owner: Any, like: Tensor, key: tuple[int, ...]) -> bool:
+        number, frames, rows, columns, channel, temporal, whole = key
+        plans = owner.plans
+        if plans is None or len(self.plans) >= packed.MAX_SHAPES:
+            return False
+        weight, bias, (pace, *stride), padding, dilation = owner.kernels(bool(whole))
+        channels, pace = owner.options().kept[channel], pace * 2**temporal
+        weight, bias = weight[:channels], None if bias is None else bias[:channels]
+        # Frames that are left out are not copied, if the kernel can step over them.
+        for step in (1, pace) if weight.shape[2] == 1 and not padding[0] else (1,):
+            shape = (number, like.shape[1], -(-frames // step), rows, columns)
+            x = like.new_zeros(shape).contiguous(memory_format=torch.channels_last_3d)
+            plan = plans.watch(
+                x,
+                weight,
+                bias,
+                functools.partial(
+                    convolve, x, weight, bias, (pace // step, *stride), padding, dilation, 1
+                ),
+            )
+            if plan is not None and plan.dense(x):
+                self.native.add_plan(
+                    key,
+                    step,
+                    *plan.view,
+                    plan.call.kernels,
+                    plan.call.bias,
+                    plan.call.sizes,
+                    plan.call.groups,
+                    *plan.convolved,
+                )
+                return True
+        return False
+
+
+class CompiledConv(_Lazy):
+    """The convolution of one layer by compiled code.
+
+    The layer, a dynamic one or a stock one in its fastest form, is handed over with every call. It
+    has ``kernels(whole)``, what it convolves with where nothing is blended or rebuilt or elsewhere,
+    as :class:`Kernels`; ``options()``, an :class:`Options`; its ``plans``, whose packed kernels are
+    used; ``relu``, ``skip`` and ``clip_rows``; and for :meth:`forward` a ``gate_stack`` and what is
+    ``forced``.
+
+    Where there is no compiled code for an input, the layer goes on as ever: with gradients, under
+    autocast, for other types than float32 and other layouts than channels-last.
+    """
+
+    def __init__(self) -> None:
+        self._made: _Made | None = None
+
+    def forward(
+        self,
+        owner: Any,
+        x: Tensor,
+        residual: Tensor | None,
+        answered: tuple[Tensor, int] | None = None,
+    ) -> tuple[Tensor, list[Weights]] | None:
+        """Decide by a gate, or as is forced, and convolve.
+
+        Args:
+            owner: The layer.
+            x: Input, (N, C, T, H, W) or (N T, C, H, W).
+            residual: Added to the output, of its shape.
+            answered: What gates of a block have answered, (N, layers, 2, options), and which of
+                them is the layer's. Without it the layer's own gate is asked.
+
+        Returns:
+            Output and the weights of each clip, or None where there is no compiled code.
+
+        Raises:
+            FloatingPointError: If weights are not finite.
+            ValueError: If options are forced for another number of clips.
+        """
+        made, clips = self._current(owner), x.shape[0] // owner.clip_rows
+        gates = answered or (made.gates, 0)
+        if gates[0] is None or clips * owner.clip_rows != len(x):
+            return None
+        forced = None if owner.forced is None else owner.forced.pairs(clips)
+        while True:
+            y, weights = made.native.forward(
+                *gates, made.floor, x, forced, residual, owner.relu, owner.skip
+            )
+            if isinstance(y, Tensor):
+                return y, weights
+            if y is None or not made.plan(owner, x, y):
+                return None
+
+    def modulate(
+        self, owner: Any, x: Tensor, weights: Sequence[Weights], epilogue: Epilogue
+    ) -> Tensor | None:
+        """Convolve with given weights.
+
+        Args:
+            owner: The layer.
+            x: Input, (N, C, T, H, W).
+            weights: Weights of the options for each clip.
+            epilogue: What follows.
+
+        Returns:
+            Output, or None where there is no compiled code.
+
+        Raises:
+            FloatingPointError: If weights are not finite.
+        """
+        made = self._current(owner)
+        while True:
+            y = made.native.modulate(x, weights, *epilogue, owner.skip)
+            if isinstance(y, Tensor):
+                return y
+            if y is None or not made.plan(owner, x, y):
+                return None
+
+    def _current(self, owner: Any) -> '_Made':
+        """Compiled layer of the kernels as they are now."""
+        made, parameters = self._made, owner._parameters
+        weight, bias = parameters['weight'], parameters['bias']
+        if made is None or not made.serves(weight, bias):
+            made = self._made = _Made.of(owner, weight, bias)
+        return made

@@ -1,0 +1,41 @@
+// Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+// Gates of a fused network: descriptor and fully connected layers, for clips that lie as N T H W C.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <cstdint>
+
+#include "clips.h"
+
+namespace vared2 {
+
+// The gates of L layers that see the same input, as `GateStack` lays them out.
+class Gates {
+ public:
+  // first: (inputs, L h); shift: (L h); second: (L, h, outputs); beta: (L, outputs).
+  // grid: rows and columns of positions that are read of every frame, at most.
+  Gates(at::Tensor first, at::Tensor shift, at::Tensor second, at::Tensor beta, bool motion,
+        int64_t grid);
+
+  // Weights of all options before any is switched off, (N, L, 2, outputs / 2). Clips of a 2-D
+  // network have `segments` frames.
+  at::Tensor weigh(const at::Tensor& x, int64_t segments) const;
+
+
+ private:
+  // Means and motion of the first channels of a clip.
+  void describe(const float* x, const Clips& clips, int64_t channels, float* mean,
+                float* motion) const;
+  // Weights from the parts that the hidden features are the sum of, which are overwritten.
+  void answer(float* hidden, int64_t parts, float* weights) const;
+
+  int64_t layers() const { return second_.size(0); }
+  int64_t outputs() const { return second_.size(2); }
+
+  at::Tensor first_, shift_, second_, beta_;
+  bool motion_;
+  int64_t grid_;
+};
+
+}  // namespace vared2

@@ -1,0 +1,39 @@
+// Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+// What the options of a layer rebuild, and which of them have a share.
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <cstdint>
+#include <vector>
+
+namespace vared2 {
+
+// Options that have a share in a dimension, dearest first, and their shares, which sum to one.
+struct Shares {
+  std::vector<int64_t> options;
+  std::vector<float> shares;
+
+  int64_t dearest() const { return options.front(); }
+  bool single() const { return options.size() == 1; }
+  bool operator==(const Shares& other) const {
+    return options == other.options && shares == other.shares;
+  }
+};
+
+// Scale and shift, (2, 2^j, C), of what each pair (i, j) of options rebuilds; see `fused._tabulate`.
+struct Factors {
+  std::vector<int64_t> kept;  // channels that each channel option computes
+  int64_t temporal;           // number of temporal options
+  std::vector<at::Tensor> tables;
+
+  int64_t channels() const { return kept.front(); }
+  const float* scale(int64_t i, int64_t j, int64_t phase) const {
+    return tables[i * temporal + j].const_data_ptr<float>() + phase * channels();
+  }
+  const float* shift(int64_t i, int64_t j, int64_t phase) const {
+    return scale(i, j, phase) + (channels() << j);
+  }
+};
+
+}  // namespace vared2
