@@ -87,9 +87,13 @@ def test_layers(case, change, height):
     parts = [(blends if row % 2 else single)[row * 5 % len(blends)] for row in range(4)]
     rows = zip(*(([v[row] for v in part]) for row, part in enumerate(parts)), strict=True)
     mixed = Modulation(*map(torch.stack, rows))
+    # Of the same dearest options some clips are blended and some are not.
+    uneven = Modulation(
+        *(torch.cat((v[:2], w[2:])) for v, w in zip(blends[0], single[0], strict=True))
+    )
     with torch.no_grad():
         residual = torch.randn_like(by_python(layer, x, mixed, Epilogue()))
-        for modulation in (*blends, *single, mixed):
+        for modulation in (*blends, *single, mixed, uneven):
             answer = fetch(modulation)
             for epilogue in (Epilogue(), Epilogue(residual, True), Epilogue(relu=True)):
                 found = layer.compiled.modulate(layer, x, answer.weights, epilogue)

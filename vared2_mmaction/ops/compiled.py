@@ -58,7 +58,8 @@ class Options(NamedTuple):
 
 def can_compile() -> bool:
     """Whether there is a C++ compiler."""
-    return shutil.which(os.environ.get('CXX', 'c++')) is not None
+    command = os.environ.get('CXX', '').split() or ['c++']  # with options, perhaps
+    return shutil.which(command[0]) is not None
 
 
 @functools.cache
