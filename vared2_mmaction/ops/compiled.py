@@ -212,7 +212,7 @@ class _Made(NamedTuple):
         for step in (1, pace) if weight.shape[2] == 1 and not padding[0] else (1,):
             shape = (number, like.shape[1], -(-frames // step), rows, columns)
             x = like.new_zeros(shape).contiguous(memory_format=torch.channels_last_3d)
-            plan = plans.watch(
+            _, plan = plans.watch(
                 x,
                 weight,
                 bias,

@@ -4,7 +4,7 @@
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,15 @@ from .options import kept
 from .plan import Plans
 from .rebuild import rebuild
 from .stack import GateStack
+
+
+class Part(NamedTuple):
+    """The first output channels of every temporal_stride-th output frame of a convolution."""
+
+    weight: Tensor
+    bias: Tensor | None
+    channels: int
+    temporal_stride: int
 
 
 class _DynamicConv(nn.modules.conv._ConvNd):
@@ -274,44 +283,28 @@ class _DynamicConv(nn.modules.conv._ConvNd):
 
     def _whole(self, clips: Tensor, epilogue: Epilogue = NOTHING) -> Tensor:
         """The stock convolution, and what follows."""
-        return self._filtered(clips, self.weight, self.bias, self.out_channels, 1, epilogue)
+        return self._filtered(clips, self._part(self.out_channels, 1), epilogue)
 
     def _convolve(self, clips: Tensor, channel: int, temporal: int) -> Tensor:
         """What a pair of options computes."""
         channels, stride = self.channel_options.kept[channel], 2**temporal
         if self.skip:
-            return self._filtered(clips, self.weight, self.bias, channels, stride)
-        every = self._filtered(clips, self.weight, self.bias, self.out_channels, 1)
+            return self._filtered(clips, self._part(channels, stride))
+        every = self._filtered(clips, self._part(self.out_channels, 1))
         return every[:, :channels, ::stride]
 
-    def _filtered(
-        self,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        channels: int,
-        temporal_stride: int,
-        epilogue: Epilogue = NOTHING,
-    ) -> Tensor:
-        """The first output channels of every temporal_stride-th output frame."""
+    def _part(self, channels: int, temporal_stride: int) -> Part:
+        return Part(self.weight, self.bias, channels, temporal_stride)
 
-        def general(conv2d: Conv2d = F.conv2d) -> Tensor:
-            return self._filter(x, weight, bias, channels, temporal_stride, conv2d)
-
+    def _filtered(self, x: Tensor, part: Part, epilogue: Epilogue = NOTHING) -> Tensor:
+        """What a part of the layer computes, and what follows."""
+        general = functools.partial(self._filter, x, part)
         if self.plans is None:
             return epilogue(general())
-        part = (channels, temporal_stride)
-        return self.plans.convolve(x, weight, bias, part, general, epilogue)
+        return self.plans.convolve(x, part.weight, part.bias, part[2:], general, epilogue)
 
-    def _filter(
-        self,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        channels: int,
-        temporal_stride: int,
-        conv2d: Conv2d,
-    ) -> Tensor:
+    def _filter(self, x: Tensor, part: Part, conv2d: Conv2d = F.conv2d) -> Tensor:
+        weight, bias, channels, temporal_stride = part
         padding: Any = self.padding
         if self.padding_mode != 'zeros' or isinstance(padding, str):
             mode = 'constant' if self.padding_mode == 'zeros' else self.padding_mode

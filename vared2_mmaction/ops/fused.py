@@ -11,7 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from .answer import Modulation
 from .cheap import PerChannelAffine
 from .compiled import Kernels, Options
-from .conv import DynamicConv2d, DynamicConv3d
+from .conv import DynamicConv2d, DynamicConv3d, Part
 from .epilogue import NOTHING, Epilogue
 from .groups import Group
 
@@ -157,8 +157,8 @@ class _TwoKernels(_Tabulated):
     norm: Tensor
 
     def _whole(self, clips: Tensor, epilogue: Epilogue = NOTHING) -> Tensor:
-        weight, bias = self.folded_weight, self.folded_bias
-        return self._filtered(clips, weight, bias, len(weight), 1, epilogue)  # type: ignore[attr-defined]
+        part = Part(self.folded_weight, self.folded_bias, len(self.folded_weight), 1)
+        return self._filtered(clips, part, epilogue)  # type: ignore[attr-defined]
 
     def kernels(self: Any, whole: bool) -> Kernels:
         kernels = super().kernels(whole)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import packed
@@ -89,34 +90,34 @@ class Plans:
                 return plan(x, epilogue)
         elif len(self._plans) >= packed.MAX_SHAPES:
             return epilogue(general(self._conv2d))
-        y, self._plans[key] = self._watch(x, weight, bias, general)
+        y, self._plans[key] = self.watch(x, weight, bias, general)
         return epilogue(y)
+
+    def tensors(self) -> list[Tensor]:
+        """Packed kernels, which take memory beside the layer's own."""
+        return self._conv2d.tensors()
 
     def watch(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, general: Callable[..., Tensor]
-    ) -> Plan | None:
-        """Convolve clips and tell how; None where it was not by one view, one call and one view.
+    ) -> tuple[Tensor, Plan | None]:
+        """Convolve clips, and tell how.
 
         Args:
             x: See :meth:`convolve`, as for the others.
             weight: Kernels.
             bias: Bias, or None.
             general: Convolves x.
+
+        Returns:
+            The result, and the plan; None where it was not by one view, one call and one view.
         """
-        return self._watch(x, weight, bias, general)[1]
-
-    def tensors(self) -> list[Tensor]:
-        """Packed kernels, which take memory beside the layer's own."""
-        return self._conv2d.tensors()
-
-    def _watch(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, general: Callable[..., Tensor]
-    ) -> tuple[Tensor, Plan | None]:
         seen: list[tuple[Tensor, PackedCall | None, Tensor]] = []
 
         def conv2d(maps: Tensor, *args: Any) -> Tensor:
-            seen.append((maps, self._conv2d.prepare(maps, *args), self._conv2d(maps, *args)))
-            return seen[-1][-1]
+            call = self._conv2d.prepare(maps, *args)
+            result = F.conv2d(maps, *args) if call is None else call(maps)
+            seen.append((maps, call, result))
+            return result
 
         y = general(conv2d)
         if len(seen) != 1:

@@ -116,7 +116,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("lies_dense", &lies_dense);
   py::class_<Gates>(m, "Gates")
       .def(py::init<at::Tensor, at::Tensor, at::Tensor, at::Tensor, bool, int64_t>())
-      .def("weigh", [](const Gates& gates, const at::Tensor& x) { return gates.weigh(x, 1); }, py::call_guard<py::gil_scoped_release>());
+      .def(
+          "weigh", [](const Gates& gates, const at::Tensor& x) { return gates.weigh(x, 1); },
+          py::call_guard<py::gil_scoped_release>());
   py::class_<Layer>(m, "Layer")
       .def(py::init([](std::vector<int64_t> kept, int64_t temporal, std::vector<at::Tensor> tables,
                        double saturation, int64_t inputs, std::array<int64_t, 3> kernel,

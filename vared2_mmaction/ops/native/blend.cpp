@@ -43,9 +43,7 @@ void follow(const float* computed, int64_t elements, const float* residual, floa
 
 Recipe::Recipe(const std::vector<int64_t>& kept, const std::vector<int64_t>& channel,
                const std::vector<int64_t>& temporal, bool skip)
-    : kept_(kept),
-      channel_(channel),
-      temporal_(temporal),
+    : temporal_(temporal),
       channels_(kept.front()),
       computed_channels_(kept[skip ? channel.front() : 0]),
       step_(int64_t{1} << (skip ? temporal.front() : 0)),

@@ -61,7 +61,7 @@ class Recipe {
                                const float* computed, int64_t frame_step, int64_t positions,
                                float* of_computed, float* sums) const;
 
-  std::vector<int64_t> kept_, channel_, temporal_;
+  std::vector<int64_t> temporal_;
   int64_t channels_, computed_channels_;
   int64_t step_;  // output frames from one computed frame to the next
   std::vector<std::vector<Segment>> phases_;
