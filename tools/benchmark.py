@@ -26,9 +26,8 @@ import vared2_mmaction
 from vared2_mmaction.apis import benchmark, flops, keep_freed_memory
 from vared2_mmaction.apis.cli import add_config_options
 from vared2_mmaction.apis.environment import processor
-from vared2_mmaction.models import dynamic_layers
+from vared2_mmaction.models import can_execute, dynamic_layers
 from vared2_mmaction.models.static import is_detector
-from vared2_mmaction.ops.compiled import can_compile
 
 PROFILED = 7
 """Operations that are printed of a profile, the longest."""
@@ -58,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     add('--no-masked', action='store_true', help=masked)
     unhelped = 'leave out the stock network exactly as MMAction2 runs it'
     add('--no-unhelped', action='store_true', help=unhelped)
-    compiled = 'layers by compiled code; None: with float32 on a CPU, if there is a C++ compiler'
+    compiled = 'layers by compiled code; None: where there is some, and a compiler for it'
     add('--compiled', action=argparse.BooleanOptionalAction, help=compiled)
     add(
         '--profile', action='store_true', help='tell what the time goes into, of inference on a CPU'
@@ -80,13 +79,14 @@ def check_numbers(args: argparse.Namespace) -> None:
         raise ValueError(f'--seed {args.seed}: expected a number from 0 to 2^32 - 1')
     if args.device == 'cuda' and not torch.cuda.is_available():
         raise ValueError('--device cuda: expected a GPU, and PyTorch finds none')
-    served = (args.device, args.dtype) == ('cpu', 'float32')
+    served = (args.device, args.dtype) != ('cpu', 'bfloat16')
     if args.compiled is None:
-        args.compiled = served and can_compile()
+        args.compiled = served and can_execute(args.device)
     if args.compiled and not served:
-        raise ValueError('--compiled: expected --device cpu and --dtype float32')
-    if args.compiled and not can_compile():
-        raise ValueError('--compiled: there is no C++ compiler; CXX names one')
+        raise ValueError('--compiled: expected --dtype float32 with --device cpu')
+    if args.compiled and not can_execute(args.device):
+        missing = 'C++ compiler; CXX names one' if args.device == 'cpu' else 'Triton'
+        raise ValueError(f'--compiled: there is no {missing}')
     if args.profile and (args.device, args.mode) != ('cpu', 'infer'):
         raise ValueError('--profile: expected --device cpu and --mode infer')
     if args.out and not os.path.isdir(os.path.dirname(args.out) or '.'):

@@ -22,6 +22,7 @@ import torch
 def apply() -> None:
     """Mend what is broken; must run before ``mmaction.models`` is imported."""
     _provide_importlib_metadata()
+    _leave_out_multimodal_models()
     _provide_missing_localizer()
     _allow_checkpoints_of_the_trainer()
     _open_videos_by_path()
@@ -37,6 +38,19 @@ def _provide_importlib_metadata() -> None:
     """mmaction.utils.dependency imports a backport that mmaction2 does not declare."""
     if importlib.util.find_spec('importlib_metadata') is None:
         sys.modules['importlib_metadata'] = importlib.metadata
+
+
+def _leave_out_multimodal_models() -> None:
+    """mmaction2's multimodal models import what later releases of transformers lack; where there is
+    no transformers at all, it does without them."""
+    if importlib.util.find_spec('transformers') is None:
+        return
+    try:
+        from transformers.modeling_utils import apply_chunking_to_forward  # noqa: F401
+    except ImportError:
+        from mmaction.utils import dependency
+
+        dependency.WITH_MULTIMODAL = False
 
 
 def _provide_missing_localizer() -> None:

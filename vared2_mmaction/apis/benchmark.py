@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from ..models import (
     accelerate,
+    capture,
     dynamic_layers,
     force_policies,
     fuse,
@@ -124,13 +125,15 @@ class Options(NamedTuple):
     def help(self) -> list[str]:
         """What ``stock`` and ``ours`` both get."""
         infer, on_cpu, reduced = self.mode == 'infer', self.device == 'cpu', self.dtype != 'float32'
+        kernels = infer and self.compiled and not on_cpu
         return [
             *(['batch norm folded'] if infer else []),
             'convolution forms',
-            *(['channels-last'] if on_cpu else []),
+            *(['channels-last'] if on_cpu or kernels else []),
             *(['packed kernels'] if infer and on_cpu and not reduced else []),
             *(['ReLU and residuals in convolutions'] if infer else []),
             *(['compiled layers'] if infer and self.compiled else []),
+            *(['CUDA graph'] if kernels else []),
             *(['freed memory kept'] if self.memory_kept else []),
             *([f'{self.dtype} autocast'] if reduced else []),
         ]
@@ -182,7 +185,9 @@ def clip_shape(
     return tuple(shape)
 
 
-def build_network(name: str, model: nn.Module, case: Case, options: Options) -> Network:
+def build_network(
+    name: str, model: nn.Module, case: Case, options: Options, captured: bool = True
+) -> Network:
     """Make one of the networks from a dynamic recognizer.
 
     Args:
@@ -190,18 +195,21 @@ def build_network(name: str, model: nn.Module, case: Case, options: Options) -> 
         model: The recognizer; stays as it is, so that every row starts from the same weights.
         case: What is measured.
         options: How it is measured.
+        captured: Whether it may run as a CUDA graph, whose memory is not told apart from what was
+            freed.
     """
     infer, policy = options.mode == 'infer', None
     if name in ('ours', 'masked'):
         network = copy.deepcopy(model).to(options.device)
         policy = case.policy.draw(case.batch_size, len(dynamic_layers(model)), options.seed)
-        policy = None if policy is None else policy.to(options.device)
     else:
         network = to_static(model).to(options.device)
     if name == 'stock':
         network = accelerate(network)
     if infer and name != 'unhelped':
         network = fuse(network, options.compiled)
+        if captured and options.compiled and options.device == 'cuda':
+            network = capture(network)
     elif not infer:
         for layer in dynamic_layers(network).values():
             layer.compiled_blend = options.compiled
@@ -212,7 +220,8 @@ def build_network(name: str, model: nn.Module, case: Case, options: Options) -> 
     batch = make_batch(model, case.batch_size, case.shape, options.seed)
     samples = [sample.to(options.device) for sample in batch.data_samples]
     batch = Batch(batch.inputs.to(options.device), samples)
-    context = partial(_policy_context, network, policy, name == 'masked')
+    forced = None if policy is None else force_policies(network, policy)
+    context = partial(_policy_context, network, forced, name == 'masked')
     autocast = partial(_autocast, options)
     if infer:
         return Network(network, partial(_predict, network, batch, autocast), context, batch)
@@ -232,10 +241,12 @@ def _autocast(options: Options) -> AbstractContextManager:
 
 
 @contextmanager
-def _policy_context(network: nn.Module, policy: Tensor | None, masked: bool) -> Iterator[None]:
+def _policy_context(
+    network: nn.Module, forced: AbstractContextManager | None, masked: bool
+) -> Iterator[None]:
     with ExitStack() as stack:
-        if policy is not None:
-            stack.enter_context(force_policies(network, policy))
+        if forced is not None:
+            stack.enter_context(forced)
         if masked:
             stack.enter_context(masking(network))
         yield
@@ -283,7 +294,7 @@ def run_case(
     peaks, ratio = {}, 1.0
     for name in ('stock', 'ours'):  # one at a time: on a GPU the other would count
         gc.collect()
-        network = build_network(name, model, case, options)
+        network = build_network(name, model, case, options, captured=False)
         if name == 'ours':
             clip = (1, *network.batch.inputs.shape[1:])
             ratio = macs_ratio(network, static_cost(model, clip))

@@ -3,7 +3,9 @@
 
 from ..installation import has_detection
 from .backbones import VARED2X3D, VARED2ResNet, VARED2ResNet2Plus1d, VARED2ResNet3d
+from .capture import capture
 from .dynamize import DynamicFeatures, dynamize
+from .execution import can_execute
 from .forms import accelerate
 from .fuse import fuse
 from .heads import VARED2I3DHead, VARED2TSNHead, VARED2X3DHead
@@ -33,6 +35,8 @@ __all__ = [
     'VARED2TSNHead',
     'VARED2X3DHead',
     'accelerate',
+    'can_execute',
+    'capture',
     'dynamic_layers',
     'dynamize',
     'force_policies',

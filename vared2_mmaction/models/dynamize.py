@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from ..ops import DynamicConv2d, DynamicConv3d, collect, report_fixed
-from ..ops.decision import COLUMNS, Decisions, charge_on_host, gradient_of_charge
+from ..ops.decision import (
+    COLUMNS,
+    ChargedDecision,
+    Decisions,
+    LayerDecision,
+    charge_on_host,
+    gradient_of_charge,
+)
 from .blocks import checkpoint_without_reentry, decide_together, derive
 from .forms import channels_last, use_forms
 from .layers import DynamicOptions, clip_length, make_layers_dynamic
@@ -89,13 +96,17 @@ class DynamicBackbone(nn.Module):
     def _tabulate(self, decisions: Decisions, x: Tensor) -> Tensor:
         segments = self.clip_length or 1
         clips = x.shape[0] // segments
-        rows = list(self._rows(decisions, clips))
-        table = torch.tensor(rows, dtype=torch.float64, device=x.device)
-        table = table.view(len(rows), clips, len(DECISION_COLUMNS)).transpose(0, 1).contiguous()
         reported = [(name, d) for name, many in decisions.layers.items() for d in many]
+        if any(isinstance(d, ChargedDecision) for _, d in reported):
+            table = self._stack(decisions, clips, x.device)
+        else:
+            rows = list(self._rows(decisions, clips))
+            table = torch.tensor(rows, dtype=torch.float64, device=x.device)
+            table = table.view(len(rows), clips, len(DECISION_COLUMNS)).transpose(0, 1).contiguous()
         if reported and torch.is_grad_enabled():
             of = [1 + self.dynamic_layers.index(name) for name, _ in reported]
-            gradient = F.pad(gradient_of_charge([d for _, d in reported], x.device), (0, 1))
+            known: list[Any] = [d for _, d in reported]
+            gradient = F.pad(gradient_of_charge(known, x.device), (0, 1))
             table = table.index_add(1, torch.tensor(of, device=x.device), gradient)
         if self.training:
             # Distributed training waits for a gradient of every parameter in every step, and an
@@ -107,12 +118,23 @@ class DynamicBackbone(nn.Module):
         table[..., -1] = torch.arange(segments, device=x.device).repeat(clips)[:, None]
         return table
 
+    def _stack(self, decisions: Decisions, clips: int, device: torch.device) -> Tensor:
+        """The same as :meth:`_rows`, of decisions that stayed on the device."""
+        fixed = torch.zeros(clips, len(COLUMNS), dtype=torch.float64, device=device)
+        fixed[:, :2] = decisions.fixed / max(clips, 1)
+        tables = [fixed]
+        for name in self.dynamic_layers:
+            runs = [_charged(d, device) for d in decisions.layers.get(name, ())]
+            tables.append(sum(runs[1:], runs[0]) if runs else torch.zeros_like(fixed))
+        return F.pad(torch.stack(tables, 1), (0, 1))
+
     def _rows(self, decisions: Decisions, clips: int) -> Iterator[list[tuple[float, ...]]]:
         """Row of each clip, for what is not dynamic and for each layer."""
         fixed = decisions.fixed / max(clips, 1)
         yield [(fixed, fixed, *_ZEROS[2:])] * clips
         for name in self.dynamic_layers:
-            runs = [charge_on_host(d) for d in decisions.layers.get(name, ())]
+            known: Any = decisions.layers.get(name, ())
+            runs = [charge_on_host(d) for d in known]
             # A layer that is run more than once has one row, the sum.
             summed = runs[0] if len(runs) == 1 else [_sum(clip) for clip in zip(*runs, strict=True)]
             yield [(*row, 0.0) for row in summed] or [_ZEROS] * clips
@@ -214,6 +236,12 @@ def build_dynamic_backbone(backbone: dict, dynamic: Mapping[str, Any] | None = N
         dynamic: Options of :class:`~vared2_mmaction.models.layers.DynamicOptions`.
     """
     return dynamize(MODELS.build(backbone), **(dynamic or {}))
+
+
+def _charged(decision: LayerDecision | ChargedDecision, device: torch.device) -> Tensor:
+    if isinstance(decision, ChargedDecision):
+        return decision.table
+    return torch.tensor(charge_on_host(decision), dtype=torch.float64, device=device)
 
 
 def _sum(rows: Iterable[tuple[float, ...]]) -> tuple[float, ...]:

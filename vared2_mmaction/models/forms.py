@@ -3,6 +3,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from mmcv.cnn.bricks import wrappers
 from torch import Tensor, nn
 
 from ..ops import DynamicConv2d, DynamicConv3d
-from ..ops.compiled import CompiledConv, Kernels, Options, is_compilable
+from ..ops.compiled import Kernels, Options
 from ..ops.epilogue import Epilogue
 from ..ops.forms import Conv2d, convolve, max_pool, without_pointwise_steps
 from ..ops.plan import Plans
@@ -25,8 +26,8 @@ class _Formed(nn.modules.conv._ConvNd):
 
     plans: Plans | None
     """How inputs are convolved, in a fused network."""
-    compiled: CompiledConv | None
-    """Compiled code of a fused network."""
+    compiled: Any
+    """Compiled code of a fused network; see :class:`~vared2_mmaction.ops.conv.DynamicConv3d`."""
     relu: bool
     """Whether ReLU follows at once, in a fused network."""
     clip_rows, skip = 1, True
@@ -124,7 +125,7 @@ _STOCK: dict[type[nn.Module], type[nn.Module]] = {
     FormedMaxPool3d: nn.MaxPool3d,
 }
 
-_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def use_forms(model: nn.Module) -> None:
@@ -153,30 +154,27 @@ def channels_last(x: Tensor) -> Tensor:
     """
     if x.device.type != 'cpu':
         return x
-    return x.contiguous(memory_format=_FORMATS[x.dim()])
+    return x.contiguous(memory_format=FORMATS[x.dim()])
 
 
 def keep_channels_last(model: nn.Module) -> None:
     """Lay out kernels on a CPU as their inputs are, in place, or every call would copy them."""
     for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.dim() in _FORMATS:
+        if tensor.dim() in FORMATS:
             tensor.data = channels_last(tensor.data)
 
 
-def pack_kernels(model: nn.Module, compiled: bool = False) -> None:
+def pack_kernels(model: nn.Module, execute: Callable[[nn.Module], Any]) -> None:
     """Keep the kernels of convolutions that have a 2-D form as oneDNN computes with them, in place,
     for inference; see :class:`~vared2_mmaction.ops.plan.Plans`.
 
     Args:
         model: A network with normalisation folded.
-        compiled: Whether to convolve by compiled code where there is some; see
-            :class:`~vared2_mmaction.ops.compiled.CompiledConv`.
+        execute: Gives a convolution its compiled code, or None.
     """
     for module in model.modules():
         if isinstance(module, DynamicConv2d | DynamicConv3d | _Formed):
-            module.plans = Plans()
-            if compiled and is_compilable(module):
-                module.compiled = CompiledConv()
+            module.plans, module.compiled = Plans(), execute(module)
 
 
 def accelerate(model: nn.Module) -> nn.Module:

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
 from mmaction.models.backbones.resnet_tsm import TemporalShift
 from mmaction.models.common import Conv2plus1d
 from mmcv.cnn import ConvModule
@@ -15,12 +16,12 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..ops import DynamicConv2d, DynamicConv3d, SoftModulationGate
-from ..ops.compiled import library
 from ..ops.fused import fold_norm
 from ..ops.stack import GateStack
 from .blocks import Deciding
 from .epilogues import fuse_epilogues
-from .forms import keep_channels_last, pack_kernels
+from .execution import Execution, by_operations, execution_on
+from .forms import FORMATS, keep_channels_last, pack_kernels
 from .policy import dynamic_layers
 
 
@@ -34,10 +35,12 @@ def fuse(model: nn.Module, compiled: bool = False) -> nn.Module:
     layers and of networks that were accelerated also keep their kernels packed for oneDNN.
 
     Args:
-        model: A stock or dynamic recognizer or backbone.
-        compiled: Whether gates and convolutions are to be executed by compiled code, for float32
-            on a CPU; see :mod:`vared2_mmaction.ops.compiled`. The first time it is compiled,
-            which takes about half a minute.
+        model: A stock or dynamic recognizer or backbone, on the device where it is to run.
+        compiled: Whether gates and convolutions are to be executed by compiled code. On a CPU this
+            is C++, for float32 (:mod:`vared2_mmaction.ops.compiled`); the first time it is
+            compiled, which takes about half a minute. On a GPU these are Triton kernels, which
+            leave out what a clip does not need without asking the host
+            (:mod:`vared2_mmaction.ops.gpu`); the first call of a shape compiles and measures them.
 
     Returns:
         A copy in evaluation mode, whose outputs are those of the model in evaluation mode, up to
@@ -46,8 +49,17 @@ def fuse(model: nn.Module, compiled: bool = False) -> nn.Module:
     Raises:
         RuntimeError: If compiled code is asked for and cannot be made.
     """
-    if compiled:
-        library()
+    device = next((p.device for p in model.parameters()), torch.device('cpu'))
+    return fuse_for(model, execution_on(device) if compiled else by_operations())
+
+
+def fuse_for(model: nn.Module, execution: Execution) -> nn.Module:
+    """The same, with what is to execute the copy.
+
+    Args:
+        model: See :func:`fuse`.
+        execution: What executes gates and convolutions.
+    """
     fused = copy.deepcopy(model)
     fused.eval()  # does not return the module in stock backbones
     for owner, name, norm_name in list(_pairs(fused)):
@@ -62,21 +74,29 @@ def fuse(model: nn.Module, compiled: bool = False) -> nn.Module:
         if isinstance(gate, SoftModulationGate):
             gate.fold_norm()
     fuse_epilogues(fused)
-    _stack_gates(fused, compiled)
+    _stack_gates(fused, execution)
     keep_channels_last(fused)
-    pack_kernels(fused, compiled)
+    pack_kernels(fused, execution.convolution)
+    if execution.innermost:
+        backbone: Any = getattr(fused, 'backbone', fused)
+        backbone.register_forward_pre_hook(_lay_out)
     return fused
 
 
-def _stack_gates(model: nn.Module, compiled: bool) -> None:
+def _lay_out(module: nn.Module, args: tuple) -> tuple:
+    x = args[0]
+    return (x.contiguous(memory_format=FORMATS[x.dim()]), *args[1:])
+
+
+def _stack_gates(model: nn.Module, execution: Execution) -> None:
     """Let gates that are evaluated together, and those that decide alone, be evaluated as one."""
     blocks = [module for module in model.modules() if isinstance(module, Deciding)]
     together = {layer for block in blocks for layer in block.decides_for}
     for block in blocks:
-        block.gate_stack = GateStack([layer.gate for layer in block.decides_for], compiled)
+        block.gate_stack = GateStack([layer.gate for layer in block.decides_for], execution.gates())
     for layer in set(dynamic_layers(model).values()) - together:
         if type(layer.gate) is SoftModulationGate:
-            layer.gate_stack = GateStack([layer.gate], compiled)
+            layer.gate_stack = GateStack([layer.gate], execution.gates())
 
 
 def _pairs(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:

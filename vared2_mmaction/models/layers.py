@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import torch
 from mmaction.registry import MODELS
 from mmcv.cnn.bricks import wrappers
 from torch import nn
@@ -61,8 +62,8 @@ class DynamicOptions:
             weights over their sum; see :func:`~vared2_mmaction.ops.blend.shares`.
         num_segments: For a 2-D backbone, the number of frames of a clip (the segments of TSN).
             None takes the backbone's own ``num_segments``.
-        compiled: Whether to blend by compiled code where there is some, with float32 on a CPU; see
-            :mod:`vared2_mmaction.ops.compiled_blend`. What it computes is the same.
+        compiled: Whether to blend by compiled code where there is some, with float32 on a CPU and
+            on a GPU; see :mod:`vared2_mmaction.ops.compiled_blend`. What it computes is the same.
     """
 
     channel: int = 3
@@ -137,7 +138,7 @@ def make_layers_dynamic(backbone: nn.Module, options: DynamicOptions) -> tuple[s
             f'dynamic.layers: no convolution of {type(backbone).__name__} {wanted}; its '
             f'convolutions are {convolutions}'
         )
-    if options.compiled:
+    if options.compiled and not torch.cuda.is_available():
         library()
     first: dict[str | None, str] = {}  # convolution of each block, which reads the block's input
     if options.own_gate and options.gate_input == 'block':

@@ -1,7 +1,7 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """Force a policy on a network, whatever its gates would answer."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -45,9 +45,10 @@ def force_policy(model: nn.Module, channel: int = 0, temporal: int = 0) -> Itera
         yield
 
 
-@contextmanager
-def force_policies(model: nn.Module, policy: Tensor) -> Iterator[None]:
+class force_policies:
     """Let every gate of a model answer one option a clip with weight 1, such as those of a dump.
+
+    A context, which may be entered any number of times.
 
     Args:
         model: A dynamic backbone or anything that contains one.
@@ -58,19 +59,27 @@ def force_policies(model: nn.Module, policy: Tensor) -> Iterator[None]:
     Raises:
         ValueError: If the policy is of another shape, or a batch of another size.
     """
-    layers = _layers_to_force(model)
-    if policy.dim() != 3 or policy.shape[1:] != (len(layers), 2) or policy.min() < 0:
-        raise ValueError(
-            f'policy: expected options, 0 or more, of shape (clips, {len(layers)}, 2) for '
-            f'{type(model).__name__}, got shape {tuple(policy.shape)}'
-        )
-    before = [layer.forced for layer in layers.values()]
-    try:
-        for options, layer in zip(policy.unbind(1), layers.values(), strict=True):
-            layer.forced = Forced(options)
-        yield
-    finally:
-        for forced, layer in zip(before, layers.values(), strict=True):
+
+    def __init__(self, model: nn.Module, policy: Tensor) -> None:
+        layers = _layers_to_force(model)
+        if policy.dim() != 3 or policy.shape[1:] != (len(layers), 2) or policy.min() < 0:
+            raise ValueError(
+                f'policy: expected options, 0 or more, of shape (clips, {len(layers)}, 2) for '
+                f'{type(model).__name__}, got shape {tuple(policy.shape)}'
+            )
+        self._layers = tuple(layers.values())
+        self._forced = [Forced(options) for options in policy.cpu().unbind(1)]
+        self._before: list[list[Forced | None]] = []
+
+    def __enter__(self) -> None:
+        self._before.append([layer.forced for layer in self._layers])
+        self._force(self._forced)
+
+    def __exit__(self, *_: object) -> None:
+        self._force(self._before.pop())
+
+    def _force(self, all_forced: Sequence[Forced | None]) -> None:
+        for layer, forced in zip(self._layers, all_forced, strict=True):
             layer.forced = forced
 
 

@@ -26,8 +26,9 @@ from torch.utils import cpp_extension
 from . import packed
 from .answer import Weights
 from .epilogue import Epilogue
-from .forms import convolve
+from .forms import convolve, has_2d_form
 from .gate import GRID
+from .lazy import Made
 from .packed import version_of
 
 SOURCES = Path(__file__).with_name('native')
@@ -107,31 +108,23 @@ def _scripts_on_path() -> Iterator[None]:
 
 def is_compilable(layer: Any) -> bool:
     """Whether there is compiled code for a layer of a fused network."""
+    if not tells_kernels(layer):
+        return False
+    weight, _, stride, padding, _ = layer.kernels(True)
+    return has_2d_form(weight.shape[2:], stride, padding)
+
+
+def tells_kernels(layer: Any) -> bool:
+    """Whether ``kernels`` and ``options`` of a layer of a fused network say all that it does."""
     if not hasattr(layer, 'kernels') or layer.groups > 1 or layer.padding_mode != 'zeros':
         return False
     if isinstance(layer.padding, str) or getattr(layer, 'saturation', math.inf) is None:
         return False
     options = (getattr(layer, f'{name}_options', None) for name in ('channel', 'temporal'))
-    if not all(of is None or of.affine for of in options):
-        return False
-    weight, _, stride, padding, _ = layer.kernels(True)
-    kernel = weight.shape[2:]
-    within_frames = (kernel[0], padding[0]) == (1, 0)
-    within_positions = (*kernel[1:], *stride[1:], *padding[1:]) == (1, 1, 1, 1, 0, 0)
-    return within_frames or within_positions
+    return all(of is None or of.affine for of in options)
 
 
-class _Lazy:
-    """Compiled objects, made by the first call, that cannot be copied: copies make their own."""
-
-    def __deepcopy__(self, memo: Any) -> Any:
-        return type(self)()
-
-    def __reduce__(self) -> tuple:
-        return type(self), ()
-
-
-class CompiledGates(_Lazy):
+class CompiledGates(Made):
     """A stack of gates by compiled code."""
 
     def __init__(self) -> None:
@@ -158,7 +151,7 @@ class CompiledGates(_Lazy):
         return self.native(stack).weigh(clips) if library().serves(clips) else None
 
 
-class _Made(NamedTuple):
+class _Layer(NamedTuple):
     """The compiled layer of some kernels."""
 
     native: Any
@@ -172,7 +165,7 @@ class _Made(NamedTuple):
     """Whether clips of a kind can be convolved."""
 
     @classmethod
-    def of(cls, owner: Any, weight: Tensor, bias: Tensor | None) -> '_Made':
+    def of(cls, owner: Any, weight: Tensor, bias: Tensor | None) -> '_Layer':
         kernels, options = owner.kernels(False), owner.options()
         shape = kernels.weight.shape
         native = library().Layer(
@@ -235,7 +228,7 @@ class _Made(NamedTuple):
         return False
 
 
-class CompiledConv(_Lazy):
+class CompiledConv(Made):
     """The convolution of one layer by compiled code.
 
     The layer, a dynamic one or a stock one in its fastest form, is handed over with every call. It
@@ -248,8 +241,10 @@ class CompiledConv(_Lazy):
     autocast, for other types than float32 and other layouts than channels-last.
     """
 
+    stays_on_device = False
+
     def __init__(self) -> None:
-        self._made: _Made | None = None
+        self._made: _Layer | None = None
 
     def forward(
         self,
@@ -313,10 +308,10 @@ class CompiledConv(_Lazy):
             if y is None or not made.plan(owner, x, y):
                 return None
 
-    def _current(self, owner: Any) -> '_Made':
+    def _current(self, owner: Any) -> '_Layer':
         """Compiled layer of the kernels as they are now."""
         made, parameters = self._made, owner._parameters
         weight, bias = parameters['weight'], parameters['bias']
         if made is None or not made.serves(weight, bias):
-            made = self._made = _Made.of(owner, weight, bias)
+            made = self._made = _Layer.of(owner, weight, bias)
         return made

@@ -1,11 +1,14 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
-"""Blend channels and frames at once, with gradients, by compiled code for float32 on a CPU.
+"""Blend channels and frames at once, with gradients, by compiled code: for float32 on a CPU by C++,
+on a GPU by :mod:`vared2_mmaction.ops.gpu.trained`.
 
 One pass over the maps in each direction, and nothing kept but what was computed, where the general
 way makes and keeps the map whose channels are blended and whose frames are not. That asks for
 affine cheap operations, which are combined first.
 """
 
+import functools
+import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +21,11 @@ from .compiled import library
 
 def serves(computed: Tensor) -> bool:
     """Whether there is compiled code for what a layer computed, (N, C, T, H, W)."""
-    return library().lies_dense(computed) and not torch.compiler.is_compiling()
+    if torch.compiler.is_compiling():
+        return False
+    if computed.is_cuda:
+        return (kernels := _kernels()) is not None and kernels.serves(computed)
+    return library().lies_dense(computed)
 
 
 def blend(
@@ -41,9 +48,21 @@ def blend(
     Returns:
         Output, (N, C, T, H, W).
     """
+    if computed.is_cuda and (kernels := _kernels()) is not None:
+        return kernels.blend(computed, options, shares, active, frames)
     scales, shifts = combine(len(computed), options, shares, active, computed.dtype)
     of = (options[0].kept, *map(list, active), frames)
     return _Blend.apply(computed, scales, shifts, of)
+
+
+@functools.cache
+def _kernels() -> Any:
+    """Kernels that blend on a GPU; None without Triton."""
+    return (
+        None
+        if importlib.util.find_spec('triton') is None
+        else importlib.import_module(f'{__package__}.gpu.trained')
+    )
 
 
 def combine(

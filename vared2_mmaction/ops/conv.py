@@ -15,8 +15,7 @@ from . import compiled_blend
 from .answer import Answer, Modulation, fetch, known
 from .blend import shares
 from .cheap import ChannelOptions, TemporalOptions
-from .compiled import CompiledConv
-from .decision import LayerConstants, LayerCost, LayerDecision, layer_cost, report
+from .decision import ChargedDecision, LayerConstants, LayerCost, LayerDecision, layer_cost, report
 from .epilogue import NOTHING, Epilogue
 from .forced import Forced
 from .forms import Conv2d, convolve
@@ -57,8 +56,9 @@ class _DynamicConv(nn.modules.conv._ConvNd):
     """What is done instead of what the gate answers."""
     plans: Plans | None
     """How inputs are convolved, in a fused network."""
-    compiled: CompiledConv | None
-    """Compiled code of a fused network."""
+    compiled: Any
+    """Compiled code of a fused network: a :class:`~vared2_mmaction.ops.compiled.CompiledConv` or a
+    :class:`~vared2_mmaction.ops.gpu.layer.DeviceConv`."""
     compiled_blend: bool
     """Whether compiled code blends; see :mod:`~vared2_mmaction.ops.compiled_blend`."""
     relu: bool
@@ -131,7 +131,7 @@ class _DynamicConv(nn.modules.conv._ConvNd):
 
     def _forward_compiled(
         self, x: Tensor, residual: Tensor | None
-    ) -> tuple[Tensor, LayerDecision] | None:
+    ) -> tuple[Tensor, LayerDecision | ChargedDecision] | None:
         if self.compiled is None:
             return None
         try:
@@ -143,6 +143,8 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         if found is None:
             return None
         y, weights = found
+        if isinstance(weights, Tensor):
+            return y, ChargedDecision(weights)
         return y, LayerDecision(known(weights), self._cost(self._clip_frames(x), y))
 
     def _forward(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, LayerDecision]:

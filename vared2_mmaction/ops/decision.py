@@ -88,11 +88,18 @@ class LayerDecision(NamedTuple):
     cost: LayerCost
 
 
+class ChargedDecision(NamedTuple):
+    """Decision of one layer for N clips that never came to the host."""
+
+    table: Tensor
+    """What is charged, (N, 5) in float64; the columns are ``COLUMNS``."""
+
+
 @dataclass
 class Decisions:
     """All that the layers of a backbone reported in one forward."""
 
-    layers: dict[str, list[LayerDecision]] = field(default_factory=dict)
+    layers: dict[str, list[LayerDecision | ChargedDecision]] = field(default_factory=dict)
     fixed: int = 0
     """Multiply-adds of the convolutions that are not dynamic, for the whole batch."""
 
@@ -111,7 +118,7 @@ def collect() -> Iterator[Decisions]:
         _scope.reset(token)
 
 
-def report(layer: str, decision: LayerDecision) -> None:
+def report(layer: str, decision: LayerDecision | ChargedDecision) -> None:
     """Hand a layer's decision to the open scope, if there is one."""
     if (scope := _scope.get()) is not None:
         scope.layers.setdefault(layer, []).append(decision)

@@ -3,6 +3,7 @@
 
 import functools
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -22,6 +23,7 @@ class Forced:
     def __init__(self, options: Tensor) -> None:
         self.options = options.long().cpu()
         self._pairs: list[list[int]] = self.options.tolist()
+        self._on: dict[torch.device, Tensor] = {}
         self._weights = functools.cache(self._make_weights)  # the same for every batch
 
     def pairs(self, clips: int) -> list[list[int]]:
@@ -33,6 +35,17 @@ class Forced:
         if len(self._pairs) not in (1, clips):
             raise ValueError(f'policy: expected a batch of {len(self._pairs)} clips, got {clips}')
         return self._pairs
+
+    def on(self, device: torch.device, clips: int) -> Tensor:
+        """Options on a device, (N or 1, 2) of type int32, the same tensor for every batch.
+
+        Raises:
+            ValueError: See :meth:`pairs`.
+        """
+        self.pairs(clips)
+        if device not in self._on:
+            self._on[device] = self.options.to(device, torch.int32)
+        return self._on[device]
 
     def replace(self, answer: Answer) -> Answer:
         """An answer of the same shape with the forced options.

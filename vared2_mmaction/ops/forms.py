@@ -84,6 +84,12 @@ def convolve(
     return F.conv3d(x, weight, bias, tuple(stride), tuple(padding), tuple(dilation), groups)
 
 
+def has_2d_form(kernel: Sizes, stride: Sizes, padding: Sizes) -> bool:
+    """Whether a convolution is one in 2-D where channels lie innermost."""
+    within_frames = (kernel[0], padding[0]) == (1, 0)
+    return within_frames or (*kernel[1:], *stride[1:], *padding[1:]) == (1, 1, 1, 1, 0, 0)
+
+
 def without_pointwise_steps(
     x: Tensor, kernel: Sizes, stride: Sizes, padding: Sizes
 ) -> tuple[Tensor, Sizes]:

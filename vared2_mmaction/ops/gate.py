@@ -52,10 +52,16 @@ def _line(size: int) -> tuple[int, int]:
     return (size - 1) % step // 2, step
 
 
+def sample_grid(x: Tensor) -> list[tuple[int, int, int]]:
+    """First of the rows that a descriptor reads, the step to the next, and their number; then
+    those of columns."""
+    lines = [(size, *_line(size)) for size in x.shape[3:]]
+    return [(first, step, -(-(size - first) // step)) for size, first, step in lines]
+
+
 def _sample(x: Tensor) -> Tensor:
     """Positions on a regular grid of every frame, (N, T, positions, C)."""
-    first, steps = zip(*map(_line, x.shape[3:]), strict=True)
-    number = [-(-(s - f) // step) for s, f, step in zip(x.shape[3:], first, steps, strict=True)]
+    first, steps, number = zip(*sample_grid(x), strict=True)
     clips, channels, frames, *positions = x.stride()
     # One view instead of a chain of five: small features take less time than that.
     grid = x.as_strided(

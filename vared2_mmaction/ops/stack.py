@@ -2,11 +2,11 @@
 """Gates of a fused network, those of the same input as one module."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .compiled import CompiledGates
 from .gate import SoftModulationGate, describe, full_precision
 
 
@@ -15,7 +15,9 @@ class GateStack(nn.Module):
 
     Args:
         gates: Gates with the same hidden width, their normalisation folded.
-        compiled: Whether to evaluate them by compiled code where there is some.
+        compiled: What evaluates them where it can: a
+            :class:`~vared2_mmaction.ops.compiled.CompiledGates` or a
+            :class:`~vared2_mmaction.ops.gpu.gates.DeviceGates`.
     """
 
     first: Tensor
@@ -23,7 +25,7 @@ class GateStack(nn.Module):
     second: Tensor
     beta: Tensor
 
-    def __init__(self, gates: Sequence[SoftModulationGate], compiled: bool = False) -> None:
+    def __init__(self, gates: Sequence[SoftModulationGate], compiled: Any = None) -> None:
         super().__init__()
         with torch.no_grad():
             width = max(g.width for g in gates)
@@ -45,7 +47,7 @@ class GateStack(nn.Module):
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor, persistent=False)
         self.motion = gates[0].motion
-        self.compiled = CompiledGates() if compiled else None
+        self.compiled = compiled
 
     def forward(self, clips: Tensor) -> Tensor:
         """What :meth:`SoftModulationGate.weigh` returns for each gate, (N, L, 2, options).

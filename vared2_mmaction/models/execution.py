@@ -1,0 +1,74 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""What executes the gates and convolutions of a fused network."""
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from ..ops.compiled import (
+    CompiledConv,
+    CompiledGates,
+    can_compile,
+    is_compilable,
+    library,
+    tells_kernels,
+)
+
+
+class Execution(NamedTuple):
+    """Makes what executes a part of a network; None is PyTorch's own operations."""
+
+    convolution: Callable[[nn.Module], Any]
+    """For a dynamic convolution, or a stock one in its fastest form."""
+    gates: Callable[[], Any]
+    """For a stack of gates."""
+    innermost: bool = False
+    """Whether channels are to lie innermost on every device."""
+
+
+def by_operations() -> Execution:
+    """Operations of PyTorch."""
+    return Execution(lambda conv: None, lambda: None)
+
+
+def by_compiled_code() -> Execution:
+    """C++ for float32 on a CPU; see :mod:`vared2_mmaction.ops.compiled`.
+
+    Raises:
+        RuntimeError: If it cannot be compiled.
+    """
+    library()
+    return Execution(lambda conv: CompiledConv() if is_compilable(conv) else None, CompiledGates)
+
+
+def by_kernels() -> Execution:
+    """Triton kernels on a GPU; see :mod:`vared2_mmaction.ops.gpu`.
+
+    Raises:
+        RuntimeError: If Triton is not installed.
+    """
+    try:
+        from ..ops.gpu.gates import DeviceGates
+        from ..ops.gpu.layer import DeviceConv
+    except ImportError as error:
+        raise RuntimeError(f'compiled=True needs Triton on a GPU: {error}') from error
+    return Execution(
+        lambda conv: DeviceConv() if tells_kernels(conv) else None, DeviceGates, innermost=True
+    )
+
+
+def can_execute(device: str) -> bool:
+    """Whether there is what compiled code for a device needs: a C++ compiler, or Triton."""
+    return can_compile() if device == 'cpu' else importlib.util.find_spec('triton') is not None
+
+
+def execution_on(device: torch.device) -> Execution:
+    """Compiled code for a device.
+
+    Raises:
+        RuntimeError: If there is none.
+    """
+    return by_kernels() if device.type == 'cuda' else by_compiled_code()

@@ -1,0 +1,212 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""Convolutions that compute what a clip needs, and write what is rebuilt from it.
+
+An implicit matrix product: rows are positions of computed frames, columns are computed channels.
+Programs share the tiles that there are, which depends on what the gates decided for each clip. Each
+tile is written to all places that are rebuilt from it, with the residual added and ReLU applied. Of
+clips that blend options, it is written once, to a map that :mod:`.blending` reads.
+"""
+
+import triton
+import triton.language as tl
+
+from .decide import find_sharing, of_clip, open_weights
+
+MAX_FRAMES, MAX_SIDE = 2**10, 2**10
+"""How many coordinates of an input, padding included, a number has bits for."""
+OUTSIDE = tl.constexpr(2**30 + (2**10 - 1 << 10))
+"""A coordinate that is never inside, nor are those behind it."""
+_SIZES: list[str] = str.split(
+    'clips frames_in height_in width_in frames height width kernel_height kernel_width '
+    'taps step_time step_height step_width pad_time pad_height pad_width apart_time '
+    'apart_height apart_width v_clip v_temporal forced_clip channel_options '
+    'temporal_options table_pair table_options floor saturation is_forced '
+    'skip has_residual relu zero'
+)
+"""What differs from layer to layer, and is not worth a kernel of its own."""
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def convolve(
+    x, weight, bias, tables, residual, computed, y,
+    v, forced, costs, charged,
+    clips, channels_in, frames_in, height_in, width_in, channels, frames, height, width,
+    x_clip, x_frame, x_row, x_column, y_clip, y_frame, y_row, y_column,
+    r_clip, r_frame, r_row, r_column, whole_weight, whole_bias, weight_row, weight_tap,
+    kernel_height, kernel_width, taps, step_time, step_height, step_width,
+    pad_time, pad_height, pad_width, apart_time, apart_height, apart_width,
+    v_clip, v_temporal, forced_clip, channel_options, temporal_options, table_pair,
+    table_options, floor, saturation, is_forced, skip, has_residual, relu, zero,
+    GATED: tl.constexpr, BOUNDED: tl.constexpr, ALIGNED: tl.constexpr, PRECISION: tl.constexpr,
+    CLIPS: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    clip = tl.arange(0, CLIPS)
+    if GATED:
+        opened_c, wrong = open_weights(
+            v, forced, clip, clips, v_clip, forced_clip, channel_options, floor, is_forced
+        )
+        opened_t, wrong_t = open_weights(
+            v + v_temporal, forced + 1, clip, clips, v_clip, forced_clip, temporal_options, floor,
+            is_forced,
+        )  # fmt: skip
+        wrong = wrong | wrong_t
+        sharing_c, option_c = find_sharing(opened_c, saturation)
+        sharing_t, option_t = find_sharing(opened_t, saturation)
+        several = (tl.sum(sharing_c.to(tl.int32), 1) > 1) | (tl.sum(sharing_t.to(tl.int32), 1) > 1)
+        if tl.program_id(0) == 0:
+            _charge(
+                costs, charged, clip, clips, sharing_c, option_c, sharing_t, option_t, wrong,
+                channels, frames,
+            )  # fmt: skip
+    else:
+        option_c = clip * 0
+        option_t = clip * 0
+        several = clip < 0
+        wrong = clip < 0
+    area = height * width
+    kept_c = tl.where(skip != 0, (channels + (1 << option_c) - 1) >> option_c, channels)
+    kept_t = tl.where(skip != 0, (frames + (1 << option_t) - 1) >> option_t, frames)
+    across = tl.cdiv(kept_c, COLUMNS)
+    tiles = tl.where(clip < clips, across * tl.cdiv(kept_t * area, ROWS), 0)
+    ends = tl.cumsum(tiles, 0)
+    depth = tl.arange(0, DEPTH)
+    steps = tl.cdiv(channels_in, DEPTH)
+    for tile in range(tl.program_id(0), tl.sum(tiles), tl.num_programs(0)):
+        here = tl.sum((tile >= ends).to(tl.int32))
+        channel_option = of_clip(option_c, clip, here)
+        temporal_option = of_clip(option_t, clip, here)
+        blended = of_clip(several.to(tl.int32), clip, here) > 0
+        invalid = of_clip(wrong.to(tl.int32), clip, here) > 0
+        columns = of_clip(across, clip, here)
+        local = tile - of_clip(ends - tiles, clip, here)
+        stride = 1 << temporal_option
+        pace = tl.where(skip != 0, stride, 1)
+        computed_frames = of_clip(kept_t, clip, here)
+        first_row = (local // columns) * ROWS
+        first_column = (local % columns) * COLUMNS
+        row = first_row + tl.arange(0, ROWS)
+        frame, position = row // area, row % area
+        line, place = position // width, position % width
+        # Coordinates of the first tap in one number, beginning with the padding.
+        corner = (frame * (pace * step_time) << 20) + (line * step_height << 10)
+        corner += place * step_width
+        at = (frame * (pace * step_time) - pad_time) * x_frame
+        at += (line * step_height - pad_height) * x_row + (
+            place * step_width - pad_width
+        ) * x_column
+        rows = computed_frames * area
+        if BOUNDED:
+            corner = tl.where(row < rows, corner, OUTSIDE)
+        base = x + here.to(tl.int64) * x_clip
+        whole = (channel_option == 0) & (temporal_option == 0) & (not blended)
+        own_kernels = whole.to(tl.int32)
+        kernels = weight + own_kernels * whole_weight
+        kernel_row = (first_column + tl.arange(0, COLUMNS)) * weight_row
+        total = tl.zeros((ROWS, COLUMNS), tl.float32)
+        for step in range(0, taps * steps):
+            tap = step // steps
+            block = step - tap * steps
+            tap_time = tap // (kernel_height * kernel_width)
+            rest = tap - tap_time * (kernel_height * kernel_width)
+            tap_line = rest // kernel_width
+            ahead_time = tap_time * apart_time
+            ahead_line = tap_line * apart_height
+            ahead_place = (rest - tap_line * kernel_width) * apart_width
+            ahead = ahead_time * x_frame + ahead_line * x_row + ahead_place * x_column
+            channel = block * DEPTH + depth
+            if BOUNDED:
+                seen = corner + ((ahead_time << 20) + (ahead_line << 10) + ahead_place)
+                inside = _within((seen >> 20) - pad_time, frames_in)
+                inside &= _within(((seen >> 10) & 1023) - pad_height, height_in)
+                inside &= _within((seen & 1023) - pad_width, width_in)
+            else:
+                inside = row < rows
+            a = tl.load(
+                base + (at + ahead)[:, None] + channel[None, :],
+                mask=inside[:, None] & (channel < channels_in)[None, :],
+                other=0.0,
+            )
+            b = tl.load(kernels + kernel_row[:, None] + (tap * weight_tap + channel)[None, :])
+            total = tl.dot(a, tl.trans(b), total, input_precision=PRECISION)
+        # Told apart from what is above by a zero, so that it is not kept during the loop.
+        row = first_row + zero + tl.arange(0, ROWS)
+        column = first_column + tl.arange(0, COLUMNS)
+        frame, position = row // area, row % area
+        line, place = position // width, position % width
+        there = row < rows
+        total += tl.load(bias + own_kernels * whole_bias + column)[None, :]
+        if invalid:
+            total += float('nan')
+        own = tl.multiple_of((channels + (1 << channel_option) - 1) >> channel_option, ALIGNED)
+        first_frame = frame * pace
+        stored = there & (first_frame % stride == 0)
+        used = column < own
+        if blended:
+            z = computed + here.to(tl.int64) * frames * area * channels
+            compact = (first_frame // stride) * area + position
+            tl.store(
+                z + compact[:, None] * channels + column[None, :],
+                total.to(computed.dtype.element_ty),
+                mask=stored[:, None] & used[None, :],
+            )
+        else:
+            table = tables + (channel_option * table_options + temporal_option) * table_pair
+            out = y + here.to(tl.int64) * y_clip
+            for copy in range(tl.cdiv(channels, own)):
+                made = tl.multiple_of(copy * own, ALIGNED) + column
+                makes = used & (made < channels)
+                for offset in range(stride):
+                    written = first_frame + offset
+                    mask = (stored & (written < frames))[:, None] & makes[None, :]
+                    factors = table + offset * channels + made
+                    scale = tl.load(factors, mask=makes & (not whole), other=1.0)
+                    shift = tl.load(factors + table_pair // 2, mask=makes & (not whole), other=0.0)
+                    value = total * scale[None, :] + shift[None, :]
+                    added = residual + here.to(tl.int64) * r_clip
+                    to = written * r_frame + line * r_row + place * r_column
+                    value += tl.load(
+                        added + to[:, None] + made[None, :],
+                        mask=mask & (has_residual != 0),
+                        other=0.0,
+                    ).to(tl.float32)
+                    value = tl.where((value < 0) & (relu != 0), 0.0, value)  # NaN stays
+                    to = written * y_frame + line * y_row + place * y_column
+                    tl.store(
+                        out + to[:, None] + made[None, :], value.to(y.dtype.element_ty), mask=mask
+                    )
+
+
+@triton.jit
+def _within(coordinate, size):
+    return (coordinate >= 0) & (coordinate < size)
+
+
+@triton.jit
+def _charge(
+    costs, charged, clip, clips, sharing_c, option_c, sharing_t, option_t, wrong, channels, frames
+):
+    """Write the columns of :data:`~vared2_mmaction.ops.decision.COLUMNS` of each clip.
+
+    Costs are the multiply-adds of one output element of the convolution times the positions, those
+    of rebuilding a channel of a frame, those of rebuilding a frame, and those of the gate.
+    """
+    options = tl.arange(0, 4)[None, :]
+    kept_c = (channels + (1 << options) - 1) >> options
+    kept_t = (frames + (1 << options) - 1) >> options
+    unit, channel = tl.load(costs), tl.load(costs + 1)
+    temporal, gate = tl.load(costs + 2), tl.load(costs + 3)
+    own_c = ((channels + (1 << option_c) - 1) >> option_c).to(tl.int64)
+    own_t = ((frames + (1 << option_t) - 1) >> option_t).to(tl.int64)
+    executed = unit * own_c * own_t
+    rebuilt = channel * own_t * tl.sum(tl.where(sharing_c, channels - kept_c, 0), 1)
+    rebuilt += temporal * tl.sum(tl.where(sharing_t, frames - kept_t, 0), 1)
+    at = charged + clip * 5
+    there = clip < clips
+    nothing = tl.where(wrong, float('nan'), 0.0)
+    static = unit * channels * frames + 0 * own_c
+    tl.store(at, executed.to(tl.float64) + nothing, mask=there)
+    tl.store(at + 1, static.to(tl.float64), mask=there)
+    tl.store(at + 2, (rebuilt + gate).to(tl.float64), mask=there)
+    tl.store(at + 3, option_c.to(tl.float64), mask=there)
+    tl.store(at + 4, option_t.to(tl.float64), mask=there)

@@ -1,0 +1,79 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""What gates have answered, read by kernels; the twin of :mod:`vared2_mmaction.ops.answer`."""
+
+import triton
+import triton.language as tl
+
+from ..options import MAX_OPTIONS
+
+_WIDTH = tl.constexpr(MAX_OPTIONS)
+
+
+@triton.jit
+def open_weights(v, forced, clip, clips, v_clip, forced_clip, number, floor, is_forced):
+    """Weights V of one dimension's options, and whether a clip's are not finite.
+
+    Args:
+        v: Weights before any option is switched off, of the first clip.
+        forced: Options that are forced, of the first clip; read where is_forced.
+        clip: Numbers of the clips, a block.
+        clips: How many there are.
+        v_clip: Step from clip to clip in v.
+        forced_clip: Step from clip to clip in forced.
+        number: Number of options.
+        floor: Weight of the cheapest option where all would be off.
+        is_forced: Whether options are forced.
+    """
+    option = tl.arange(0, _WIDTH)[None, :]
+    there = clip < clips
+    given = tl.load(
+        v + clip[:, None] * v_clip + option,
+        mask=there[:, None] & (option < number) & (is_forced == 0),
+        other=0.0,
+    )
+    opened = tl.where(given > 0, given, 0.0)
+    all_off = (tl.max(opened, 1) == 0)[:, None]
+    opened = tl.where(all_off & (option == number - 1), floor, opened)
+    opened = tl.where(number == 1, tl.where(option == 0, 1.0, 0.0), opened)
+    chosen = tl.load(forced + clip * forced_clip, mask=there & (is_forced != 0), other=0)
+    chosen = tl.minimum(chosen, number - 1)[:, None]
+    opened = tl.where(is_forced != 0, tl.where(option == chosen, 1.0, 0.0), opened)
+    # Infinity less itself is no number either.
+    return opened, tl.max(tl.where(given - given == 0, 0, 1), 1) > 0
+
+
+@triton.jit
+def find_sharing(opened, saturation):
+    """Which options have a share, and the dearest of them, for each clip."""
+    option = tl.arange(0, _WIDTH)[None, :]
+    last = tl.min(tl.where(opened >= saturation, option, _WIDTH), 1)[:, None]
+    sharing = (opened > 0) & (option <= last)
+    return sharing, tl.min(tl.where(sharing, option, _WIDTH), 1)
+
+
+@triton.jit
+def find_shares(opened, saturation):
+    """Shares of the options; see :func:`~vared2_mmaction.ops.blend.shares`."""
+    option = tl.arange(0, _WIDTH)[None, :]
+    taken = tl.minimum(opened / saturation, 1.0)
+    left = tl.sum(tl.where(option == 0, 1.0, 0.0) + 0.0 * opened, 1)
+    stick = 0.0 * opened
+    for i in tl.static_range(_WIDTH):
+        part = tl.sum(tl.where(option == i, taken, 0.0), 1) * left
+        left -= part
+        stick = tl.where(option == i, part[:, None], stick)
+    parts = tl.where(saturation == float('inf'), opened, stick)
+    return parts / tl.sum(parts, 1)[:, None]
+
+
+@triton.jit
+def of_clip(values, clip, here):
+    """The value of one clip."""
+    return tl.sum(tl.where(clip == here, values, 0))
+
+
+@triton.jit
+def of_option(values, clip, here, option):
+    """The value of one option of one clip."""
+    options = tl.arange(0, _WIDTH)[None, :]
+    return tl.sum(tl.sum(tl.where((clip[:, None] == here) & (options == option), values, 0.0), 1))

@@ -1,0 +1,300 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""A layer by kernels: its gate's answer stays on the device."""
+
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from ..answer import Weights
+from ..decision import COLUMNS
+from ..epilogue import Epilogue
+from ..lazy import Made
+from .blending import blend
+from .convolution import convolve
+from .launch import INTERPRETED, reads
+from .prepared import PADDED, Prepared
+from .tiles import BLENDING, Tile, fastest, programs, tiles
+
+_ZERO_PADDED = '_vared2_zero_padded'
+"""Attribute of maps whose channels are followed by zeros, up to a multiple of ``PADDED``."""
+
+
+class Decided(NamedTuple):
+    """Where kernels find what clips are to compute."""
+
+    v: Tensor
+    """Weights before any option is switched off, (N, layers, 2, options)."""
+    row: int
+    """Which layer's are meant."""
+    forced: Tensor | None
+    """Options that are forced, (N or 1, 2), int32."""
+    numbers: tuple[int, int]
+    """Numbers of channel and temporal options."""
+    costs: Tensor
+    """What :func:`.convolution._charge` multiplies, int64."""
+
+
+class _Launch(NamedTuple):
+    """A convolution, but for its tile."""
+
+    owner: Any
+    made: Prepared
+    clips: Tensor
+    decided: Decided | None
+    residual: Tensor | None
+    relu: bool
+
+    def go(self, tile: Tile) -> tuple[Tensor, Tensor]:
+        """Launch; returns the output (N, C, T, H, W) and what is charged, (N, 5)."""
+        y, charged, calls = self._calls(tile)
+        with torch.cuda.device_of(y):
+            for kernel, grid, arguments, options in calls if len(y) else ():
+                kernel[(grid,)](*arguments, **options)
+        return y, charged
+
+    def compile(self, tile: Tile) -> None:
+        """Compile what :meth:`go` launches."""
+        y, _, calls = self._calls(tile)
+        with torch.cuda.device_of(y):
+            for kernel, grid, arguments, options in calls:
+                kernel.warmup(*arguments, grid=(grid,), **options)
+
+    def _calls(self, tile: Tile) -> tuple[Tensor, Tensor, list[tuple[Any, int, tuple, dict]]]:
+        """Output, what is charged, and the launches: kernel, programs, arguments and options."""
+        owner, made, x, decided = self[:4]
+        number, inputs = x.shape[:2]
+        channels, (frames, height, width) = owner.out_channels, made.output(x)
+        positions = frames * height * width
+        y = _empty(x, channels, (frames, height, width))
+        charged = torch.empty(number, len(COLUMNS), dtype=torch.float64, device=x.device)
+        padded = getattr(x, _ZERO_PADDED, False)
+        read = -(-inputs // PADDED) * PADDED if padded else inputs
+        residual = y if self.residual is None else self.residual
+        computed, costs = y, charged
+        gate: tuple[Any, ...] = (y, y, 0, 0, 0, 1, 1)
+        floor, saturation, is_forced = 0.0, math.inf, 0
+        if decided is not None:
+            computed = x.new_empty(number, positions * channels)
+            v, row, forced, numbers, costs = decided
+            answers, is_forced = v[:, row], int(forced is not None)
+            step = 0 if forced is None or len(forced) == 1 else 2
+            gate = (
+                answers, made.unforced if forced is None else forced, *answers.stride()[:2], step,
+                *numbers,
+            )  # fmt: skip
+            floor, saturation = owner.gate.floor, owner.saturation
+        table_options = made.tables.shape[0] // len(owner.options().kept)
+        weighed = (*gate[2:], made.tables[0].numel(), table_options, floor, saturation, is_forced)
+        followed = (int(self.residual is not None), int(self.relu))
+        whole = len(made.weight) - 1
+        clips = max(16, triton.next_power_of_2(number))
+        convolution = (
+            x, made.weight, made.bias, made.tables, residual, computed, y, *gate[:2], costs,
+            charged,
+            number, read, *x.shape[2:], channels, frames, height, width,
+            *_steps(x), *_steps(y), *_steps(residual), whole * made.weight[0].numel(),
+            whole * made.bias[0].numel(), *made.weight.stride()[1:3],
+            *made.kernel[1:], math.prod(made.kernel), *made.stride, *made.padding, *made.dilation,
+            *weighed, int(owner.skip), *followed, 0,
+            decided is not None, made.bounded, made.aligned, _precision(), clips, *tile.sizes,
+        )  # fmt: skip
+        most = number * _most(tile, channels, positions)
+        calls = [(convolve, programs(x, tile, most), convolution, tile.options)]
+        if decided is not None and math.prod(decided.numbers) > 1:
+            blending = (
+                computed, made.tables, residual, y, *gate[:2], number, channels, frames, height,
+                width, *_steps(y), *_steps(residual), *weighed, *followed, clips,
+                *BLENDING.sizes[:2],
+            )  # fmt: skip
+            calls.append(
+                (blend, programs(x, BLENDING, number * positions), blending, BLENDING.options)
+            )
+        return y, charged, calls
+
+    @property
+    def key(self) -> tuple:
+        """What the fastest tile depends on."""
+        x, made = self.clips, self.made
+        return (
+            tuple(x.shape), x.stride(), x.dtype, x.device, self.owner.out_channels,
+            tuple(made.tables.shape), *made.geometry, self.residual is None, self.relu,
+        )  # fmt: skip
+
+    def forced_to(self, channel: int, temporal: int) -> '_Launch':
+        """The same with other options."""
+        assert self.decided is not None
+        options = torch.tensor([[channel, temporal]], dtype=torch.int32, device=self.clips.device)
+        return self._replace(decided=self.decided._replace(forced=options))
+
+
+class DeviceConv(Made):
+    """The convolution of one layer by kernels; see
+    :class:`~vared2_mmaction.ops.compiled.CompiledConv`, which does the same on a CPU.
+
+    Where kernels do not serve an input, the layer goes on as ever: with gradients, for other types
+    than float32, float16 and bfloat16, or if its options cannot be told to kernels. Clips that do
+    not lie with channels innermost are laid out so first.
+    """
+
+    stays_on_device = True
+    """Whether the host is never asked."""
+
+    def __init__(self) -> None:
+        self._made: Prepared | None = None
+        self._costs_of: dict[tuple[int, torch.device], Tensor] = {}
+
+    def forward(
+        self,
+        owner: Any,
+        x: Tensor,
+        residual: Tensor | None,
+        answered: tuple[Tensor, int] | None = None,
+    ) -> tuple[Tensor, Tensor] | None:
+        """Decide by a gate, or as is forced, and convolve.
+
+        Args:
+            owner: The layer.
+            x: Input, (N, C, T, H, W) or (N T, C, H, W).
+            residual: Added to the output, of its shape.
+            answered: What gates of a block have answered, (N, layers, 2, options), and which of
+                them is the layer's. Without it the layer's own gate is asked.
+
+        Returns:
+            Output, and what is charged, (N, 5): the columns of
+            :data:`~vared2_mmaction.ops.decision.COLUMNS`, where weights of a gate that are not
+            finite make NaN. None where kernels do not serve.
+
+        Raises:
+            ValueError: If options are forced for another number of clips.
+        """
+        if not reads(x) or (answered is None and owner.gate_stack is None):
+            return None
+        dtype, x = _computed_in(x)
+        made, clips = self._current(owner, dtype), owner._to_clips(x)
+        _hand_over(x, clips)
+        if not made.fits(clips):
+            return None
+        v, row = answered or (owner.gate_stack(clips), 0)
+        forced = None if owner.forced is None else owner.forced.on(x.device, len(clips))
+        added = None if residual is None else _innermost(owner._to_clips(residual))
+        numbers = owner.num_options(x)
+        decided = Decided(v, row, forced, numbers, self._costs(owner, made.output(clips), x.device))
+        launch = _Launch(owner, made, _innermost(clips), decided, added, owner.relu)
+        of = tiles(x.dtype)
+        y, charged = launch.go(of[fastest(launch.key, lambda: _candidates(launch, of))])
+        return _hand_over(y, owner._from_clips(y)), charged
+
+    def modulate(
+        self, owner: Any, x: Tensor, weights: Sequence[Weights], epilogue: Epilogue
+    ) -> Tensor | None:
+        """Convolve as a stock convolution: by kernels, or by the library where that is faster.
+
+        Args:
+            owner: The layer.
+            x: Input, (N, C, T, H, W).
+            weights: Weights of the options for each clip.
+            epilogue: What follows.
+
+        Returns:
+            Output, or None: kernels do not serve, or the layer has options, which are decided on
+            the host where it is told their weights.
+        """
+        if hasattr(owner, 'gate') or not reads(x):
+            return None
+        dtype, x = _computed_in(x)
+        made = self._current(owner, dtype)
+        if not made.fits(x):
+            return None
+        residual = None if epilogue.residual is None else _innermost(epilogue.residual)
+        launch = _Launch(owner, made, _innermost(x), None, residual, epilogue.relu)
+        of = tiles(dtype)
+        calls: list[Callable[[], Any]] = [partial(launch.go, tile) for tile in of]
+        calls += made.library_calls(owner, x, epilogue)
+        with torch.autocast(x.device.type, enabled=False):
+            y = calls[fastest(launch.key, lambda: _compiled(launch, of, [[c] for c in calls]))]()
+        return y[0] if isinstance(y, tuple) else y
+
+    def _current(self, owner: Any, dtype: torch.dtype) -> Prepared:
+        if self._made is None or not self._made.serves(owner, dtype):
+            self._made = Prepared.of(owner, dtype)
+        return self._made
+
+    def _costs(self, owner: Any, sizes: tuple[int, ...], device: torch.device) -> Tensor:
+        """Multiply-adds that clips of some size are charged by."""
+        area = sizes[1] * sizes[2]
+        if (found := self._costs_of.get((area, device))) is None:
+            kernel, kept, (channel, temporal), gate, _ = owner.constants
+            numbers = (kernel * area, channel * area, temporal * area * kept[0], gate)
+            found = self._costs_of[area, device] = torch.tensor(numbers, device=device)
+        return found
+
+
+def _candidates(launch: _Launch, of: Sequence[Tile]) -> list[list[Callable[[], Any]]]:
+    """What each tile takes for a full policy, and for half of the channels and frames."""
+    both = [launch.forced_to(*policy) for policy in ((0, 0), (1, 1))]
+    return _compiled(launch, of, [[partial(each.go, tile) for each in both] for tile in of])
+
+
+def _compiled(launch: _Launch, of: Sequence[Tile], candidates: Any) -> Any:
+    """The candidates, when kernels of all tiles have been compiled, side by side."""
+    with ThreadPoolExecutor(len(of)) as pool:
+        list(pool.map(launch.compile, of))
+    return candidates
+
+
+def _computed_in(x: Tensor) -> tuple[torch.dtype, Tensor]:
+    """The type that a convolution computes in, which autocast may have chosen, and its input."""
+    if not torch.is_autocast_enabled(x.device.type):
+        return x.dtype, x
+    dtype = torch.get_autocast_dtype(x.device.type)
+    return dtype, x.to(dtype)  # itself, if it is of that type
+
+
+def _innermost(x: Tensor) -> Tensor:
+    """Clips with channels innermost."""
+    if x.stride(1) == 1:
+        return x
+    return x.contiguous(memory_format=torch.channels_last_3d)
+
+
+def _empty(like: Tensor, channels: int, sizes: tuple[int, int, int]) -> Tensor:
+    """Maps (N, C, T, H, W) with channels innermost, followed by zeros."""
+    padded = -(-channels // PADDED) * PADDED
+    memory = like.new_empty(len(like), *sizes, padded)
+    y = memory[..., :channels].movedim(-1, 1)
+    if padded > channels:
+        memory[..., channels:].zero_()
+        setattr(y, _ZERO_PADDED, True)
+    return y
+
+
+def _hand_over(x: Tensor, view: Tensor) -> Tensor:
+    """The view, which is known to be followed by zeros where its base is."""
+    if view is not x and getattr(x, _ZERO_PADDED, False):
+        setattr(view, _ZERO_PADDED, True)
+    return view
+
+
+def _steps(x: Tensor) -> tuple[int, int, int, int]:
+    clip, _, frame, row, column = x.stride()
+    return clip, frame, row, column
+
+
+def _most(tile: Tile, channels: int, positions: int) -> int:
+    """Tiles of a clip of which all is computed."""
+    rows, columns, _ = tile.sizes
+    return -(-channels // columns) * -(-positions // rows)
+
+
+def _precision() -> str:
+    """How products of float32 are computed: as the setting of PyTorch's own convolutions says, or
+    as exactly as by three products."""
+    if INTERPRETED:
+        return 'ieee'
+    return 'tf32' if torch.backends.cudnn.allow_tf32 else 'tf32x3'

@@ -1,0 +1,154 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""What of a layer kernels read: its own kernels and tables, laid out for them."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..compiled import Kernels
+from ..epilogue import Epilogue
+from ..forms import convolve, has_2d_form
+from ..packed import version_of
+from .convolution import MAX_FRAMES, MAX_SIDE
+
+PADDED = 16
+"""Channels of maps are padded to a multiple of it, so that kernels read whole vectors."""
+_ROWS, _DEPTH = 128, 64
+"""What kernels are padded to: the largest tile."""
+
+
+class Prepared(NamedTuple):
+    """A layer's parameters in one type."""
+
+    weight: Tensor
+    """(1 or 2, output channels, taps, input channels), padded: the layer's kernels, and those of
+    the full policy."""
+    bias: Tensor
+    """(1 or 2, output channels), padded, in float32."""
+    tables: Tensor
+    """Scale and shift of what each pair of options rebuilds, (channel options, temporal options, 2,
+    frame offsets, C), in float32."""
+    unforced: Tensor
+    """Options, (1, 2), that nobody reads."""
+    aligned: int
+    """What the number of channels that any option keeps is a multiple of, at most 8."""
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    whole: Kernels | None
+    """Of a stock convolution, what a library convolves with."""
+    parameters: tuple[Tensor, Tensor | None]
+    version: int
+
+    @classmethod
+    def of(cls, owner: Any, dtype: torch.dtype) -> 'Prepared':
+        """Lay out the parameters of a layer.
+
+        Args:
+            owner: The layer; see :class:`~vared2_mmaction.ops.gpu.layer.DeviceConv`.
+            dtype: Type of the maps.
+        """
+        own, whole, options = owner.kernels(False), owner.kernels(True), owner.options()
+        both = [own] if own.weight is whole.weight else [own, whole]
+        channels, inputs, *kernel = own.weight.shape
+        rows, depth = (-(-n // p) * p for n, p in ((channels, _ROWS), (inputs, _DEPTH)))
+        parameters = owner._parameters
+        return cls(
+            torch.stack([_kernels(k.weight.to(dtype), rows, depth) for k in both]),
+            torch.stack([_bias(k, rows) for k in both]),
+            _tables(options.tables, channels),
+            torch.zeros(1, 2, dtype=torch.int32, device=own.weight.device),
+            math.gcd(8, *options.kept),
+            tuple(kernel),
+            own.stride,
+            own.padding,
+            own.dilation,
+            None if hasattr(owner, 'gate') else _cast(whole, dtype),
+            (parameters['weight'], parameters['bias']),
+            version_of(parameters['weight']),
+        )
+
+    def serves(self, owner: Any, dtype: torch.dtype) -> bool:
+        """Whether the layer's parameters are as they were, and maps are of that type."""
+        weight, bias = self.parameters
+        now = owner._parameters
+        same = (
+            now['weight'] is weight and now['bias'] is bias and version_of(weight) == self.version
+        )
+        return same and self.weight.dtype == dtype and self.weight.device == weight.device
+
+    def output(self, x: Tensor) -> tuple[int, ...]:
+        """Frames, rows and columns of the output of clips (N, C, T, H, W)."""
+        sizes = zip(x.shape[2:], *self.geometry, strict=True)
+        return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes)
+
+    def fits(self, x: Tensor) -> bool:
+        """Whether kernels can address all of an input."""
+        padded = [n + 2 * p for n, p in zip(x.shape[2:], self.padding, strict=True)]
+        sizes = max(padded[1:]) <= MAX_SIDE and padded[0] <= MAX_FRAMES
+        outputs = math.prod(self.output(x)) * self.weight.shape[1]
+        return sizes and max(x[0].numel(), outputs) < 2**30 and x.shape[0] <= 1024
+
+    @property
+    def geometry(self) -> tuple[tuple[int, ...], ...]:
+        """Kernel, stride, padding and dilation in time, height and width."""
+        return self.kernel, self.stride, self.padding, self.dilation
+
+    def library_calls(
+        self, owner: Any, x: Tensor, epilogue: Epilogue
+    ) -> list[Callable[[], Tensor]]:
+        """How PyTorch convolves: with what follows behind it, or with ReLU in it.
+
+        Args:
+            owner: The layer.
+            x: Clips, (N, C, T, H, W), in the type of this.
+            epilogue: What follows.
+        """
+        assert self.whole is not None
+        convolved = functools.partial(convolve, x, *self.whole, owner.groups)
+        calls: list[Callable[[], Tensor]] = [lambda: epilogue(convolved())]
+        alone = epilogue.relu and epilogue.residual is None
+        if alone and x.is_cuda and has_2d_form(*self.geometry[:3]):
+            calls.append(lambda: convolved(torch.cudnn_convolution_relu))
+        return calls
+
+    @property
+    def bounded(self) -> bool:
+        """Whether a kernel reaches beyond the input, or could."""
+        return max(self.padding) > 0
+
+
+def _kernels(weight: Tensor, rows: int, depth: int) -> Tensor:
+    channels, inputs = weight.shape[:2]
+    taps = weight.flatten(2).transpose(1, 2)
+    return F.pad(taps, (0, depth - inputs, 0, 0, 0, rows - channels)).contiguous()
+
+
+def _cast(kernels: Kernels, dtype: torch.dtype) -> Kernels:
+    weight = kernels.weight.to(dtype, memory_format=torch.channels_last_3d)
+    bias = None if kernels.bias is None else kernels.bias.to(dtype)
+    return kernels._replace(weight=weight, bias=bias)
+
+
+def _bias(kernels: Any, rows: int) -> Tensor:
+    bias = kernels.bias
+    if bias is None:
+        return kernels.weight.new_zeros(rows, dtype=torch.float32)
+    return F.pad(bias.float(), (0, rows - len(bias)))
+
+
+def _tables(tables: Any, channels: int) -> Tensor:
+    offsets = 2 ** (len(tables[0]) - 1)
+    made = []
+    for row in tables:
+        for table in row:
+            if table.numel() == 0:  # of a stock convolution
+                table = torch.stack((table.new_ones(1, channels), table.new_zeros(1, channels)))
+            made.append(F.pad(table.float(), (0, 0, 0, offsets - table.shape[1])))
+    return torch.stack(made).contiguous()

@@ -1,0 +1,101 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""How a convolution is cut into tiles: what is fastest for its shapes, by measurement."""
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from .launch import INTERPRETED
+
+
+class Tile(NamedTuple):
+    """Sizes of a tile, and how it is executed."""
+
+    sizes: tuple[int, int, int]
+    """Positions, output channels, and input channels at a time."""
+    warps: int = 4
+    stages: int = 3
+    """Loads that are under way."""
+    registers: int | None = 168
+    """Of a thread, at most."""
+    resident: int = 3
+    """Programs that a multiprocessor holds."""
+
+    @property
+    def options(self) -> dict[str, int | None]:
+        """What a kernel is compiled with."""
+        return {'num_warps': self.warps, 'num_stages': self.stages, 'maxnreg': self.registers}
+
+
+_HALF = (
+    Tile((128, 64, 64)),
+    Tile((128, 128, 64), 8, 3, 128, 2),
+    Tile((128, 32, 64), stages=4),
+    Tile((64, 64, 64), stages=4),
+    Tile((64, 32, 64), stages=4, registers=128, resident=4),
+    Tile((128, 64, 32), stages=4),
+)
+_SINGLE = (
+    Tile((128, 64, 32)),
+    Tile((128, 128, 32), 8, 3, 128, 2),
+    Tile((128, 32, 32), stages=4),
+    Tile((64, 64, 32), stages=4),
+    Tile((64, 32, 32), stages=4, registers=128, resident=4),
+)
+_INTERPRETED = (Tile((512, 64, 64), registers=None),)
+BLENDING = Tile((512 if INTERPRETED else 32, 64, 1), registers=None, resident=2)
+_chosen: dict[Hashable, int] = {}
+
+
+def tiles(dtype: torch.dtype) -> Sequence[Tile]:
+    """Tiles to choose from for maps of a type."""
+    if INTERPRETED:
+        return _INTERPRETED
+    return _SINGLE if dtype == torch.float32 else _HALF
+
+
+def programs(x: Tensor, tile: Tile, most: int) -> int:
+    """Programs to launch, which share all tiles.
+
+    Args:
+        x: A tensor on the device.
+        tile: The tile.
+        most: Tiles that there can be.
+    """
+    if INTERPRETED:
+        return min(2, most)
+    processors = torch.cuda.get_device_properties(x.device).multi_processor_count
+    return min(most, tile.resident * processors)
+
+
+def fastest(key: Hashable, candidates: Callable[[], Sequence[Sequence[Callable[[], Any]]]]) -> int:
+    """Measure once which of some candidates is fastest.
+
+    Args:
+        key: What the choice depends on.
+        candidates: Makes the calls of each, the sum of whose times counts. One that fails is out
+            of the race.
+
+    Returns:
+        Its number. Where nothing can be measured, while a CUDA graph is being captured or kernels
+        are interpreted, the first.
+    """
+    if key in _chosen:
+        return _chosen[key]
+    if INTERPRETED or torch.cuda.is_current_stream_capturing():
+        return 0
+    times = [sum(map(_time, calls)) for calls in candidates()]
+    _chosen[key] = times.index(min(times))
+    return _chosen[key]
+
+
+def _time(call: Callable[[], Any]) -> float:
+    """Milliseconds that a call takes on the device; infinity if it fails."""
+    try:
+        return triton.testing.do_bench_cudagraph(call, rep=1, return_mode='min')
+    except RuntimeError:
+        return math.inf

@@ -1,0 +1,280 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""Blend channels and frames at once, with gradients, by Triton kernels on a GPU.
+
+The GPU's :mod:`~vared2_mmaction.ops.compiled_blend`: one launch forward, which reads what was
+computed and the shares and cheap operations as they lie, and three back, of which one reads maps.
+What that one sums over positions it adds up in an order that only sizes decide, so that gradients
+are the same in every run. Sums are in float32, whatever the type of the maps.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from ..cheap import ChannelOptions, TemporalOptions
+from ..options import MAX_OPTIONS
+from . import trained_kernels as kernels
+from .launch import INTERPRETED, TYPES
+from .trained_kernels import CHANNELS_FIRST, CHANNELS_LAST, FRAMES_FIRST
+
+_PROGRAMS = 1024
+"""Programs that share the maps backward: enough to fill a GPU, and each has sums of its own."""
+
+
+def serves(computed: Tensor) -> bool:
+    """Whether there are kernels for what a layer computed, (N, C, T, H, W)."""
+    if not (computed.is_cuda or INTERPRETED) or computed.dtype not in TYPES:
+        return False
+    return _layout(computed) is not None and not torch.compiler.is_compiling()
+
+
+def blend(
+    computed: Tensor,
+    options: tuple[ChannelOptions, TemporalOptions],
+    shares: Sequence[Tensor | None],
+    active: Sequence[Sequence[int]],
+    frames: int,
+) -> Tensor:
+    """Blend the active options of both dimensions.
+
+    Args:
+        computed: What the dearest of them compute, (N, k, t, H, W); see :func:`serves`.
+        options: Channel and temporal options, with affine cheap operations.
+        shares: Shares of all options of each dimension, (N, options), each row summing to one, or
+            None where one option is active.
+        active: Options of each dimension that are blended, rising.
+        frames: Output frames T.
+
+    Returns:
+        Output, (N, C, T, H, W), which lies as what was computed.
+
+    Raises:
+        ValueError: If what was computed is not what the dearest options compute.
+    """
+    channel = options[0]
+    layout = _layout(computed)
+    expected = channel.kept[active[0][0]], -(-frames // 2 ** active[1][0])
+    if layout is None or computed.shape[1:3] != expected:
+        raise ValueError(
+            f'expected dense clips with {expected[0]} channels and {expected[1]} frames, got '
+            f'{tuple(computed.shape)} with strides {computed.stride()}'
+        )
+    of = _Blended(
+        layout,
+        tuple(channel.kept[i] for i in active[0]),
+        (_packed(active[0]), _packed(active[1])),
+        (len(active[0]), len(active[1])),
+        channel.channels,
+        frames,
+        2 ** (active[1][-1] - active[1][0]),
+    )
+    parameters = itertools.chain.from_iterable(
+        (of.ones, of.zeros) if i == 0 else (of.cheap[i - 1].weight, of.cheap[i - 1].bias)
+        for of, chosen in zip(options, active, strict=True)
+        for i in chosen
+    )
+    rows = (None if p is None else p.contiguous() for p in shares)
+    return _Blend.apply(computed, *rows, of, *parameters)
+
+
+class _Blended(NamedTuple):
+    """What is blended."""
+
+    layout: int
+    kept: tuple[int, ...]
+    """Channels that each active option computes."""
+    packed: tuple[int, int]
+    """Active options of each dimension, a whole number each."""
+    active: tuple[int, int]
+    """Numbers of them."""
+    channels: int
+    frames: int
+    computed_frames: int
+    """Computed frames of a period."""
+
+    @property
+    def period(self) -> int:
+        """Output frames of a period."""
+        return self.computed_frames << self.packed[1] % 4
+
+    def tile(self, channels: int, area: int, elements: int, line: int) -> dict[str, int]:
+        """Channels and positions of a tile, of which ``line`` lie side by side if there are."""
+        channels, area = triton.next_power_of_2(channels), triton.next_power_of_2(area)
+        if self.layout == CHANNELS_LAST:
+            channels = min(channels, line)
+            area = min(area, elements // channels)
+        else:
+            area = min(area, max(line, elements // channels))
+            channels = min(channels, elements // area)
+        return {'CHANNELS': channels, 'AREA': area}
+
+
+def _packed(active: Sequence[int]) -> int:
+    return sum(option << 2 * a for a, option in enumerate(active))
+
+
+def _layout(maps: Tensor) -> int | None:
+    """How clips lie, if they are dense."""
+    if maps.dim() != 5:
+        return None
+    last = maps.is_contiguous(memory_format=torch.channels_last_3d)
+    if last and maps.stride(1) == 1:  # of one channel both are
+        return CHANNELS_LAST
+    if maps.is_contiguous():
+        return CHANNELS_FIRST
+    if maps.transpose(1, 2).is_contiguous():
+        return FRAMES_FIRST
+    return CHANNELS_LAST if last else None
+
+
+def _laid(maps: Tensor, layout: int) -> Tensor:
+    """Maps as they should lie, copied if they do not."""
+    if layout == CHANNELS_LAST:
+        return maps.contiguous(memory_format=torch.channels_last_3d)
+    if layout == CHANNELS_FIRST:
+        return maps.contiguous()
+    return maps.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def _empty(like: Tensor, channels: int, frames: int, layout: int) -> Tensor:
+    """Maps for as many clips, with other channels and frames."""
+    n, area = len(like), like.shape[3:]
+    if layout == CHANNELS_LAST:
+        return like.new_empty(n, frames, *area, channels).permute(0, 4, 1, 2, 3)
+    if layout == CHANNELS_FIRST:
+        return like.new_empty(n, channels, frames, *area)
+    return like.new_empty(n, frames, channels, *area).transpose(1, 2)
+
+
+def _four(values: Sequence[Any], absent: Any = None) -> list[Any]:
+    """Arguments for as many options as a dimension can have."""
+    return [*values, *[absent] * (MAX_OPTIONS - len(values))]
+
+
+def _arguments(parameters: Sequence[Any], of: _Blended) -> list[list[Any]]:
+    """Weights and biases of channel options, and those of temporal ones."""
+    own, over = parameters[: 2 * of.active[0]], parameters[2 * of.active[0] :]
+    return [_four(v) for v in (own[::2], own[1::2], over[::2], over[1::2])]
+
+
+class _Blend(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        computed: Tensor,
+        p: Tensor | None,
+        q: Tensor | None,
+        of: _Blended,
+        *parameters: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(computed, p, q, *parameters)
+        ctx.of = of
+        return _launch_forward(computed, p, q, of, parameters)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        computed, p, q, *parameters = ctx.saved_tensors
+        of = ctx.of
+        of_computed, sums = _launch_maps(_laid(gradient, of.layout), computed, p, q, of, parameters)
+        wanted = ctx.needs_input_grad[4:]
+        into = [torch.empty_like(parameter) for parameter in parameters]
+        of_shares = _launch_factors(sums, p, q, of, parameters, into)
+        own = (g if want else None for g, want in zip(into, wanted, strict=True))
+        return of_computed, *of_shares, None, *own
+
+
+def _launch_forward(
+    computed: Tensor, p: Tensor | None, q: Tensor | None, of: _Blended, parameters: Sequence[Tensor]
+) -> Tensor:
+    y = _empty(computed, of.channels, of.frames, of.layout)
+    area = math.prod(computed.shape[3:])
+    elements = min(4096, 8192 // of.computed_frames)
+    tile = of.tile(of.channels, area, elements, 64 if of.layout == CHANNELS_LAST else 128)
+    tiles = triton.cdiv(of.channels, tile['CHANNELS']) * triton.cdiv(area, tile['AREA'])
+    grid = tiles, triton.cdiv(of.frames, of.period), len(computed)
+    with torch.cuda.device_of(computed):
+        kernels.forward[grid](
+            computed, y, p, q, *itertools.chain(*_arguments(parameters, of)), *_four(of.kept, 0),
+            *of.packed, *_columns(p, q), of.channels, of.frames, area,
+            OWN=of.active[0], OVER=of.active[1], FRAMES=of.computed_frames, LAYOUT=of.layout,
+            **tile, num_warps=4,
+        )  # fmt: skip
+    return y
+
+
+def _launch_maps(
+    gradient: Tensor,
+    computed: Tensor,
+    p: Tensor | None,
+    q: Tensor | None,
+    of: _Blended,
+    parameters: Sequence[Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Gradient of what was computed, and sums over positions, (N, parts, rows, C).
+
+    Rows are those of :func:`_pair_row`, of which what is not read is not written, and then sums of
+    the gradient, of each output frame of a period.
+    """
+    n, channels, frames = computed.shape[:3]
+    area = math.prod(computed.shape[3:])
+    of_computed = _empty(computed, channels, frames, of.layout)
+    # Bytes side by side that a memory transaction reads; what a thread holds fits its registers.
+    line = 128 if of.layout != CHANNELS_LAST else 128 // computed.element_size()
+    tile = of.tile(channels, area, min(512, 1024 // of.computed_frames), line)
+    tiles = triton.cdiv(channels, tile['CHANNELS'])
+    items = triton.cdiv(area, tile['AREA']) * triton.cdiv(of.frames, of.period)
+    parts = min(items, triton.cdiv(_PROGRAMS, max(tiles * n, 1)))
+    rows = (of.active[0] * of.computed_frames + 1) * of.period
+    sums = computed.new_empty(n, parts, rows, of.channels, dtype=torch.float32)
+    own, _, over, _ = _arguments(parameters, of)
+    with torch.cuda.device_of(computed):
+        # Of one warp, which sums over positions without waiting for others.
+        kernels.backward_maps[tiles, parts, n](
+            gradient, computed, of_computed, sums, p, q, *own, *over, *_four(of.kept, 0),
+            *of.packed, *_columns(p, q), of.channels, of.frames, area,
+            OWN=of.active[0], OVER=of.active[1], FRAMES=of.computed_frames, LAYOUT=of.layout,
+            **tile, num_warps=1,
+        )  # fmt: skip
+    return of_computed, sums
+
+
+def _launch_factors(
+    sums: Tensor,
+    p: Tensor | None,
+    q: Tensor | None,
+    of: _Blended,
+    parameters: Sequence[Tensor],
+    into: Sequence[Tensor],
+) -> list[Tensor | None]:
+    """Gradients of the shares; those of the parameters are written."""
+    n, parts, _, channels = sums.shape
+    steps = (2 ** (of.packed[1] >> 2 * b & 3) for b in range(of.active[1]))
+    tasks, block = of.active[0] + sum(steps), 32
+    tiles = triton.cdiv(channels, block)
+    partial = sums.new_empty(n, tasks, tiles)
+    clips = min(8, triton.next_power_of_2(max(n, 1)))
+    found = [None if share is None else torch.empty_like(share) for share in (p, q)]
+    active = {'OWN': of.active[0], 'OVER': of.active[1]}
+    with torch.cuda.device_of(sums):
+        kernels.backward_factors[tiles, tasks](
+            sums, partial, p, q, *itertools.chain(*_arguments(parameters, of)),
+            *itertools.chain(*_arguments(into, of)), *_four(of.kept, 0), *of.packed,
+            *_columns(p, q), channels, n, parts, **active, FRAMES=of.computed_frames, CLIPS=clips,
+            CHANNELS=block, num_warps=2,
+        )  # fmt: skip
+        if any(share is not None for share in found):
+            kernels.backward_shares[(n,)](
+                partial, *found, *of.packed, *_columns(p, q), tiles, tasks, **active, BLOCK=64,
+                num_warps=1,
+            )  # fmt: skip
+    return found
+
+
+def _columns(*shares: Tensor | None) -> list[int]:
+    return [0 if share is None else share.shape[1] for share in shares]
