@@ -18,6 +18,7 @@ import torch
 from mmaction.datasets.transforms.loading import DecordDecode, DecordInit
 from mmaction.engine.hooks import VisualizationHook
 from mmaction.structures import ActionDataSample
+from mmaction.utils import dependency
 from mmaction.visualization import ActionVisualizer
 from mmengine.dist import utils as dist_utils
 from mmengine.logging import HistoryBuffer, MessageHub
@@ -33,6 +34,25 @@ on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason='needs a machine w
 
 
 @pytest.mark.skipif(HAS_DRN, reason='this release of mmaction2 has DRN')
+@pytest.mark.parametrize(
+    ('names', 'multimodal'), [('', False), ('apply_chunking_to_forward', True)]
+)
+def test_multimodal_models_of_another_transformers_are_left_out(
+    names, multimodal, tmp_path, monkeypatch
+):
+    (tmp_path / 'transformers').mkdir()
+    (tmp_path / 'transformers' / '__init__.py').touch()
+    (tmp_path / 'transformers' / 'modeling_utils.py').write_text(names and f'{names} = None')
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.partition('.')[0] == 'transformers']:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(dependency, 'WITH_MULTIMODAL', True)
+    compat._leave_out_multimodal_models()
+    assert multimodal == dependency.WITH_MULTIMODAL
+    for name in [name for name in sys.modules if name.partition('.')[0] == 'transformers']:
+        monkeypatch.delitem(sys.modules, name)
+
+
 def test_missing_localizer_says_what_to_do():
     from mmaction.models.localizers import DRN
 

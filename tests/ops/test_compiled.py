@@ -12,7 +12,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vared2_mmaction.ops import Modulation, SoftModulationGate, collect, compiled, packed
 from vared2_mmaction.ops.answer import fetch
-from vared2_mmaction.ops.compiled import CompiledConv, can_compile, is_compilable, library
+from vared2_mmaction.ops.compiled import (
+    CompiledConv,
+    CompiledGates,
+    can_compile,
+    is_compilable,
+    library,
+)
 from vared2_mmaction.ops.compiled_blend import serves
 from vared2_mmaction.ops.epilogue import Epilogue
 from vared2_mmaction.ops.forced import Forced
@@ -54,7 +60,7 @@ def fused(case, change=None):
     fold_norm(layer, norm)
     layer.gate.fold_norm()
     layer.plans, layer.compiled = Plans(), CompiledConv()
-    layer.gate_stack = GateStack([layer.gate], compiled=True)
+    layer.gate_stack = GateStack([layer.gate], CompiledGates())
     return layer.requires_grad_(False)
 
 
@@ -113,7 +119,7 @@ def test_layers(case, change, height):
 def test_gate_and_convolution_in_one_call(case, forced):
     layer, x = fused(case), clips(case, 2)
     nn.init.normal_(layer.gate.fc2.weight, std=2)
-    layer.gate_stack = GateStack([layer.gate], compiled=True)
+    layer.gate_stack = GateStack([layer.gate], CompiledGates())
     layer.forced = None if forced is None else Forced(forced)
     x = x if case.rank == 3 else layer._from_clips(x)
     other = copy.deepcopy(layer)

@@ -213,7 +213,9 @@ class DeviceConv(Made):
             return None
         residual = None if epilogue.residual is None else _innermost(epilogue.residual)
         launch = _Launch(owner, made, _innermost(x), None, residual, epilogue.relu)
-        of = tiles(dtype)
+        # Others take a kernel of their own each, and read no whole vectors.
+        usual = owner.in_channels % 8 == owner.out_channels % 8 == 0
+        of = tiles(dtype) if usual else ()
         calls: list[Callable[[], Any]] = [partial(launch.go, tile) for tile in of]
         calls += made.library_calls(owner, x, epilogue)
         with torch.autocast(x.device.type, enabled=False):
@@ -243,8 +245,9 @@ def _candidates(launch: _Launch, of: Sequence[Tile]) -> list[list[Callable[[], A
 
 def _compiled(launch: _Launch, of: Sequence[Tile], candidates: Any) -> Any:
     """The candidates, when kernels of all tiles have been compiled, side by side."""
-    with ThreadPoolExecutor(len(of)) as pool:
-        list(pool.map(launch.compile, of))
+    if of:
+        with ThreadPoolExecutor(len(of)) as pool:
+            list(pool.map(launch.compile, of))
     return candidates
 
 
