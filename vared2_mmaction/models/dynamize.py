@@ -3,6 +3,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from ..ops.decision import (
     charge_on_host,
     gradient_of_charge,
 )
+from ..ops.recompute import recomputing
 from .blocks import checkpoint_without_reentry, decide_together, derive
 from .forms import channels_last, use_forms
 from .layers import DynamicOptions, clip_length, make_layers_dynamic
@@ -65,6 +67,8 @@ class DynamicBackbone(nn.Module):
     dynamic_layers: tuple[str, ...]
     clip_length: int | None
     """Frames of a clip in a 2-D backbone; None in a 3-D one, whose input has a time axis."""
+    recompute: bool
+    """Whether maps are made again in the backward pass; see :class:`DynamicOptions`."""
 
     def __init__(self, *args: Any, dynamic: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -72,6 +76,7 @@ class DynamicBackbone(nn.Module):
 
     def _make_dynamic(self, options: DynamicOptions) -> None:
         self.dynamic_layers = make_layers_dynamic(self, options)
+        self.recompute = options.recompute
         layers = [self.get_submodule(name) for name in self.dynamic_layers]
         frames = any(isinstance(layer, DynamicConv2d) for layer in layers)
         self.clip_length = clip_length(self, options) if frames else None
@@ -89,7 +94,8 @@ class DynamicBackbone(nn.Module):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> DynamicFeatures:
         """Extract features; arguments are those of the stock backbone."""
-        with collect() as decisions:
+        scope = recomputing() if self.recompute and torch.is_grad_enabled() else nullcontext()
+        with collect() as decisions, scope:
             features = super().forward(channels_last(x), *args, **kwargs)
         return DynamicFeatures(features, self._tabulate(decisions, x))
 

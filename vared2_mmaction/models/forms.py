@@ -164,9 +164,7 @@ def keep_channels_last(model: nn.Module) -> None:
             tensor.data = channels_last(tensor.data)
 
 
-def pack_kernels(
-    model: nn.Module, execute: Callable[[nn.Module], Any] = lambda conv: None
-) -> None:
+def pack_kernels(model: nn.Module, execute: Callable[[nn.Module], Any] = lambda conv: None) -> None:
     """Keep the kernels of convolutions that have a 2-D form as oneDNN computes with them, in place,
     for inference; see :class:`~vared2_mmaction.ops.plan.Plans`.
 

@@ -64,6 +64,8 @@ class DynamicOptions:
             None takes the backbone's own ``num_segments``.
         compiled: Whether to blend by compiled code where there is some, with float32 on a CPU and
             on a GPU; see :mod:`vared2_mmaction.ops.compiled_blend`. What it computes is the same.
+        recompute: Whether training makes what layers blend or rebuild again in the backward pass,
+            instead of keeping it: less memory, for a little time. What it computes is the same.
     """
 
     channel: int = 3
@@ -77,6 +79,7 @@ class DynamicOptions:
     saturation: float = math.inf
     num_segments: int | None = None
     compiled: bool = False
+    recompute: bool = False
 
     @classmethod
     def parse(cls, options: dict[str, Any]) -> 'DynamicOptions':

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from . import compiled_blend
+from . import compiled_blend, recompute
 from .answer import Answer, Modulation, fetch, known
 from .blend import shares
 from .cheap import ChannelOptions, TemporalOptions
@@ -155,7 +155,9 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         if self.forced is not None:
             answer = self.forced.replace(answer)
         y, decision = self.modulate(clips, answer, Epilogue(added, self.relu))
-        return self._from_clips(y), decision
+        output = self._from_clips(y)
+        recompute.forward_offer(y, output)
+        return output, decision
 
     def _decide(self, clips: Tensor, options: int) -> Answer:
         if type(self.gate) is SoftModulationGate:  # of another class only the forward is known
@@ -236,18 +238,24 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         if single and channel == temporal == 0:
             return self._whole(clips, epilogue)
         z = self._convolve(clips, channel, temporal)
+        frames = self._output_frames(clips.shape[2])
         if single and self._affine:
             factors = self._factors(channel, temporal, z.dtype)
-            return epilogue(rebuild(z, *factors, self._output_frames(clips.shape[2])))
-        return epilogue(self._blend(clips, z, modulation(), group))
+            y = rebuild(z, *factors, frames)
+            recompute.offer(y, rebuild, z, *factors, frames)
+        else:
+            shared = modulation()
+            y = self._blend(z, frames, shared, group)
+            recompute.offer(y, self._blend, z, frames, shared, group)
+        return epilogue(y)
 
     @property
     def _affine(self) -> bool:
         """Whether all cheap operations are."""
         return self.channel_options.affine and self.temporal_options.affine
 
-    def _blend(self, clips: Tensor, z: Tensor, modulation: Modulation, group: Group) -> Tensor:
-        frames, normalised = self._output_frames(clips.shape[2]), self.saturation is not None
+    def _blend(self, z: Tensor, frames: int, modulation: Modulation, group: Group) -> Tensor:
+        normalised = self.saturation is not None
         weights = [
             self._shares(v, active, z.dtype)
             for v, active in zip(modulation, group[1:], strict=True)

@@ -167,8 +167,8 @@ class _TwoKernels(_Tabulated):
         weight = self.folded_weight.view_as(kernels.weight)
         return kernels._replace(weight=weight, bias=self.folded_bias)
 
-    def _blend(self, clips: Tensor, z: Tensor, modulation: Modulation, group: Group) -> Tensor:
-        y = super()._blend(clips, z, modulation, group)  # type: ignore[misc]
+    def _blend(self, z: Tensor, frames: int, modulation: Modulation, group: Group) -> Tensor:
+        y = super()._blend(z, frames, modulation, group)  # type: ignore[misc]
         scale, shift = self.norm.to(y.dtype)
         return torch.addcmul(shift, y, scale, out=None if torch.is_grad_enabled() else y)
 

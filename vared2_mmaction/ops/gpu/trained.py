@@ -22,6 +22,11 @@ from . import trained_kernels as kernels
 from .launch import INTERPRETED, TYPES
 from .trained_kernels import CHANNELS_FIRST, CHANNELS_LAST, FRAMES_FIRST
 
+_AXES = {
+    CHANNELS_LAST: (0, 2, 3, 4, 1),
+    CHANNELS_FIRST: (0, 1, 2, 3, 4),
+    FRAMES_FIRST: (0, 2, 1, 3, 4),
+}
 _PROGRAMS = 1024
 """Programs that share the maps backward: enough to fill a GPU, and each has sums of its own."""
 
@@ -143,12 +148,9 @@ def _laid(maps: Tensor, layout: int) -> Tensor:
 
 def _empty(like: Tensor, channels: int, frames: int, layout: int) -> Tensor:
     """Maps for as many clips, with other channels and frames."""
-    n, area = len(like), like.shape[3:]
-    if layout == CHANNELS_LAST:
-        return like.new_empty(n, frames, *area, channels).permute(0, 4, 1, 2, 3)
-    if layout == CHANNELS_FIRST:
-        return like.new_empty(n, channels, frames, *area)
-    return like.new_empty(n, frames, channels, *area).transpose(1, 2)
+    shape = (len(like), channels, frames, *like.shape[3:])
+    # No view of other memory: what follows may write over the output of an autograd function.
+    return torch.empty_permuted(shape, _AXES[layout], dtype=like.dtype, device=like.device)
 
 
 def _four(values: Sequence[Any], absent: Any = None) -> list[Any]:

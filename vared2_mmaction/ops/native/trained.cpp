@@ -32,12 +32,14 @@ Clips output(const Clips& computed, const Blended& of) {
 at::Tensor blend(const at::Tensor& computed, const at::Tensor& scales, const at::Tensor& shifts,
                  const Blended& of) {
   const Clips in = clips_of(computed, 1), out = output(in, of);
-  const at::Tensor y = at::empty({out.elements()}, computed.options());
+  // No view of other memory: what follows may write over the output of an autograd function.
+  const at::Tensor y = at::empty({out.number, out.channels, out.frames, out.rows, out.columns},
+                                 computed.options().memory_format(at::MemoryFormat::ChannelsLast3d));
   for (int64_t n = 0; n < in.number; ++n)
     recipe(scales, &shifts, n, of)
         .write(computed.const_data_ptr<float>() + n * in.clip(), out.frames, out.area(), nullptr,
                false, y.mutable_data_ptr<float>() + n * out.clip());
-  return as_clips(y, out, 5);
+  return y;
 }
 
 std::array<at::Tensor, 3> blend_backward(const at::Tensor& gradient, const at::Tensor& computed,
