@@ -80,8 +80,8 @@ def test_every_module_is_in_the_reference():
     for package in PACKAGES:
         page = (ROOT / 'docs' / 'api' / f'{package}.rst').read_text()
         exported = (PACKAGE / package / '__init__.py').read_text()
-        for path in sorted((PACKAGE / package).glob('[!_]*.py')):
-            name = f'vared2_mmaction.{package}.{path.stem}'
+        for path in sorted((PACKAGE / package).rglob('[!_]*.py')):
+            name = '.'.join(path.relative_to(ROOT).with_suffix('').parts)
             public = [
                 node.name
                 for node in ast.parse(path.read_text()).body

@@ -368,7 +368,7 @@ def test_the_file_is_whole_after_every_row(tool, run_tool, tmp_path, monkeypatch
         (R2PLUS1D, ['--out', 'no/such/folder/a.json'], "--out 'no/such/folder/a.json'"),
         (R2PLUS1D, ['missing.pth'], "CHECKPOINT='missing.pth': no such file"),
         (R2PLUS1D, ['--cfg-options', 'test_dataloader=None'], '--shape C T H W is needed'),
-        (R2PLUS1D, ['--compiled', '--dtype', 'bfloat16'], '--compiled: expected --device cpu and'),
+        (R2PLUS1D, ['--compiled', '--dtype', 'bfloat16'], '--compiled: expected --dtype float32'),
         (R2PLUS1D, ['--profile', '--mode', 'train'], '--profile: expected --device cpu and --mode'),
         (STATIC, [], 'expected a dynamic network'),
     ],

@@ -171,7 +171,7 @@ def test_gates(shape, motion):
         gates.append(gate)
     x = torch.randn(shape).contiguous(memory_format=torch.channels_last_3d)
     with torch.no_grad():
-        stacks = [GateStack(gates, compiled) for compiled in (True, False)]
+        stacks = [GateStack(gates, compiled) for compiled in (CompiledGates(), None)]
         v = stacks[0].compiled(stacks[0], x)
         torch.testing.assert_close(v, stacks[1](x), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(stacks[0](x.contiguous()), v, rtol=1e-4, atol=1e-5)

@@ -3,11 +3,11 @@
 
 from ..installation import has_detection
 from .backbones import VARED2X3D, VARED2ResNet, VARED2ResNet2Plus1d, VARED2ResNet3d
-from .capture import capture
 from .dynamize import DynamicFeatures, dynamize
 from .execution import can_execute
 from .forms import accelerate
 from .fuse import fuse
+from .graphs import capture
 from .heads import VARED2I3DHead, VARED2TSNHead, VARED2X3DHead
 from .losses import ComputationBudgetLoss
 from .neck import ModulatedFeatures, SoftModulationGateNeck

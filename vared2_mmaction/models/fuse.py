@@ -25,7 +25,7 @@ from .forms import FORMATS, keep_channels_last, pack_kernels
 from .policy import dynamic_layers
 
 
-def fuse(model: nn.Module, compiled: bool = False) -> nn.Module:
+def fuse(model: nn.Module, compiled: bool | Execution = False) -> nn.Module:
     """A copy of a model for inference, with BatchNorm folded into convolutions, cheap operations
     and gates, and with ReLU and residual addition done by the convolutions before them.
 
@@ -41,6 +41,7 @@ def fuse(model: nn.Module, compiled: bool = False) -> nn.Module:
             compiled, which takes about half a minute. On a GPU these are Triton kernels, which
             leave out what a clip does not need without asking the host
             (:mod:`vared2_mmaction.ops.gpu`); the first call of a shape compiles and measures them.
+            An :class:`~vared2_mmaction.models.execution.Execution` says itself what executes them.
 
     Returns:
         A copy in evaluation mode, whose outputs are those of the model in evaluation mode, up to
@@ -49,17 +50,11 @@ def fuse(model: nn.Module, compiled: bool = False) -> nn.Module:
     Raises:
         RuntimeError: If compiled code is asked for and cannot be made.
     """
-    device = next((p.device for p in model.parameters()), torch.device('cpu'))
-    return fuse_for(model, execution_on(device) if compiled else by_operations())
-
-
-def fuse_for(model: nn.Module, execution: Execution) -> nn.Module:
-    """The same, with what is to execute the copy.
-
-    Args:
-        model: See :func:`fuse`.
-        execution: What executes gates and convolutions.
-    """
+    if isinstance(compiled, Execution):
+        execution = compiled
+    else:
+        device = next((p.device for p in model.parameters()), torch.device('cpu'))
+        execution = execution_on(device) if compiled else by_operations()
     fused = copy.deepcopy(model)
     fused.eval()  # does not return the module in stock backbones
     for owner, name, norm_name in list(_pairs(fused)):

@@ -37,7 +37,7 @@ class Decided(NamedTuple):
     numbers: tuple[int, int]
     """Numbers of channel and temporal options."""
     costs: Tensor
-    """What :func:`.convolution._charge` multiplies, int64."""
+    """Multiply-adds of which charges are made, int64: see ``_charge`` of :mod:`.convolution`."""
 
 
 class _Launch(NamedTuple):
@@ -166,9 +166,9 @@ class DeviceConv(Made):
                 them is the layer's. Without it the layer's own gate is asked.
 
         Returns:
-            Output, and what is charged, (N, 5): the columns of
-            :data:`~vared2_mmaction.ops.decision.COLUMNS`, where weights of a gate that are not
-            finite make NaN. None where kernels do not serve.
+            Output and what is charged, (N, 5), with the columns ``COLUMNS`` of
+            :mod:`vared2_mmaction.ops.decision`, where weights of a gate that are not finite make
+            NaN. None where kernels do not serve.
 
         Raises:
             ValueError: If options are forced for another number of clips.
@@ -202,8 +202,8 @@ class DeviceConv(Made):
             epilogue: What follows.
 
         Returns:
-            Output, or None: kernels do not serve, or the layer has options, which are decided on
-            the host where it is told their weights.
+            Output, or None where kernels do not serve or the layer has options, which are decided
+            on the host where it is told their weights.
         """
         if hasattr(owner, 'gate') or not reads(x):
             return None

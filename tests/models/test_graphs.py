@@ -19,7 +19,6 @@ from vared2_mmaction.models import (
     to_static,
 )
 from vared2_mmaction.models.execution import by_kernels, by_operations, can_execute, execution_on
-from vared2_mmaction.models.fuse import fuse_for
 
 from ..ops.gpu.device import needs_kernels
 from .backbones import STOCK, dynamic
@@ -48,7 +47,7 @@ def test_a_network_by_kernels(gate_input):
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     net = network('ResNet2Plus1d', gate_input=gate_input).to(device)
     x = torch.randn(2, 3, 4, 12, 12, device=device)
-    fused = fuse_for(net, by_kernels())
+    fused = fuse(net, by_kernels())
     policy = torch.randint(0, 3, (2, len(dynamic_layers(net)), 2))
     with torch.no_grad(), torch.backends.cudnn.flags(**EXACT):
         if gate_input == 'block':
@@ -69,7 +68,7 @@ def test_captured_networks_equal_the_unfused(name):
     kinds = [by_kernels(), by_operations()]
     with torch.no_grad(), torch.backends.cudnn.flags(**EXACT):
         served = name not in ('X3D', 'ResNet3dCSN')  # whose grouped convolutions ask the host
-        fused = fuse_for(net, kinds[0])
+        fused = fuse(net, kinds[0])
         if served:
             fused = capture(fused)
         for _ in range(2):  # captured, then replayed
@@ -87,7 +86,7 @@ def test_captured_networks_equal_the_unfused(name):
 
 @needs_gpu
 def test_graphs_are_kept_by_shape_and_policy(monkeypatch):
-    monkeypatch.setattr('vared2_mmaction.models.capture.MAX_GRAPHS', 2)
+    monkeypatch.setattr('vared2_mmaction.models.graphs.MAX_GRAPHS', 2)
     fused = capture(fuse(network('ResNet2Plus1d').cuda(), compiled=True))
     with torch.no_grad():
         first = fused(torch.randn(2, 3, 8, 40, 40, device='cuda'))
