@@ -86,11 +86,9 @@ def _make(make: Callable[..., Tensor], args: Any) -> Tensor:
 
 def _save(offers: dict[int, _Offer], x: Tensor) -> Any:
     found = offers.get(x.untyped_storage()._cdata)
-    if found is None:
-        return x
-    output = found.output()
-    if output is None or output._version != found.version:
-        return x
+    output = None if found is None else found.output()
+    if found is None or output is None or output._version != found.version:
+        return x.detach()  # an operation that holds its own output would never be freed
     return _Saved(found.again, (x.size(), x.stride(), x.storage_offset()))
 
 
