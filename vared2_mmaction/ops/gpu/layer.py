@@ -4,12 +4,14 @@
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
+from triton.compiler.errors import CompilationError
 
 from ..answer import Weights
 from ..decision import COLUMNS
@@ -52,25 +54,37 @@ class _Launch(NamedTuple):
 
     def go(self, tile: Tile) -> tuple[Tensor, Tensor]:
         """Launch; returns the output (N, C, T, H, W) and what is charged, (N, 5)."""
-        y, charged, calls = self._calls(tile)
-        with torch.cuda.device_of(y):
-            for kernel, grid, arguments, options in calls if len(y) else ():
-                kernel[(grid,)](*arguments, **options)
+        y, charged, convolution, blending = self._arguments()
+        if len(y):
+            rows, columns, _ = tile.sizes
+            positions = y[0, 0].numel()
+            most = len(y) * triton.cdiv(y.shape[1], columns) * triton.cdiv(positions, rows)
+            with torch.cuda.device_of(y):
+                grid = (programs(y, tile, most),)
+                convolve[grid](*convolution, *tile.sizes, **tile.options)
+                if blending is not None:
+                    grid = (programs(y, BLENDING, len(y) * positions),)
+                    blend[grid](*blending, *BLENDING.sizes[:2], **BLENDING.options)
         return y, charged
 
-    def compile(self, tile: Tile) -> None:
-        """Compile what :meth:`go` launches."""
-        y, _, calls = self._calls(tile)
-        with torch.cuda.device_of(y):
-            for kernel, grid, arguments, options in calls:
-                kernel.warmup(*arguments, grid=(grid,), **options)
+    def compile(self, of: Sequence[Tile]) -> None:
+        """Compile what :meth:`go` launches with each tile, side by side. What cannot be compiled
+        says so when it is launched."""
+        y, _, convolution, _ = self._arguments()
 
-    def _calls(self, tile: Tile) -> tuple[Tensor, Tensor, list[tuple[Any, int, tuple, dict]]]:
-        """Output, what is charged, and the launches: kernel, programs, arguments and options."""
+        def warm_up(tile: Tile) -> None:
+            with torch.cuda.device_of(y), suppress(RuntimeError, CompilationError):
+                convolve.warmup(*convolution, *tile.sizes, grid=(1,), **tile.options)
+
+        with ThreadPoolExecutor(max(len(of), 1)) as pool:
+            list(pool.map(warm_up, of))
+
+    def _arguments(self) -> tuple[Tensor, Tensor, tuple, tuple | None]:
+        """Output, what is charged, and arguments of the convolution and, if there are options, of
+        blending, but for the tile."""
         owner, made, x, decided = self[:4]
         number, inputs = x.shape[:2]
         channels, (frames, height, width) = owner.out_channels, made.output(x)
-        positions = frames * height * width
         y = _empty(x, channels, (frames, height, width))
         charged = torch.empty(number, len(COLUMNS), dtype=torch.float64, device=x.device)
         padded = getattr(x, _ZERO_PADDED, False)
@@ -80,7 +94,7 @@ class _Launch(NamedTuple):
         gate: tuple[Any, ...] = (y, y, 0, 0, 0, 1, 1)
         floor, saturation, is_forced = 0.0, math.inf, 0
         if decided is not None:
-            computed = x.new_empty(number, positions * channels)
+            computed = x.new_empty(number, frames * height * width * channels)
             v, row, forced, numbers, costs = decided
             answers, is_forced = v[:, row], int(forced is not None)
             step = 0 if forced is None or len(forced) == 1 else 2
@@ -89,8 +103,14 @@ class _Launch(NamedTuple):
                 *numbers,
             )  # fmt: skip
             floor, saturation = owner.gate.floor, owner.saturation
-        table_options = made.tables.shape[0] // len(owner.options().kept)
-        weighed = (*gate[2:], made.tables[0].numel(), table_options, floor, saturation, is_forced)
+        weighed = (
+            *gate[2:],
+            made.tables[0].numel(),
+            made.table_options,
+            floor,
+            saturation,
+            is_forced,
+        )
         followed = (int(self.residual is not None), int(self.relu))
         whole = len(made.weight) - 1
         clips = max(16, triton.next_power_of_2(number))
@@ -102,20 +122,15 @@ class _Launch(NamedTuple):
             whole * made.bias[0].numel(), *made.weight.stride()[1:3],
             *made.kernel[1:], math.prod(made.kernel), *made.stride, *made.padding, *made.dilation,
             *weighed, int(owner.skip), *followed, 0,
-            decided is not None, made.bounded, made.aligned, _precision(), clips, *tile.sizes,
+            decided is not None, made.bounded, made.aligned, _precision(), clips,
         )  # fmt: skip
-        most = number * _most(tile, channels, positions)
-        calls = [(convolve, programs(x, tile, most), convolution, tile.options)]
-        if decided is not None and math.prod(decided.numbers) > 1:
-            blending = (
-                computed, made.tables, residual, y, *gate[:2], number, channels, frames, height,
-                width, *_steps(y), *_steps(residual), *weighed, *followed, clips,
-                *BLENDING.sizes[:2],
-            )  # fmt: skip
-            calls.append(
-                (blend, programs(x, BLENDING, number * positions), blending, BLENDING.options)
-            )
-        return y, charged, calls
+        if decided is None or math.prod(decided.numbers) == 1:
+            return y, charged, convolution, None
+        blending = (
+            computed, made.tables, residual, y, *gate[:2], number, channels, frames, height,
+            width, *_steps(y), *_steps(residual), *weighed, *followed, clips,
+        )  # fmt: skip
+        return y, charged, convolution, blending
 
     @property
     def key(self) -> tuple:
@@ -218,8 +233,13 @@ class DeviceConv(Made):
         of = tiles(dtype) if usual else ()
         calls: list[Callable[[], Any]] = [partial(launch.go, tile) for tile in of]
         calls += made.library_calls(owner, x, epilogue)
+
+        def candidates() -> list[list[Callable[[], Any]]]:
+            launch.compile(of)
+            return [[call] for call in calls]
+
         with torch.autocast(x.device.type, enabled=False):
-            y = calls[fastest(launch.key, lambda: _compiled(launch, of, [[c] for c in calls]))]()
+            y = calls[fastest(launch.key, candidates)]()
         return y[0] if isinstance(y, tuple) else y
 
     def _current(self, owner: Any, dtype: torch.dtype) -> Prepared:
@@ -239,16 +259,9 @@ class DeviceConv(Made):
 
 def _candidates(launch: _Launch, of: Sequence[Tile]) -> list[list[Callable[[], Any]]]:
     """What each tile takes for a full policy, and for half of the channels and frames."""
+    launch.compile(of)
     both = [launch.forced_to(*policy) for policy in ((0, 0), (1, 1))]
-    return _compiled(launch, of, [[partial(each.go, tile) for each in both] for tile in of])
-
-
-def _compiled(launch: _Launch, of: Sequence[Tile], candidates: Any) -> Any:
-    """The candidates, when kernels of all tiles have been compiled, side by side."""
-    if of:
-        with ThreadPoolExecutor(len(of)) as pool:
-            list(pool.map(launch.compile, of))
-    return candidates
+    return [[partial(each.go, tile) for each in both] for tile in of]
 
 
 def _computed_in(x: Tensor) -> tuple[torch.dtype, Tensor]:
@@ -287,12 +300,6 @@ def _hand_over(x: Tensor, view: Tensor) -> Tensor:
 def _steps(x: Tensor) -> tuple[int, int, int, int]:
     clip, _, frame, row, column = x.stride()
     return clip, frame, row, column
-
-
-def _most(tile: Tile, channels: int, positions: int) -> int:
-    """Tiles of a clip of which all is computed."""
-    rows, columns, _ = tile.sizes
-    return -(-channels // columns) * -(-positions // rows)
 
 
 def _precision() -> str:

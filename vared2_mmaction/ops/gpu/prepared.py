@@ -33,6 +33,8 @@ class Prepared(NamedTuple):
     tables: Tensor
     """Scale and shift of what each pair of options rebuilds, (channel options, temporal options, 2,
     frame offsets, C), in float32."""
+    table_options: int
+    """Temporal options of the tables."""
     unforced: Tensor
     """Options, (1, 2), that nobody reads."""
     aligned: int
@@ -63,6 +65,7 @@ class Prepared(NamedTuple):
             torch.stack([_kernels(k.weight.to(dtype), rows, depth) for k in both]),
             torch.stack([_bias(k, rows) for k in both]),
             _tables(options.tables, channels),
+            len(options.tables[0]),
             torch.zeros(1, 2, dtype=torch.int32, device=own.weight.device),
             math.gcd(8, *options.kept),
             tuple(kernel),

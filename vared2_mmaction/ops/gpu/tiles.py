@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 import triton
 from torch import Tensor
+from triton.compiler.errors import CompilationError
+from triton.runtime.errors import OutOfResources
 
 from .launch import INTERPRETED
 
@@ -26,9 +28,12 @@ class Tile(NamedTuple):
     """Programs that a multiprocessor holds."""
 
     @property
-    def options(self) -> dict[str, int | None]:
+    def options(self) -> dict[str, Any]:
         """What a kernel is compiled with."""
-        return {'num_warps': self.warps, 'num_stages': self.stages, 'maxnreg': self.registers}
+        options: dict[str, Any] = {'num_warps': self.warps, 'num_stages': self.stages}
+        if torch.version.hip is None:  # AMD's compiler has no such option
+            options['maxnreg'] = self.registers
+        return options
 
 
 _HALF = (
@@ -83,19 +88,26 @@ def fastest(key: Hashable, candidates: Callable[[], Sequence[Sequence[Callable[[
     Returns:
         Its number. Where nothing can be measured, while a CUDA graph is being captured or kernels
         are interpreted, the first.
+
+    Raises:
+        RuntimeError: If all fail.
     """
     if key in _chosen:
         return _chosen[key]
     if INTERPRETED or torch.cuda.is_current_stream_capturing():
         return 0
-    times = [sum(map(_time, calls)) for calls in candidates()]
+    failures: list[Exception] = []
+    times = [sum(_time(call, failures) for call in calls) for calls in candidates()]
+    if min(times) == math.inf:
+        raise RuntimeError(f'no kernel for this convolution runs on this GPU: {failures[-1]}')
     _chosen[key] = times.index(min(times))
     return _chosen[key]
 
 
-def _time(call: Callable[[], Any]) -> float:
+def _time(call: Callable[[], Any], failures: list[Exception]) -> float:
     """Milliseconds that a call takes on the device; infinity if it fails."""
     try:
         return triton.testing.do_bench_cudagraph(call, rep=1, return_mode='min')
-    except RuntimeError:
+    except (RuntimeError, OutOfResources, CompilationError) as error:
+        failures.append(error)
         return math.inf
