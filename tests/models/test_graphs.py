@@ -4,6 +4,7 @@
 import copy
 import pickle
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from vared2_mmaction.models import (
     to_static,
 )
 from vared2_mmaction.models.execution import by_kernels, by_operations, can_execute, execution_on
+from vared2_mmaction.ops import gpu
 
 from ..ops.gpu.device import needs_kernels
 from .backbones import STOCK, dynamic
@@ -126,14 +128,16 @@ def test_a_captured_network_runs_elsewhere_as_ever():
     assert captured.graphs.by_key == {}
 
 
-def test_what_compiled_code_needs(monkeypatch):
-    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
-    assert not can_execute('cuda')
-    monkeypatch.setitem(sys.modules, 'triton', None)
-    for name in ('gates', 'layer', 'launch', 'convolution', 'blending', 'decide', 'tiles'):
-        monkeypatch.delitem(sys.modules, f'vared2_mmaction.ops.gpu.{name}', raising=False)
-    with pytest.raises(RuntimeError, match='compiled=True needs Triton on a GPU'):
-        execution_on(torch.device('cuda'))
+@pytest.mark.parametrize('installed', [None, SimpleNamespace(__version__='3.4.0')])
+def test_what_compiled_code_needs(installed, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'triton', installed)
+    gpu.is_available.cache_clear()
+    try:
+        assert not can_execute('cuda')
+        with pytest.raises(RuntimeError, match='compiled=True needs Triton 3.6 or newer'):
+            execution_on(torch.device('cuda'))
+    finally:
+        gpu.is_available.cache_clear()
 
 
 def test_policies_can_be_entered_again():

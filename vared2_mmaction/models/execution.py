@@ -1,13 +1,13 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """What executes the gates and convolutions of a fused network."""
 
-import importlib.util
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from ..ops import gpu
 from ..ops.compiled import (
     CompiledConv,
     CompiledGates,
@@ -48,13 +48,13 @@ def by_kernels() -> Execution:
     """Triton kernels on a GPU; see :mod:`vared2_mmaction.ops.gpu`.
 
     Raises:
-        RuntimeError: If Triton is not installed.
+        RuntimeError: If there is no Triton that is new enough.
     """
-    try:
-        from ..ops.gpu.gates import DeviceGates
-        from ..ops.gpu.layer import DeviceConv
-    except ImportError as error:
-        raise RuntimeError(f'compiled=True needs Triton on a GPU: {error}') from error
+    if not gpu.is_available():
+        raise RuntimeError(f'compiled=True needs Triton {gpu.OLDEST} or newer on a GPU')
+    from ..ops.gpu.gates import DeviceGates
+    from ..ops.gpu.layer import DeviceConv
+
     return Execution(
         lambda conv: DeviceConv() if tells_kernels(conv) else None, DeviceGates, innermost=True
     )
@@ -62,7 +62,7 @@ def by_kernels() -> Execution:
 
 def can_execute(device: str) -> bool:
     """Whether there is what compiled code for a device needs: a C++ compiler, or Triton."""
-    return can_compile() if device == 'cpu' else importlib.util.find_spec('triton') is not None
+    return can_compile() if device == 'cpu' else gpu.is_available()
 
 
 def execution_on(device: torch.device) -> Execution:

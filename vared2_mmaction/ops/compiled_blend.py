@@ -7,14 +7,14 @@ way makes and keeps the map whose channels are blended and whose frames are not.
 affine cheap operations, which are combined first.
 """
 
-import functools
-import importlib.util
+import importlib
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import gpu
 from .cheap import ChannelOptions, TemporalOptions
 from .compiled import library
 
@@ -55,14 +55,9 @@ def blend(
     return _Blend.apply(computed, scales, shifts, of)
 
 
-@functools.cache
 def _kernels() -> Any:
-    """Kernels that blend on a GPU; None without Triton."""
-    return (
-        None
-        if importlib.util.find_spec('triton') is None
-        else importlib.import_module(f'{__package__}.gpu.trained')
-    )
+    """Kernels that blend on a GPU; None where there is no Triton for them."""
+    return importlib.import_module(f'{gpu.__name__}.trained') if gpu.is_available() else None
 
 
 def combine(

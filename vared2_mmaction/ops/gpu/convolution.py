@@ -12,13 +12,11 @@ import triton.language as tl
 
 from .decide import find_sharing, of_clip, open_weights
 
-MAX_FRAMES, MAX_SIDE = 2**10, 2**10
-"""How many coordinates of an input, padding included, a number has bits for."""
-OUTSIDE = tl.constexpr(2**30 + (2**10 - 1 << 10))
-"""A coordinate that is never inside, nor are those behind it."""
+TAPS = tl.constexpr(10)
+"""How many taps of a kernel in each direction a number has bits for."""
 _SIZES: list[str] = str.split(
     'clips frames_in height_in width_in frames height width kernel_height kernel_width '
-    'taps step_time step_height step_width pad_time pad_height pad_width apart_time '
+    'kernel_time step_time step_height step_width pad_time pad_height pad_width apart_time '
     'apart_height apart_width v_clip v_temporal forced_clip channel_options '
     'temporal_options table_pair table_options floor saturation is_forced '
     'skip has_residual relu zero'
@@ -33,7 +31,7 @@ def convolve(
     clips, channels_in, frames_in, height_in, width_in, channels, frames, height, width,
     x_clip, x_frame, x_row, x_column, y_clip, y_frame, y_row, y_column,
     r_clip, r_frame, r_row, r_column, whole_weight, whole_bias, weight_row, weight_tap,
-    kernel_height, kernel_width, taps, step_time, step_height, step_width,
+    kernel_time, kernel_height, kernel_width, step_time, step_height, step_width,
     pad_time, pad_height, pad_width, apart_time, apart_height, apart_width,
     v_clip, v_temporal, forced_clip, channel_options, temporal_options, table_pair,
     table_options, floor, saturation, is_forced, skip, has_residual, relu, zero,
@@ -88,47 +86,43 @@ def convolve(
         row = first_row + tl.arange(0, ROWS)
         frame, position = row // area, row % area
         line, place = position // width, position % width
-        # Coordinates of the first tap in one number, beginning with the padding.
-        corner = (frame * (pace * step_time) << 20) + (line * step_height << 10)
-        corner += place * step_width
-        at = (frame * (pace * step_time) - pad_time) * x_frame
-        at += (line * step_height - pad_height) * x_row + (
-            place * step_width - pad_width
-        ) * x_column
+        from_frame = frame * (pace * step_time) - pad_time
+        from_line, from_place = line * step_height - pad_height, place * step_width - pad_width
+        at = from_frame * x_frame + from_line * x_row + from_place * x_column
         rows = computed_frames * area
+        there = row < rows
+        seen = there.to(tl.int32)
         if BOUNDED:
-            corner = tl.where(row < rows, corner, OUTSIDE)
+            seen = _seen(from_frame, kernel_time, apart_time, frames_in, there)
+            seen |= _seen(from_line, kernel_height, apart_height, height_in, there) << TAPS
+            seen |= _seen(from_place, kernel_width, apart_width, width_in, there) << 2 * TAPS
         base = x + here.to(tl.int64) * x_clip
         whole = (channel_option == 0) & (temporal_option == 0) & (not blended)
         own_kernels = whole.to(tl.int32)
         kernels = weight + own_kernels * whole_weight
         kernel_row = (first_column + tl.arange(0, COLUMNS)) * weight_row
         total = tl.zeros((ROWS, COLUMNS), tl.float32)
-        for step in range(0, taps * steps):
-            tap = step // steps
-            block = step - tap * steps
-            tap_time = tap // (kernel_height * kernel_width)
-            rest = tap - tap_time * (kernel_height * kernel_width)
-            tap_line = rest // kernel_width
-            ahead_time = tap_time * apart_time
-            ahead_line = tap_line * apart_height
-            ahead_place = (rest - tap_line * kernel_width) * apart_width
-            ahead = ahead_time * x_frame + ahead_line * x_row + ahead_place * x_column
-            channel = block * DEPTH + depth
+        tap, tap_time, tap_line, tap_place, block = zero, zero, zero, zero, zero
+        for _ in range(0, kernel_time * kernel_height * kernel_width * steps):
+            wanted = 1
             if BOUNDED:
-                seen = corner + ((ahead_time << 20) + (ahead_line << 10) + ahead_place)
-                inside = _within((seen >> 20) - pad_time, frames_in)
-                inside &= _within(((seen >> 10) & 1023) - pad_height, height_in)
-                inside &= _within((seen & 1023) - pad_width, width_in)
-            else:
-                inside = row < rows
+                wanted = (1 << tap_time) | (1 << (tap_line + TAPS)) | (1 << (tap_place + 2 * TAPS))
+            ahead = tap_time * apart_time * x_frame + tap_line * apart_height * x_row
+            ahead += tap_place * apart_width * x_column
+            channel = block * DEPTH + depth
             a = tl.load(
                 base + (at + ahead)[:, None] + channel[None, :],
-                mask=inside[:, None] & (channel < channels_in)[None, :],
+                mask=(seen & wanted == wanted)[:, None] & (channel < channels_in)[None, :],
                 other=0.0,
             )
             b = tl.load(kernels + kernel_row[:, None] + (tap * weight_tap + channel)[None, :])
             total = tl.dot(a, tl.trans(b), total, input_precision=PRECISION)
+            # The next channels, then the next tap: counting is cheaper than dividing.
+            block, carry = _count(block, 1, steps)
+            tap += carry
+            tap_place, carry = _count(tap_place, carry, kernel_width)
+            tap_line, carry = _count(tap_line, carry, kernel_height)
+            tap_time += carry
         # Told apart from what is above by a zero, so that it is not kept during the loop.
         row = first_row + zero + tl.arange(0, ROWS)
         column = first_column + tl.arange(0, COLUMNS)
@@ -178,8 +172,22 @@ def convolve(
 
 
 @triton.jit
-def _within(coordinate, size):
-    return (coordinate >= 0) & (coordinate < size)
+def _seen(first, taps, apart, size, there):
+    """Which taps of a kernel see the input, a bit for each, of coordinates of the first."""
+    bits = there.to(tl.int32) * 0
+    for tap in range(taps):
+        coordinate = first + tap * apart
+        inside = there & (coordinate >= 0) & (coordinate < size)
+        bits |= inside.to(tl.int32) << tap
+    return bits
+
+
+@triton.jit
+def _count(value, step, end):
+    """Count on, from zero at the end, and whether that was reached."""
+    value += step
+    carry = (value == end).to(tl.int32)
+    return value * (1 - carry), carry
 
 
 @triton.jit

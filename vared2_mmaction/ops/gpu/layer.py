@@ -120,7 +120,7 @@ class _Launch(NamedTuple):
             number, read, *x.shape[2:], channels, frames, height, width,
             *_steps(x), *_steps(y), *_steps(residual), whole * made.weight[0].numel(),
             whole * made.bias[0].numel(), *made.weight.stride()[1:3],
-            *made.kernel[1:], math.prod(made.kernel), *made.stride, *made.padding, *made.dilation,
+            *made.kernel, *made.stride, *made.padding, *made.dilation,
             *weighed, int(owner.skip), *followed, 0,
             decided is not None, made.bounded, made.aligned, _precision(), clips,
         )  # fmt: skip

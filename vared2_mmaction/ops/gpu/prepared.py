@@ -14,7 +14,7 @@ from ..compiled import Kernels
 from ..epilogue import Epilogue
 from ..forms import convolve, has_2d_form
 from ..packed import version_of
-from .convolution import MAX_FRAMES, MAX_SIDE
+from .convolution import TAPS
 
 PADDED = 16
 """Channels of maps are padded to a multiple of it, so that kernels read whole vectors."""
@@ -93,10 +93,9 @@ class Prepared(NamedTuple):
 
     def fits(self, x: Tensor) -> bool:
         """Whether kernels can address all of an input."""
-        padded = [n + 2 * p for n, p in zip(x.shape[2:], self.padding, strict=True)]
-        sizes = max(padded[1:]) <= MAX_SIDE and padded[0] <= MAX_FRAMES
         outputs = math.prod(self.output(x)) * self.weight.shape[1]
-        return sizes and max(x[0].numel(), outputs) < 2**30 and x.shape[0] <= 1024
+        few_taps = max(self.kernel) <= TAPS.value
+        return few_taps and max(x[0].numel(), outputs) < 2**30 and len(x) <= 1024
 
     @property
     def geometry(self) -> tuple[tuple[int, ...], ...]:
