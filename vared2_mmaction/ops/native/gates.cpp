@@ -11,7 +11,8 @@ namespace vared2 {
 
 namespace {
 
-constexpr int64_t kChannels = 256;  // that a thread describes at once
+constexpr int64_t kAhead = 6;  // reads that are under way: they are pages apart
+constexpr int64_t kLine = 16;  // numbers that lie in a line of the cache
 
 struct Line {
   int64_t first, step;
@@ -50,47 +51,44 @@ at::Tensor Gates::weigh(const at::Tensor& input, int64_t segments) const {
   const float* x = input.const_data_ptr<float>();
   TORCH_CHECK(first_.size(0) == clips.channels * (motion_ ? 2 : 1), "a gate for ",
               first_.size(0) / (motion_ ? 2 : 1), " channels got ", clips.channels);
-  const int64_t width = first_.size(1), parts = (clips.channels + kChannels - 1) / kChannels;
-  std::vector<float> hidden(clips.number * parts * width);
-  at::parallel_for(0, clips.number * parts, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> described(2 * kChannels);
-    for (int64_t job = begin; job < end; ++job) {
-      const int64_t first = job % parts * kChannels;
-      const int64_t channels = std::min(kChannels, clips.channels - first);
-      float* mean = described.data();
-      float* motion = mean + kChannels;
-      describe(x + job / parts * clips.clip() + first, clips, channels, mean, motion);
-      const float* w = first_.const_data_ptr<float>() + first * width;
-      add_product(mean, w, channels, width, hidden.data() + job * width);
-      if (motion_)
-        add_product(motion, w + clips.channels * width, channels, width,
-                    hidden.data() + job * width);
+  at::Tensor weights = at::empty({clips.number, layers(), 2, outputs() / 2}, first_.options());
+  float* to = weights.mutable_data_ptr<float>();
+  at::parallel_for(0, clips.number, 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> described(2 * clips.channels), hidden(first_.size(1));
+    for (int64_t n = begin; n < end; ++n) {
+      describe(x + n * clips.clip(), clips, described.data());
+      std::copy_n(shift_.const_data_ptr<float>(), hidden.size(), hidden.data());
+      add_product(described.data(), first_.const_data_ptr<float>(), first_.size(0), first_.size(1),
+                  hidden.data());
+      answer(hidden.data(), to + n * layers() * outputs());
     }
   });
-  at::Tensor weights = at::empty({clips.number, layers(), 2, outputs() / 2}, first_.options());
-  for (int64_t n = 0; n < clips.number; ++n)
-    answer(hidden.data() + n * parts * width, parts,
-           weights.mutable_data_ptr<float>() + n * layers() * outputs());
   return weights;
 }
 
-void Gates::describe(const float* x, const Clips& clips, int64_t channels, float* mean,
-                     float* motion) const {
+void Gates::describe(const float* x, const Clips& clips, float* mean) const {
+  const int64_t channels = clips.channels;
+  float* motion = mean + channels;
   const Line down = line(clips.rows, grid_), across = line(clips.columns, grid_);
   std::fill_n(mean, channels, 0.0f);
   std::fill_n(motion, channels, 0.0f);
-  for (int64_t r = down.first; r < clips.rows; r += down.step) {
-    for (int64_t c = across.first; c < clips.columns; c += across.step) {
-      const float* p = x + (r * clips.columns + c) * clips.channels;
-      for (int64_t t = 0; t < clips.frames; ++t, p += clips.frame()) {
+  std::vector<const float*> reads;  // of each position all frames
+  for (int64_t r = down.first; r < clips.rows; r += down.step)
+    for (int64_t c = across.first; c < clips.columns; c += across.step)
+      for (int64_t t = 0; t < clips.frames; ++t)
+        reads.push_back(x + t * clips.frame() + (r * clips.columns + c) * clips.channels);
+  const int64_t number = static_cast<int64_t>(reads.size());
+  for (int64_t i = -kAhead; i < number; ++i) {
+    if (i + kAhead < number)
+      for (int64_t k = 0; k < channels; k += kLine) __builtin_prefetch(reads[i + kAhead] + k);
+    if (i < 0) continue;
+    const float* p = reads[i];
 #pragma omp simd
-        for (int64_t k = 0; k < channels; ++k) mean[k] += p[k];
-        if (!motion_ || t == 0) continue;
-        const float* before = p - clips.frame();
+    for (int64_t k = 0; k < channels; ++k) mean[k] += p[k];
+    if (!motion_ || i % clips.frames == 0) continue;
+    const float* before = reads[i - 1];
 #pragma omp simd
-        for (int64_t k = 0; k < channels; ++k) motion[k] += std::fabs(p[k] - before[k]);
-      }
-    }
+    for (int64_t k = 0; k < channels; ++k) motion[k] += std::fabs(p[k] - before[k]);
   }
   const int64_t positions = down.number(clips.rows) * across.number(clips.columns);
   const int64_t differences = std::max<int64_t>(positions * (clips.frames - 1), 1);
@@ -100,14 +98,9 @@ void Gates::describe(const float* x, const Clips& clips, int64_t channels, float
   }
 }
 
-void Gates::answer(float* hidden, int64_t parts, float* weights) const {
+void Gates::answer(float* hidden, float* weights) const {
   const int64_t width = first_.size(1), each = width / layers();
-  const float* shift = shift_.const_data_ptr<float>();
-  for (int64_t h = 0; h < width; ++h) {
-    float sum = shift[h];
-    for (int64_t part = 0; part < parts; ++part) sum += hidden[part * width + h];
-    hidden[h] = std::tanh(sum);
-  }
+  for (int64_t h = 0; h < width; ++h) hidden[h] = std::tanh(hidden[h]);
   std::copy_n(beta_.const_data_ptr<float>(), layers() * outputs(), weights);
   const float* second = second_.const_data_ptr<float>();
   for (int64_t l = 0; l < layers(); ++l)

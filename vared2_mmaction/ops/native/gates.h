@@ -22,13 +22,11 @@ class Gates {
   // network have `segments` frames.
   at::Tensor weigh(const at::Tensor& x, int64_t segments) const;
 
-
  private:
-  // Means and motion of the first channels of a clip.
-  void describe(const float* x, const Clips& clips, int64_t channels, float* mean,
-                float* motion) const;
-  // Weights from the parts that the hidden features are the sum of, which are overwritten.
-  void answer(float* hidden, int64_t parts, float* weights) const;
+  // Means of the channels of a clip, then their motion.
+  void describe(const float* x, const Clips& clips, float* mean) const;
+  // Weights from hidden features, which are overwritten.
+  void answer(float* hidden, float* weights) const;
 
   int64_t layers() const { return second_.size(0); }
   int64_t outputs() const { return second_.size(2); }
