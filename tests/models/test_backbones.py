@@ -77,11 +77,7 @@ def test_fused_networks_equal_the_unfused(name, kind, compiled):
     twin, net, x = stock(name), dynamic(name, operations), clips(name)
     randomise(net)
     for model in (twin, net):
-        for module in model.modules():
-            if isinstance(module, _BatchNorm):
-                torch.nn.init.uniform_(module.running_mean, -0.5, 0.5)
-                torch.nn.init.uniform_(module.running_var, 0.5, 2)
-                torch.nn.init.uniform_(module.bias, -0.5, 0.5)
+        randomise_norms(model)
         model.eval()
     layers = dynamic_layers(net)
     fused, fused_twin = fuse(net, compiled), fuse(twin, compiled)
@@ -391,6 +387,15 @@ def test_static_cost_of_one_clip(name, shape, same):
     assert static_cost(net, shape) == static_cost(net, same) > 0
     with pytest.raises(ValueError, match=r'input_shape=\(1, 2\): expected'):
         static_cost(net, (1, 2))
+
+
+def randomise_norms(model):
+    """Let every BatchNorm change its input."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            torch.nn.init.uniform_(module.running_mean, -0.5, 0.5)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2)
+            torch.nn.init.uniform_(module.bias, -0.5, 0.5)
 
 
 def randomise(net):

@@ -55,9 +55,12 @@ class Captured(nn.Module):
         if found is None:
             if len(self.graphs.by_key) >= MAX_GRAPHS:
                 return super().forward(x)
-            found = self.graphs.by_key[key] = self._capture(x, held)
-        found.x.copy_(x)
-        found.graph.replay()
+            # What is made here is kept, for calls outside of inference mode too.
+            with torch.cuda.device_of(x), torch.inference_mode(False), torch.no_grad():
+                found = self.graphs.by_key[key] = self._capture(x, held)
+        with torch.cuda.device_of(x):
+            found.x.copy_(x)
+            found.graph.replay()
         # The next replay writes over what is returned.
         return pytree.tree_map_only(Tensor, torch.clone, found.output)
 

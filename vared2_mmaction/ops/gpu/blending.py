@@ -4,7 +4,7 @@
 import triton
 import triton.language as tl
 
-from .decide import find_shares, find_sharing, of_clip, of_option, open_weights
+from .decide import find_shares, find_sharing, of_clip, of_option, open_both
 
 _SIZES: list[str] = str.split(
     'clips channels frames height width v_clip v_temporal forced_clip channel_options '
@@ -22,12 +22,9 @@ def blend(
     COLUMNS: tl.constexpr,
 ):  # fmt: skip
     clip = tl.arange(0, CLIPS)
-    opened_c, _ = open_weights(
-        v, forced, clip, clips, v_clip, forced_clip, channel_options, floor, is_forced
-    )
-    opened_t, _ = open_weights(
-        v + v_temporal, forced + 1, clip, clips, v_clip, forced_clip, temporal_options, floor,
-        is_forced,
+    opened_c, opened_t, _ = open_both(
+        v, forced, clip, clips, v_clip, v_temporal, forced_clip, channel_options, temporal_options,
+        floor, is_forced,
     )  # fmt: skip
     sharing_c, _ = find_sharing(opened_c, saturation)
     sharing_t, option_t = find_sharing(opened_t, saturation)

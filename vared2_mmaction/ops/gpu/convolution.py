@@ -10,7 +10,7 @@ clips that blend options, it is written once, to a map that :mod:`.blending` rea
 import triton
 import triton.language as tl
 
-from .decide import find_sharing, of_clip, open_weights
+from .decide import find_sharing, of_clip, open_both
 
 TAPS = tl.constexpr(10)
 """How many taps of a kernel in each direction a number has bits for."""
@@ -41,14 +41,10 @@ def convolve(
 ):  # fmt: skip
     clip = tl.arange(0, CLIPS)
     if GATED:
-        opened_c, wrong = open_weights(
-            v, forced, clip, clips, v_clip, forced_clip, channel_options, floor, is_forced
-        )
-        opened_t, wrong_t = open_weights(
-            v + v_temporal, forced + 1, clip, clips, v_clip, forced_clip, temporal_options, floor,
-            is_forced,
+        opened_c, opened_t, wrong = open_both(
+            v, forced, clip, clips, v_clip, v_temporal, forced_clip, channel_options,
+            temporal_options, floor, is_forced,
         )  # fmt: skip
-        wrong = wrong | wrong_t
         sharing_c, option_c = find_sharing(opened_c, saturation)
         sharing_t, option_t = find_sharing(opened_t, saturation)
         several = (tl.sum(sharing_c.to(tl.int32), 1) > 1) | (tl.sum(sharing_t.to(tl.int32), 1) > 1)

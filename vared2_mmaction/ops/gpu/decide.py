@@ -10,7 +10,7 @@ _WIDTH = tl.constexpr(MAX_OPTIONS)
 
 
 @triton.jit
-def open_weights(v, forced, clip, clips, v_clip, forced_clip, number, floor, is_forced):
+def _open_weights(v, forced, clip, clips, v_clip, forced_clip, number, floor, is_forced):
     """Weights V of one dimension's options, and whether a clip's are not finite.
 
     Args:
@@ -40,6 +40,22 @@ def open_weights(v, forced, clip, clips, v_clip, forced_clip, number, floor, is_
     opened = tl.where(is_forced != 0, tl.where(option == chosen, 1.0, 0.0), opened)
     # Infinity less itself is no number either.
     return opened, tl.max(tl.where(given - given == 0, 0, 1), 1) > 0
+
+
+@triton.jit
+def open_both(
+    v, forced, clip, clips, v_clip, v_temporal, forced_clip, channel_options, temporal_options,
+    floor, is_forced,
+):  # fmt: skip
+    """Weights of the channel and of the temporal options, and whether a clip's are not finite."""
+    channel, wrong = _open_weights(
+        v, forced, clip, clips, v_clip, forced_clip, channel_options, floor, is_forced
+    )
+    temporal, also_wrong = _open_weights(
+        v + v_temporal, forced + 1, clip, clips, v_clip, forced_clip, temporal_options, floor,
+        is_forced,
+    )  # fmt: skip
+    return channel, temporal, wrong | also_wrong
 
 
 @triton.jit
