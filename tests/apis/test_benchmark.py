@@ -393,6 +393,15 @@ def test_a_gpu_that_is_not_there_is_named(tool, tmp_path, capsys, monkeypatch):
     assert "CONFIG='missing.py': no such file" in capsys.readouterr().err
 
 
+def test_help_on_a_gpu_is_that_of_kernels():
+    given = benchmark.Options('infer', 'cuda', compiled=True).help()
+    assert {'CUDA graph', 'channels-last', 'compiled layers'} <= set(given)
+    assert 'packed kernels' not in given
+    plain = benchmark.Options('infer', 'cuda').help()
+    assert not {'CUDA graph', 'channels-last', 'compiled layers'} & set(plain)
+    assert 'CUDA graph' not in benchmark.Options('train', 'cuda', compiled=True).help()
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 @pytest.mark.parametrize('mode', ['infer', 'train'])
 def test_report_of_a_gpu(mode, run_tool):
