@@ -133,6 +133,9 @@ def test_what_compiled_code_needs(installed, monkeypatch):
         assert not can_execute('cuda')
         with pytest.raises(RuntimeError, match='compiled=True needs Triton 3.6 or newer'):
             execution_on(torch.device('cuda'))
+        monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+        with pytest.raises(RuntimeError, match='compiled=True needs Triton 3.6 or newer'):
+            dynamic('ResNet', {'compiled': True})
     finally:
         gpu.is_available.cache_clear()
 

@@ -21,9 +21,9 @@ from ..ops import (
     SoftModulationGate,
     TemporalOptions,
 )
-from ..ops.compiled import library
 from ..ops.options import check_num_options
 from .blocks import block_of
+from .execution import execution_on
 
 MODELS.register_module(module=SoftModulationGate)
 
@@ -130,6 +130,10 @@ def make_layers_dynamic(backbone: nn.Module, options: DynamicOptions) -> tuple[s
 
     Returns:
         Names of the dynamic layers, in the order of registration.
+
+    Raises:
+        ValueError: If there is nothing to make dynamic.
+        RuntimeError: If compiled code is asked for and cannot be made.
     """
     convolutions = [
         name for name, module in backbone.named_modules() if type(module) in CONVOLUTIONS
@@ -141,8 +145,8 @@ def make_layers_dynamic(backbone: nn.Module, options: DynamicOptions) -> tuple[s
             f'dynamic.layers: no convolution of {type(backbone).__name__} {wanted}; its '
             f'convolutions are {convolutions}'
         )
-    if options.compiled and not torch.cuda.is_available():
-        library()
+    if options.compiled:  # what is missing is said before hours are spent
+        execution_on(torch.device('cuda' if torch.cuda.is_available() else 'cpu'))
     first: dict[str | None, str] = {}  # convolution of each block, which reads the block's input
     if options.own_gate and options.gate_input == 'block':
         for name in convolutions:
