@@ -61,11 +61,12 @@ def test_gradients_are_the_same(name, kind, compiled):
 class Plain(nn.Module):
     """Convolutions with and without normalisation behind them."""
 
-    def __init__(self, norm=True, inplace=False):
+    def __init__(self, norm=True, inplace=False, rank=3):
         super().__init__()
-        self.first = nn.Conv3d(3, 8, 1)
-        self.layers = nn.ModuleList(nn.Conv3d(8, 8, 1) for _ in range(6))
-        self.norm = nn.BatchNorm3d(8) if norm else nn.Identity()
+        conv, batch_norm = {2: (nn.Conv2d, nn.BatchNorm2d), 3: (nn.Conv3d, nn.BatchNorm3d)}[rank]
+        self.first = conv(3, 8, 1)
+        self.layers = nn.ModuleList(conv(8, 8, 1) for _ in range(6))
+        self.norm = batch_norm(8) if norm else nn.Identity()
         self.inplace = inplace
 
     def forward(self, x):
@@ -76,10 +77,13 @@ class Plain(nn.Module):
 
 
 @ways
+@pytest.mark.parametrize('rank', [2, 3])
 @pytest.mark.parametrize('policy', ['blended', 'rebuilt'])
-def test_memory_is_saved(policy, compiled):
-    net = dynamize(Plain(inplace=True), compiled=compiled, recompute=True).train()
+def test_memory_is_saved(policy, rank, compiled):
+    net = Plain(inplace=True, rank=rank)
+    net = dynamize(net, compiled=compiled, recompute=True, num_segments=8).train()
     peaks, x = [], torch.randn(2, 3, 8, 16, 16)
+    x = x if rank == 3 else x.transpose(1, 2).flatten(0, 1)
     for twin in pair(net):
         with force_policy(twin, 1, 0) if policy == 'rebuilt' else torch.enable_grad():
             existing = [*state_tensors(twin), x]
