@@ -155,9 +155,7 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         if self.forced is not None:
             answer = self.forced.replace(answer)
         y, decision = self.modulate(clips, answer, Epilogue(added, self.relu))
-        output = self._from_clips(y)
-        recompute.forward_offer(y, output)
-        return output, decision
+        return self._from_clips(y), decision
 
     def _decide(self, clips: Tensor, options: int) -> Answer:
         if type(self.gate) is SoftModulationGate:  # of another class only the forward is known

@@ -26,10 +26,10 @@ class _Offer(NamedTuple):
     memory: StorageWeakRef
     """What they lie in. While it is held no other memory has its address."""
     again: Callable[[], Tensor]
-    output: Callable[[], Tensor | None]
-    """Somebody's tensor that lies there, as long as it is held."""
+    maps: Callable[[], Tensor | None]
+    """The maps themselves, as long as somebody holds them or a view of them."""
     version: int
-    """Of that tensor, which must not have been changed since."""
+    """Theirs: they must not have been changed since."""
 
 
 class _Saved(NamedTuple):
@@ -72,13 +72,6 @@ def offer(maps: Tensor, make: Callable[..., Tensor], *args: Any) -> None:
         )
 
 
-def forward_offer(maps: Tensor, view: Tensor) -> None:
-    """Tell the open scope that a view of maps is what others get to hold."""
-    offers = _offers.get()
-    if offers and (found := offers.get(maps.untyped_storage()._cdata)) is not None:
-        offers[maps.untyped_storage()._cdata] = found._replace(output=weakref.ref(view))
-
-
 def _make(make: Callable[..., Tensor], args: Any) -> Tensor:
     with torch.enable_grad():  # without gradients it may write over what it reads
         return make(*args).detach()
@@ -86,8 +79,8 @@ def _make(make: Callable[..., Tensor], args: Any) -> Tensor:
 
 def _save(offers: dict[int, _Offer], x: Tensor) -> Any:
     found = offers.get(x.untyped_storage()._cdata)
-    output = None if found is None else found.output()
-    if found is None or output is None or output._version != found.version:
+    maps = None if found is None else found.maps()
+    if found is None or maps is None or maps._version != found.version:
         return x.detach()  # an operation that holds its own output would never be freed
     return _Saved(found.again, (x.size(), x.stride(), x.storage_offset()))
 
