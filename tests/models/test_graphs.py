@@ -19,6 +19,7 @@ from vared2_mmaction.models import (
     to_static,
 )
 from vared2_mmaction.models.execution import by_kernels, by_operations, can_execute, execution_on
+from vared2_mmaction.models.graphs import Graphs
 from vared2_mmaction.ops import gpu
 
 from ..ops.gpu.device import needs_kernels
@@ -123,6 +124,16 @@ def test_a_captured_network_runs_elsewhere_as_ever():
     with torch.no_grad():
         assert relative(captured(x), twin(x)) <= 1e-4
     assert captured.graphs.by_key == {}
+
+
+def test_layers_are_looked_for_once_and_copies_look_for_their_own():
+    net = network('ResNet2Plus1d')
+    graphs = Graphs()
+    found = graphs.layers_of(net)
+    assert found == list(dynamic_layers(net).values())
+    assert graphs.layers_of(net) is found
+    twin = copy.deepcopy(net)
+    assert copy.deepcopy(graphs).layers_of(twin) == list(dynamic_layers(twin).values()) != found
 
 
 @pytest.mark.parametrize('installed', [None, SimpleNamespace(__version__='3.4.0')])

@@ -30,6 +30,13 @@ class Graphs:
 
     def __init__(self) -> None:
         self.by_key: dict[tuple, _Graph] = {}
+        self._layers: list[Any] | None = None
+
+    def layers_of(self, backbone: nn.Module) -> list[Any]:
+        """The module's dynamic layers; looking for them takes as long as a small graph."""
+        if self._layers is None:
+            self._layers = list(dynamic_layers(backbone).values())
+        return self._layers
 
     def __deepcopy__(self, memo: Any) -> 'Graphs':
         return Graphs()
@@ -46,7 +53,7 @@ class Captured(nn.Module):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         if not x.is_cuda or torch.is_grad_enabled() or args or kwargs:
             return super().forward(x, *args, **kwargs)
-        layers = list(dynamic_layers(self).values())
+        layers = self.graphs.layers_of(self)
         held = [layer.forced for layer in layers]
         skipped = [layer.skip for layer in layers]
         autocast = torch.is_autocast_enabled('cuda'), torch.get_autocast_dtype('cuda')

@@ -7,7 +7,6 @@ way makes and keeps the map whose channels are blended and whose frames are not.
 affine cheap operations, which are combined first.
 """
 
-import importlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,7 +37,7 @@ def blend(
     """Blend the active options of both dimensions.
 
     Args:
-        computed: What the dearest of them compute, (N, k, t, H, W).
+        computed: What the dearest of them compute, (N, k, t, H, W); see :func:`serves`.
         options: Channel and temporal options, with affine cheap operations.
         shares: Shares of all options of each dimension, (N, options), each row summing to one, or
             None where one option is active.
@@ -48,8 +47,8 @@ def blend(
     Returns:
         Output, (N, C, T, H, W).
     """
-    if computed.is_cuda and (kernels := _kernels()) is not None:
-        return kernels.blend(computed, options, shares, active, frames)
+    if computed.is_cuda:
+        return _kernels().blend(computed, options, shares, active, frames)
     scales, shifts = combine(len(computed), options, shares, active, computed.dtype)
     of = (options[0].kept, *map(list, active), frames)
     return _Blend.apply(computed, scales, shifts, of)
@@ -57,7 +56,11 @@ def blend(
 
 def _kernels() -> Any:
     """Kernels that blend on a GPU; None where there is no Triton for them."""
-    return importlib.import_module(f'{gpu.__name__}.trained') if gpu.is_available() else None
+    if not gpu.is_available():
+        return None
+    from .gpu import trained
+
+    return trained
 
 
 def combine(
