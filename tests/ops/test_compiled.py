@@ -2,6 +2,7 @@
 """Compiled code computes what layers and gates in Python do, and leaves alone what it cannot."""
 
 import copy
+import dataclasses
 import math
 import pickle
 
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from vared2_mmaction.apis.memory import state_tensors
 from vared2_mmaction.ops import Modulation, SoftModulationGate, collect, compiled, packed
 from vared2_mmaction.ops.answer import fetch
 from vared2_mmaction.ops.compiled import (
@@ -44,8 +46,26 @@ IN_2D = [
     Case('frames', {'kernel_size': 3, 'padding': 1}, 6, rank=2),
     Case('frames, strided', {'kernel_size': 3, 'stride': 2}, 5, rank=2),
 ]
-for _case in IN_2D:
-    _case.conv = {'in_channels': 6, 'out_channels': 10, **_case.conv}
+# Few input channels are convolved by oneDNN, more of them tile by tile where that takes less time.
+FEW, MANY = 6, 20
+TILED = [
+    *IN_2D,
+    Case('wide', {'kernel_size': (1, 3, 3), 'out_channels': 150, 'padding': (0, 1, 1)}, 6),
+    Case('wide, temporal', {'kernel_size': (3, 1, 1), 'out_channels': 150}, 6),
+    Case('volume', {'kernel_size': 3, 'padding': 1}, 6),
+    Case('volume, strided', {'kernel_size': 3, 'stride': 2, 'dilation': (1, 2, 3)}, 9),
+    Case('volume, far', {'kernel_size': (1, 5, 5), 'padding': (2, 9, 9), 'dilation': 3}, 4),
+]
+
+
+def _with_inputs(case, inputs, name):
+    conv = {'in_channels': inputs, 'out_channels': 10, **case.conv}
+    return dataclasses.replace(case, name=name, conv=conv)
+
+
+IN_2D = [_with_inputs(case, FEW, case.name) for case in IN_2D]
+TILED = [_with_inputs(case, MANY, f'{case.name}, tiled') for case in TILED]
+LAYERS = [*IN_2D, *TILED]
 
 
 def fused(case, change=None):
@@ -69,6 +89,11 @@ def clips(case, number, height=7):
     return x.contiguous(memory_format=torch.channels_last_3d)
 
 
+def _needs_tiles(case):
+    if case.name.startswith('volume') and not library().can_tile(MANY):
+        pytest.skip('this processor has no products of matrices for tiles')
+
+
 def by_python(layer, x, modulation, epilogue):
     other = copy.deepcopy(layer)
     other.compiled = None
@@ -82,10 +107,11 @@ def zero(norm):
 @needs_compiler
 @pytest.mark.parametrize('height', [7, 40], ids=['gathered', 'in runs'])
 @pytest.mark.parametrize('change', [None, zero], ids=['one kernel', 'two kernels'])
-@pytest.mark.parametrize('case', IN_2D, ids=lambda case: case.name)
+@pytest.mark.parametrize('case', LAYERS, ids=lambda case: case.name)
 def test_layers(case, change, height):
     """Every policy, blends, batches of several policies; with and without what follows."""
     layer, x = fused(case, change), clips(case, 4, height)
+    _needs_tiles(case)
     assert is_compilable(layer)
     blends = [Modulation(*(v.float() for v in m)) for m in every_modulation(layer, x)]
     first = [Modulation(*((v > 0) & (v.cumsum(1) == v) for v in m)) for m in blends]
@@ -99,6 +125,7 @@ def test_layers(case, change, height):
     )
     with torch.no_grad():
         residual = torch.randn_like(by_python(layer, x, mixed, Epilogue()))
+        residual = residual.contiguous(memory_format=torch.channels_last_3d)
         for modulation in (*blends, *single, mixed, uneven):
             answer = fetch(modulation)
             for epilogue in (Epilogue(), Epilogue(residual, True), Epilogue(relu=True)):
@@ -115,9 +142,10 @@ def test_layers(case, change, height):
 
 @needs_compiler
 @pytest.mark.parametrize('forced', [None, torch.tensor([[1, 1]]), torch.tensor([[0, 2], [5, 0]])])
-@pytest.mark.parametrize('case', IN_2D, ids=lambda case: case.name)
+@pytest.mark.parametrize('case', LAYERS, ids=lambda case: case.name)
 def test_gate_and_convolution_in_one_call(case, forced):
     layer, x = fused(case), clips(case, 2)
+    _needs_tiles(case)
     nn.init.normal_(layer.gate.fc2.weight, std=2)
     layer.gate_stack = GateStack([layer.gate], CompiledGates())
     layer.forced = None if forced is None else Forced(forced)
@@ -245,6 +273,56 @@ def test_what_is_counted_is_what_runs():
 
 
 @needs_compiler
+@pytest.mark.parametrize('number', [1, 3])
+@pytest.mark.parametrize('name', ['pointwise', 'spatial', 'wide', 'volume'])
+def test_what_is_left_out_is_not_read(name, number):
+    """Kernels of channels that are left out, and frames that none of the others needs."""
+    case = next(case for case in TILED if case.name == f'{name}, tiled')
+    _needs_tiles(case)
+    layer, x = fused(case), clips(case, number)
+    weights = [([0.0, 1, 0], [0.0, 1, 0])] * number
+    with torch.no_grad():
+        expected = layer.compiled.modulate(layer, x, weights, Epilogue())
+        layer.weight[layer.channel_options.kept[1] :] = math.nan
+        if layer.kernel_size[0] == 1:
+            x[:, :, 1::2] = math.nan
+        found = layer.compiled.modulate(layer, x, weights, Epilogue())
+    assert torch.equal(found, expected)
+
+
+@needs_compiler
+@pytest.mark.parametrize('threads', [1, 3, 16])
+def test_tiles_of_any_number_of_threads(threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for case in (TILED[0], TILED[2], TILED[-5]):
+            for number, height in ((1, 3), (2, 40)):
+                layer, x = fused(case), clips(case, number, height)
+                for options in ((0, 0), (1, 1), (2, 0)):
+                    modulation = Modulation(*(torch.eye(3)[[o] * number] for o in options))
+                    with torch.no_grad():
+                        found = layer.modulate(x, modulation)[0]
+                    expected = by_python(layer, x, modulation, Epilogue())
+                    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_compiler
+def test_kernels_of_tiles_are_counted():
+    case = TILED[0]
+    layer = fused(case)
+    with torch.no_grad():
+        layer(clips(case, 1))
+    if not library().can_tile(MANY):
+        pytest.skip('this processor has no products of matrices for tiles')
+    kernels = [t for t in state_tensors(layer) if t.dim() == 4]
+    assert [t.shape for t in kernels] == [(1, 9, MANY, 64)] * 2
+    assert kernels[0] is kernels[1] or kernels[0].data_ptr() == kernels[1].data_ptr()
+
+
+@needs_compiler
 def test_what_there_is_no_compiled_code_for():
     case = IN_2D[0]
     layer, x = fused(case), clips(case, 2)
@@ -327,7 +405,7 @@ def test_too_many_shapes(monkeypatch):
 
 @needs_compiler
 def test_bad_input_is_refused():
-    case = IN_2D[-2]
+    case = next(case for case in IN_2D if case.name == 'frames')
     layer, x = fused(case), clips(case, 2)
     frames = layer._from_clips(x)
     with torch.no_grad():

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+from ..ops.compiled import CompiledConv
 from ..ops.plan import Plans
 
 
@@ -54,8 +55,9 @@ def state_tensors(
             yield parameter.grad
     yield from model.buffers()
     for module in model.modules():
-        if isinstance(plans := getattr(module, 'plans', None), Plans):
-            yield from plans.tensors()
+        for kept in (getattr(module, name, None) for name in ('plans', 'compiled')):
+            if isinstance(kept, Plans | CompiledConv):
+                yield from kept.tensors()
     for state in optimizer.state.values() if optimizer else ():
         yield from (value for value in state.values() if isinstance(value, Tensor))
 

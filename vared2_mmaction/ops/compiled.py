@@ -111,7 +111,8 @@ def is_compilable(layer: Any) -> bool:
     if not tells_kernels(layer):
         return False
     weight, _, stride, padding, _ = layer.kernels(True)
-    return has_2d_form(weight.shape[2:], stride, padding)
+    in_2d = has_2d_form(weight.shape[2:], stride, padding)
+    return in_2d or library().can_tile(weight.shape[1])
 
 
 def tells_kernels(layer: Any) -> bool:
@@ -166,15 +167,15 @@ class _Layer(NamedTuple):
 
     @classmethod
     def of(cls, owner: Any, weight: Tensor, bias: Tensor | None) -> '_Layer':
-        kernels, options = owner.kernels(False), owner.options()
-        shape = kernels.weight.shape
+        options, kernels, whole = owner.options(), owner.kernels(False), owner.kernels(True)
         native = library().Layer(
             list(options.kept),
             len(options.tables[0]),
             [table for tables in options.tables for table in tables],
             options.saturation,
-            shape[1],
-            *map(list, (shape[2:], *kernels[2:])),
+            kernels[:2],
+            whole[:2],
+            list(map(list, kernels[2:])),
             owner.clip_rows,
         )
         stack, gate = (getattr(owner, name, None) for name in ('gate_stack', 'gate'))
@@ -307,6 +308,10 @@ class CompiledConv(Made):
                 return y
             if y is None or not made.plan(owner, x, y):
                 return None
+
+    def tensors(self) -> list[Tensor]:
+        """Kernels as the compiled code reads them, which take memory beside the layer's own."""
+        return [] if self._made is None else self._made.native.tensors()
 
     def _current(self, owner: Any) -> '_Layer':
         """Compiled layer of the kernels as they are now."""

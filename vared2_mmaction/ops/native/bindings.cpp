@@ -114,6 +114,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
           return blend_backward(gradient, computed, scales, {kept, channel, temporal, frames});
         });
   m.def("lies_dense", &lies_dense);
+  m.def("can_tile", &Layer::can_tile);
   py::class_<Gates>(m, "Gates")
       .def(py::init<at::Tensor, at::Tensor, at::Tensor, at::Tensor, bool, int64_t>())
       .def(
@@ -121,13 +122,17 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
           py::call_guard<py::gil_scoped_release>());
   py::class_<Layer>(m, "Layer")
       .def(py::init([](std::vector<int64_t> kept, int64_t temporal, std::vector<at::Tensor> tables,
-                       double saturation, int64_t inputs, std::array<int64_t, 3> kernel,
-                       std::array<int64_t, 3> stride, std::array<int64_t, 3> padding,
-                       std::array<int64_t, 3> dilation, int64_t segments) {
+                       double saturation, std::pair<at::Tensor, std::optional<at::Tensor>> kernels,
+                       std::pair<at::Tensor, std::optional<at::Tensor>> whole,
+                       std::array<std::array<int64_t, 3>, 3> sizes, int64_t segments) {
+        const Kernels own{kernels.first, kernels.second};
+        const auto size = own.weight.sizes();
+        const Window window{{size[2], size[3], size[4]}, sizes[0], sizes[1], sizes[2]};
         return std::make_unique<Layer>(Factors{std::move(kept), temporal, std::move(tables)},
-                                       saturation, inputs, kernel, stride, padding, dilation,
+                                       saturation, own, Kernels{whole.first, whole.second}, window,
                                        segments);
       }))
+      .def("tensors", &Layer::tensors)
       .def("add_plan", &add_plan)
       .def("modulate", &modulate)
       .def("forward", &forward);

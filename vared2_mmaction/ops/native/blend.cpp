@@ -149,14 +149,34 @@ void Recipe::write_positions(const std::vector<Segment>& segments, const float* 
   }
 }
 
+Recipe::WritePositions Recipe::writing(bool adds, bool relu) {
+  if (adds) return relu ? &Recipe::write_positions<true, true> : &Recipe::write_positions<true, false>;
+  return relu ? &Recipe::write_positions<false, true> : &Recipe::write_positions<false, false>;
+}
+
+bool Recipe::local() const {
+  for (const auto& segments : phases_)
+    for (const Segment& segment : segments)
+      for (const Source& source : segment.sources)
+        if (source.back >= step_) return false;
+  return true;
+}
+
+void Recipe::write_made(const float* computed, int64_t frame, int64_t frames, int64_t area,
+                        int64_t positions, const float* residual, bool relu, float* out) const {
+  const WritePositions write = writing(residual != nullptr, relu);
+  for (int64_t t = frame * step_; t < std::min(frames, (frame + 1) * step_); ++t) {
+    const int64_t phase = t % phases(), at = t * area * channels_;
+    (this->*write)(phases_[phase], shift_.data() + phase * channels_, computed, 0, positions,
+                   residual == nullptr ? nullptr : residual + at, out + at);
+  }
+}
+
 void Recipe::write(const float* computed, int64_t frames, int64_t area, const float* residual,
                    bool relu, float* out) const {
   const int64_t frame_step = area * computed_channels_;
   const int64_t period = phases_.size();
-  const auto write = residual == nullptr ? (relu ? &Recipe::write_positions<false, true>
-                                                 : &Recipe::write_positions<false, false>)
-                                         : (relu ? &Recipe::write_positions<true, true>
-                                                 : &Recipe::write_positions<true, false>);
+  const WritePositions write = writing(residual != nullptr, relu);
   const int64_t grain = std::max<int64_t>(kGrain / channels_, 1);
   at::parallel_for(0, frames * area, grain, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end;) {  // frame by frame

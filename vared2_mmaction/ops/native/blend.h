@@ -27,6 +27,14 @@ class Recipe {
   void add(int64_t phase, size_t a, size_t b, float share, const float* scale);
   float* shift(int64_t phase) { return shift_.data() + phase * channels_; }
 
+  // Whether every frame is made from the computed frame at or before it alone.
+  bool local() const;
+
+  // Write the frames that one computed frame makes, at positions side by side, of a local recipe.
+  // `residual`, which may be null, and `out` begin at the first position of a clip's first frame.
+  void write_made(const float* computed, int64_t frame, int64_t frames, int64_t area,
+                  int64_t positions, const float* residual, bool relu, float* out) const;
+
   // Write one clip; `residual` may be null. `computed` and `out` lie as T H W C.
   void write(const float* computed, int64_t frames, int64_t area, const float* residual, bool relu,
              float* out) const;
@@ -57,6 +65,8 @@ class Recipe {
   void write_positions(const std::vector<Segment>& segments, const float* shift,
                        const float* computed, int64_t frame_step, int64_t positions,
                        const float* residual, float* out) const;
+  using WritePositions = decltype(&Recipe::write_positions<false, false>);
+  static WritePositions writing(bool adds, bool relu);
   void differentiate_positions(const std::vector<Segment>& segments, const float* gradient,
                                const float* computed, int64_t frame_step, int64_t positions,
                                float* of_computed, float* sums) const;

@@ -3,6 +3,7 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
 
 #include <algorithm>
 #include <cmath>
@@ -13,6 +14,10 @@
 namespace vared2 {
 
 namespace {
+
+constexpr int64_t kFewestInputs = 16;    // channels that are worth a product
+constexpr int64_t kSmallArea = 64;       // positions of a frame whose kernels are what is read
+constexpr int64_t kSmallMaps = 1 << 20;  // elements of an output that stays in the cache
 
 at::Tensor call(const char* overload, torch::jit::Stack& stack) {
   c10::Dispatcher::singleton()
@@ -45,6 +50,56 @@ at::Tensor gather(const at::Tensor& x, const Clips& clips, const std::vector<int
   return copied;
 }
 
+// An output, and what is added to it, which may be null.
+struct Target {
+  float* written;
+  const float* added;
+  Clips clips;
+  bool relu;
+
+  float* at(int64_t offset) const { return written + offset; }
+  const float* residual(int64_t offset) const { return added == nullptr ? nullptr : added + offset; }
+};
+
+using Recipes = std::vector<std::shared_ptr<const Recipe>>;
+
+bool local(const Recipes& recipes) {
+  return std::all_of(recipes.begin(), recipes.end(),
+                     [](const auto& recipe) { return recipe == nullptr || recipe->local(); });
+}
+
+// Write some clips from all that was computed of them.
+void write(const at::Tensor& computed, const std::vector<int64_t>& rows, const Recipes& recipes,
+           const Target& target) {
+  const Clips& out = target.clips;
+  const float* z = computed.const_data_ptr<float>();
+  const int64_t each = computed.numel() / static_cast<int64_t>(rows.size());
+  for (size_t i = 0; i < rows.size(); ++i, z += each) {
+    const int64_t at = rows[i] * out.clip();
+    if (recipes[i] == nullptr)
+      finish(z, each, target.residual(at), target.relu, target.at(at));
+    else
+      recipes[i]->write(z, out.frames, out.area(), target.residual(at), target.relu, target.at(at));
+  }
+}
+
+// Writes some clips from tiles, one after the other.
+TiledConvolution::Receive writing(const std::vector<int64_t>& rows, const Recipes& recipes,
+                                  const Target& target) {
+  return [&](const float* z, int64_t clip, int64_t frame, int64_t first, int64_t positions) {
+    const Clips& out = target.clips;
+    const Recipe* recipe = recipes[clip].get();
+    int64_t at = rows[clip] * out.clip() + first * out.channels;
+    if (recipe == nullptr) {
+      at += frame * out.frame();
+      finish(z, positions * out.channels, target.residual(at), target.relu, target.at(at));
+    } else {
+      recipe->write_made(z, frame, out.frames, out.area(), positions, target.residual(at),
+                         target.relu, target.at(at));
+    }
+  };
+}
+
 // Weights of a dimension with `number` options of which a gate answered some, as `open_on_host`.
 std::vector<float> opened(const float* answered, int64_t number, float floor) {
   if (number == 1) return {1.0f};
@@ -60,30 +115,29 @@ std::vector<float> opened(const float* answered, int64_t number, float floor) {
 
 }  // namespace
 
-bool Layer::Policy::operator==(const Policy& other) const {
-  return channel == other.channel && temporal == other.temporal;
-}
-
-bool Layer::Policy::together(const Policy& other) const {
-  return channel.dearest() == other.channel.dearest() &&
-         temporal.dearest() == other.temporal.dearest();
-}
-
-bool Layer::Policy::whole() const {
-  return channel.single() && temporal.single() && channel.dearest() + temporal.dearest() == 0;
-}
-
-Layer::Layer(Factors factors, double saturation, int64_t inputs, std::array<int64_t, 3> kernel,
-             std::array<int64_t, 3> stride, std::array<int64_t, 3> padding,
-             std::array<int64_t, 3> dilation, int64_t segments)
+Layer::Layer(Factors factors, double saturation, const Kernels& kernels, const Kernels& whole,
+             const Window& window, int64_t segments)
     : factors_(std::move(factors)),
       saturation_(saturation),
-      inputs_(inputs),
-      kernel_(kernel),
-      stride_(stride),
-      padding_(padding),
-      dilation_(dilation),
-      segments_(segments) {}
+      inputs_(kernels.weight.size(1)),
+      window_(window),
+      segments_(segments) {
+  if (!can_tile(inputs_)) return;
+  auto tiled = [&](const Kernels& of) {
+    return std::make_shared<const TiledConvolution>(of.weight, of.bias, window);
+  };
+  tiles_ = tiled(kernels);
+  whole_tiles_ = whole.weight.is_alias_of(kernels.weight) ? tiles_ : tiled(whole);
+}
+
+bool Layer::can_tile(int64_t inputs) {
+  return inputs >= kFewestInputs && TiledConvolution::available();
+}
+
+std::vector<at::Tensor> Layer::tensors() const {
+  if (tiles_ == nullptr) return {};
+  return {tiles_->kernels(), whole_tiles_->kernels()};
+}
 
 void Layer::add_plan(const PlanKey& key, int64_t step, View view, torch::jit::Stack arguments,
                      View convolved) {
@@ -97,7 +151,7 @@ std::vector<Weights> Layer::open(const at::Tensor& answered, int64_t gate, float
   TORCH_CHECK(answered.size(0) == clips.number, "gates answered for ", answered.size(0),
               " clips, a layer got ", clips.number);
   TORCH_CHECK(answered.is_contiguous());
-  const int64_t frames = output(clips).frames, width = answered.size(3);
+  const int64_t frames = window_.output(clips, factors_.channels()).frames, width = answered.size(3);
   int64_t temporal = 1;
   while (temporal < factors_.temporal && int64_t{1} << temporal <= frames) ++temporal;
   std::vector<Weights> weights;
@@ -140,11 +194,26 @@ Shares Layer::share(const std::vector<float>& weights) const {
   return found;
 }
 
-std::vector<Layer::Group> Layer::divide(const Clips& clips,
-                                        const std::vector<Policy>& policies) const {
-  // Gathering a clip copies it; a run of its own reads all kernels again.
-  const int64_t kernels = factors_.channels() * inputs_ * kernel_[0] * kernel_[1] * kernel_[2];
-  const bool runs = clips.clip() > kernels;
+bool Layer::by_tiles(const Clips& out, bool everything, bool adds) const {
+  // Modes, such as those that count operations, see those of PyTorch.
+  if (tiles_ == nullptr || c10::impl::TorchDispatchModeTLS::any_modes_set()) return false;
+  if (!everything || !window_.in_2d()) return true;
+  const auto& [kt, kh, kw] = window_.kernel;
+  if (kh * kw > 1) return out.area() <= kSmallArea;
+  return adds || kt > 1 || out.elements() <= kSmallMaps;
+}
+
+std::vector<Layer::Group> Layer::divide(const Clips& clips, const std::vector<Policy>& policies,
+                                        bool skip, bool adds) const {
+  const Clips out = window_.output(clips, factors_.channels());
+  const bool everything = !skip || std::all_of(policies.begin(), policies.end(), [](const auto& of) {
+    return of.everything();
+  });
+  const bool tiled = by_tiles(out, everything, adds);
+  // oneDNN needs clips side by side: gathering one copies it; a run of its own reads all kernels
+  // again.
+  const bool runs =
+      !tiled && clips.clip() > factors_.channels() * inputs_ * window_.taps();
   std::vector<Group> groups;
   for (int64_t row = 0; row < clips.number; ++row) {
     auto fits = [&](const Group& group) {
@@ -155,6 +224,7 @@ std::vector<Layer::Group> Layer::divide(const Clips& clips,
     if (group == groups.end()) group = groups.insert(group, Group{});
     group->rows.push_back(row);
     group->whole = group->whole && policies[row].whole();
+    if (tiled) group->tiles = (group->whole ? whole_tiles_ : tiles_).get();
   }
   return groups;
 }
@@ -170,12 +240,16 @@ PlanKey Layer::key(const Clips& clips, const Group& group, const Policy& policy,
           group.whole};
 }
 
-Clips Layer::output(const Clips& clips) const {
-  const std::array<int64_t, 3> in{clips.frames, clips.rows, clips.columns};
-  std::array<int64_t, 3> out;
-  for (size_t d = 0; d < 3; ++d)
-    out[d] = (in[d] + 2 * padding_[d] - dilation_[d] * (kernel_[d] - 1) - 1) / stride_[d] + 1;
-  return {clips.number, out[0], out[1], out[2], factors_.channels()};
+std::vector<std::shared_ptr<const Recipe>> Layer::recipes(const Group& group,
+                                                          const std::vector<Policy>& policies,
+                                                          bool skip) const {
+  std::vector<std::shared_ptr<const Recipe>> found(group.rows.size());
+  for (size_t i = 0; i < found.size() && !group.whole; ++i) {
+    const Policy& policy = policies[group.rows[i]];
+    const bool as_before = i > 0 && policy == policies[group.rows[i - 1]];
+    found[i] = as_before ? found[i - 1] : std::make_shared<const Recipe>(recipe(policy, skip));
+  }
+  return found;
 }
 
 Recipe Layer::recipe(const Policy& policy, bool skip) const {
@@ -196,7 +270,8 @@ Recipe Layer::recipe(const Policy& policy, bool skip) const {
 }
 
 at::Tensor Layer::convolve(const at::Tensor& x, const Clips& clips, const Group& group,
-                           const Plan& plan, const Epilogue& epilogue) const {
+                           const Epilogue& epilogue) const {
+  const Plan& plan = *group.plan;
   const bool lies = plan.step == 1 && neighbours(group.rows);
   const at::Tensor maps =
       lies ? as_view(x, plan.view, group.rows.front() * clips.clip())
@@ -219,7 +294,7 @@ std::variant<at::Tensor, PlanKey> Layer::execute(const at::Tensor& x,
                                                  const std::vector<Weights>& weights,
                                                  const Epilogue& epilogue, bool skip) const {
   at::AutoDispatchBelowADInplaceOrView without_autograd;
-  const Clips clips = clips_of(x, segments_), out = output(clips);
+  const Clips clips = clips_of(x, segments_), out = window_.output(clips, factors_.channels());
   TORCH_CHECK(static_cast<int64_t>(weights.size()) == clips.number, "expected the weights of ",
               clips.number, " clips, got ", weights.size());
   TORCH_CHECK(clips.channels == inputs_, "expected ", inputs_, " channels, got ", clips.channels);
@@ -228,43 +303,37 @@ std::variant<at::Tensor, PlanKey> Layer::execute(const at::Tensor& x,
               "a residual of another shape");
   std::vector<Policy> policies;
   for (const Weights& v : weights) policies.push_back({share(v[0]), share(v[1])});
-  const std::vector<Group> groups = divide(clips, policies);
-  std::vector<const Plan*> plans;
+  std::vector<Group> groups = divide(clips, policies, skip, residual != nullptr);
   {
     const std::shared_lock lock(planning_);
-    for (const Group& group : groups) {
+    for (Group& group : groups) {
+      if (group.tiles != nullptr) continue;
       const PlanKey wanted = key(clips, group, policies[group.rows.front()], skip);
       const auto plan = plans_.find(wanted);
       if (plan == plans_.end()) return wanted;
-      plans.push_back(&plan->second);
+      group.plan = &plan->second;
     }
   }
-  if (groups.size() == 1 && groups[0].whole)
-    return as_clips(convolve(x, clips, groups[0], *plans[0], epilogue), out, x.dim());
+  if (groups.size() == 1 && groups[0].whole && groups[0].tiles == nullptr)
+    return as_clips(convolve(x, clips, groups[0], epilogue), out, x.dim());
   const at::Tensor y = at::empty({out.elements()}, x.options());
-  float* written = y.mutable_data_ptr<float>();
-  const float* added = residual == nullptr ? nullptr : residual->const_data_ptr<float>();
-  for (size_t g = 0; g < groups.size(); ++g) {
-    const Group& group = groups[g];
-    const at::Tensor computed = convolve(x, clips, group, *plans[g], {});
-    const float* z = computed.const_data_ptr<float>();
-    const int64_t each = computed.numel() / static_cast<int64_t>(group.rows.size());
-    std::optional<Recipe> blend;
-    const Policy* of = nullptr;
-    for (int64_t row : group.rows) {
-      const float* own = added == nullptr ? nullptr : added + row * out.clip();
-      float* target = written + row * out.clip();
-      if (group.whole) {
-        finish(z, each, own, epilogue.relu, target);
-      } else {
-        if (of == nullptr || !(policies[row] == *of)) {
-          of = &policies[row];
-          blend = recipe(*of, skip);
-        }
-        blend->write(z, out.frames, out.area(), own, epilogue.relu, target);
-      }
-      z += each;
+  const Target target{y.mutable_data_ptr<float>(),
+                      residual == nullptr ? nullptr : residual->const_data_ptr<float>(), out,
+                      epilogue.relu};
+  for (const Group& group : groups) {
+    const auto made = recipes(group, policies, skip);
+    if (group.tiles == nullptr) {
+      write(convolve(x, clips, group, {}), group.rows, made, target);
+      continue;
     }
+    const float* from = x.const_data_ptr<float>();
+    const Policy& policy = policies[group.rows.front()];
+    const Part part{group.rows, factors_.kept[skip ? policy.channel.dearest() : 0],
+                    int64_t{1} << (skip ? policy.temporal.dearest() : 0)};
+    if (local(made) && group.tiles->occupies_threads(clips, part))
+      group.tiles->convolve(from, clips, part, writing(group.rows, made, target));
+    else
+      write(group.tiles->convolve(from, clips, part), group.rows, made, target);
   }
   return as_clips(y, out, x.dim());
 }

@@ -1,6 +1,6 @@
 // Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 // A dynamic convolution of a fused network: groups clips by their dearest options, convolves each
-// group by oneDNN and writes the output with what follows.
+// group, by oneDNN or tile by tile, and writes the output with what follows.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -9,6 +9,7 @@
 #include <array>
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <optional>
 #include <shared_mutex>
 #include <variant>
@@ -18,6 +19,7 @@
 #include "clips.h"
 #include "gates.h"
 #include "options.h"
+#include "tiles.h"
 
 namespace vared2 {
 
@@ -38,7 +40,7 @@ struct Epilogue {
   bool relu = false;
 };
 
-// How clips of one geometry are convolved: frames are taken, viewed and convolved.
+// How clips of one geometry are convolved by oneDNN: frames are taken, viewed and convolved.
 struct Plan {
   int64_t step;                 // every step-th frame is copied together; 1 takes clips as they lie
   View view;                    // of what is convolved
@@ -46,13 +48,20 @@ struct Plan {
   View convolved;               // of the result
 };
 
+struct Kernels {
+  at::Tensor weight;
+  std::optional<at::Tensor> bias;
+};
+
 class Layer {
  public:
-  // kernel, stride, padding and dilation are those of the 3-D convolution of `inputs` channels;
-  // clips of a 2-D network have `segments` frames.
-  Layer(Factors factors, double saturation, int64_t inputs, std::array<int64_t, 3> kernel,
-        std::array<int64_t, 3> stride, std::array<int64_t, 3> padding,
-        std::array<int64_t, 3> dilation, int64_t segments);
+  // Kernels, (C', C, k_t, k_h, k_w), and bias are those of whatever is blended or rebuilt, and
+  // those of the whole layer; clips of a 2-D network have `segments` frames.
+  Layer(Factors factors, double saturation, const Kernels& kernels, const Kernels& whole,
+        const Window& window, int64_t segments);
+
+  // Whether kernels of so many input channels can be executed tile by tile, in any window.
+  static bool can_tile(int64_t inputs);
 
   // A plan that is there stays.
   void add_plan(const PlanKey& key, int64_t step, View view, torch::jit::Stack arguments,
@@ -73,34 +82,38 @@ class Layer {
                                             const Epilogue& epilogue, bool skip) const;
 
   int64_t segments() const { return segments_; }
+  // Kernels as tiles need them, which take memory beside the layer's own.
+  std::vector<at::Tensor> tensors() const;
 
  private:
   // Clips whose dearest options are the same.
   struct Group {
     std::vector<int64_t> rows;
     bool whole = true;  // nothing is blended or rebuilt for any of them
-  };
-  struct Policy {
-    Shares channel, temporal;
-
-    bool operator==(const Policy& other) const;
-    bool together(const Policy& other) const;
-    bool whole() const;
+    const TiledConvolution* tiles = nullptr;
+    const Plan* plan = nullptr;  // without tiles
   };
 
   Shares share(const std::vector<float>& weights) const;
-  std::vector<Group> divide(const Clips& clips, const std::vector<Policy>& policies) const;
+  std::vector<Group> divide(const Clips& clips, const std::vector<Policy>& policies, bool skip,
+                            bool adds) const;
+  // Whether tiles take less time than oneDNN.
+  bool by_tiles(const Clips& out, bool everything, bool adds) const;
   PlanKey key(const Clips& clips, const Group& group, const Policy& policy, bool skip) const;
-  Clips output(const Clips& clips) const;
+  // For every clip of a group what it is made by; null where all are whole.
+  std::vector<std::shared_ptr<const Recipe>> recipes(const Group& group,
+                                                     const std::vector<Policy>& policies,
+                                                     bool skip) const;
   Recipe recipe(const Policy& policy, bool skip) const;
-  at::Tensor convolve(const at::Tensor& x, const Clips& clips, const Group& group, const Plan& plan,
+  at::Tensor convolve(const at::Tensor& x, const Clips& clips, const Group& group,
                       const Epilogue& epilogue) const;
 
   Factors factors_;
   double saturation_;
   int64_t inputs_;
-  std::array<int64_t, 3> kernel_, stride_, padding_, dilation_;
+  Window window_;
   int64_t segments_;
+  std::shared_ptr<const TiledConvolution> tiles_, whole_tiles_;  // null where there are none
   std::map<PlanKey, Plan> plans_;
   mutable std::shared_mutex planning_;  // other threads may execute meanwhile
 };

@@ -21,6 +21,23 @@ struct Shares {
   }
 };
 
+// What a clip gets of a layer.
+struct Policy {
+  Shares channel, temporal;
+
+  bool operator==(const Policy& other) const {
+    return channel == other.channel && temporal == other.temporal;
+  }
+  // Whether the same is computed.
+  bool together(const Policy& other) const {
+    return channel.dearest() == other.channel.dearest() &&
+           temporal.dearest() == other.temporal.dearest();
+  }
+  bool everything() const { return channel.dearest() + temporal.dearest() == 0; }
+  // Whether nothing is blended or rebuilt.
+  bool whole() const { return channel.single() && temporal.single() && everything(); }
+};
+
 // Scale and shift, (2, 2^j, C), of what each pair (i, j) of options rebuilds; see `fused._tabulate`.
 struct Factors {
   std::vector<int64_t> kept;  // channels that each channel option computes
