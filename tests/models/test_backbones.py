@@ -330,6 +330,8 @@ def test_one_dimension_alone(key, column):
         ({'channel': 5}, r'dynamic\.channel=5'),
         ({'temporal': 0}, r'dynamic\.temporal=0'),
         ({'channel': 1, 'temporal': 1}, 'nothing is dynamic'),
+        ({'channel_multiple': 0}, r'dynamic\.channel_multiple=0.*from 1 on'),
+        ({'channel_multiple': 1.5}, r'dynamic\.channel_multiple=1\.5.*from 1 on'),
         ({'channel_operation': 'magic'}, r"dynamic\.channel_operation='magic'.*affine"),
         ({'gate': {'hidden': 3}}, r"dynamic\.gate.*unknown option 'hidden'.*hidden_channels"),
         ({'gate': {'initial': (2, 1, 1)}}, r'gate.initial=\(2, 1, 1\)'),

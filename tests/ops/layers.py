@@ -31,6 +31,7 @@ class Case:
     temporal: int = 3
     kinds: tuple[str, str] = ('affine', 'affine')
     saturation: float | None = math.inf
+    multiple: int = 1
     extra: dict = field(default_factory=dict)
 
 
@@ -51,6 +52,7 @@ CASES = [
     ),
     Case('one frame', {'in_channels': 3, 'out_channels': 4, 'kernel_size': 1}, frames=1),
     Case('one channel', {'in_channels': 3, 'out_channels': 1, 'kernel_size': 1}, frames=4),
+    Case('vectors', {'in_channels': 3, 'out_channels': 27, 'kernel_size': 1}, multiple=4),
     Case(
         'depthwise',
         {'in_channels': 10, 'out_channels': 10, 'kernel_size': 3, 'padding': 1, 'groups': 10},
@@ -104,7 +106,7 @@ def build(case: Case, dtype: torch.dtype = torch.float64) -> DynamicConv2d | Dyn
     """A dynamic layer with random weights everywhere, in evaluation mode."""
     stock, dynamic = (nn.Conv3d, DynamicConv3d) if case.rank == 3 else (nn.Conv2d, DynamicConv2d)
     conv = stock(**case.conv)
-    channel = ChannelOptions(conv.out_channels, case.channel, case.kinds[0])
+    channel = ChannelOptions(conv.out_channels, case.channel, case.kinds[0], case.multiple)
     temporal = TemporalOptions(conv.out_channels, case.temporal, case.kinds[1])
     gate = SoftModulationGate(conv.in_channels, len(channel.kept), case.temporal, 5)
     layer = dynamic.convert_from(conv, gate, channel, temporal, case.saturation, case.name)

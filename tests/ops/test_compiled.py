@@ -43,6 +43,7 @@ IN_2D = [
     Case('one frame', {'kernel_size': 1}, 1),
     Case('stick', {'kernel_size': 1}, 6, saturation=0.5),
     Case('channel only', {'kernel_size': 1}, 6, temporal=1),
+    Case('vectors', {'kernel_size': 1, 'out_channels': 27}, 6, multiple=4),
     Case('frames', {'kernel_size': 3, 'padding': 1}, 6, rank=2),
     Case('frames, strided', {'kernel_size': 3, 'stride': 2}, 5, rank=2),
 ]

@@ -1,6 +1,7 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """Gate, straight-through cost and options."""
 
+import itertools
 import math
 
 import pytest
@@ -148,6 +149,17 @@ def test_the_gradient_of_the_cost_reaches_the_gate():
 )
 def test_options_of_a_dimension(length, options, expected):
     assert kept(length, options) == expected
+
+
+@pytest.mark.parametrize('multiple', [1, 4, 16])
+def test_numbers_of_channels_that_fill_vectors(multiple):
+    assert kept(144, 4, 16) == (144, 64, 32, 18)
+    for length in range(1, 300):
+        exact, rounded = kept(length, 4), kept(length, 4, multiple)
+        assert rounded[0] == length
+        assert all(a > b for a, b in itertools.pairwise(rounded))
+        for n, m in zip(exact[1:], rounded[1:], strict=True):
+            assert m == (n if n < 2 * multiple else n - n % multiple)
 
 
 @pytest.mark.parametrize('wrong', [0, 5, 2.0, '3', None, True])

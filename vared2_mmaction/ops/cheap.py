@@ -151,19 +151,21 @@ class _Options(nn.Module):
 class ChannelOptions(_Options):
     """All channel options of a layer, from one convolution.
 
-    Option i keeps the first k_i = ceil(C / 2^i) channels and makes channel c from channel
-    c mod k_i: computed ones first, then the rebuilt ones.
+    Option i keeps the first k_i = ceil(C / 2^i) channels, or a little fewer, and makes channel c
+    from channel c mod k_i: computed ones first, then the rebuilt ones.
 
     Args:
         channels: Output channels C of the layer.
         num_options: Number of options asked for.
         kind: Name of the cheap operation, a key of ``CHEAP_OPERATIONS``.
+        multiple: What k_i is rounded down to a multiple of; see
+            :func:`~vared2_mmaction.ops.options.kept`.
     """
 
-    def __init__(self, channels: int, num_options: int, kind: str) -> None:
-        sizes = kept(channels, num_options)
+    def __init__(self, channels: int, num_options: int, kind: str, multiple: int = 1) -> None:
+        sizes = kept(channels, num_options, multiple)
         super().__init__(channels, [channels - k for k in sizes[1:]], kind)
-        self.kept = sizes
+        self.kept, self.multiple = sizes, multiple
 
     def forward(
         self, z: Tensor, weights: Tensor | None, active: Sequence[int], normalised: bool = False

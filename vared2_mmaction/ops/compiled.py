@@ -55,6 +55,8 @@ class Options(NamedTuple):
     """Factors (2, 2^j, C) of each channel option i and temporal option j: scale and shift of what
     the pair rebuilds, frame offset by frame offset."""
     saturation: float
+    multiple: int = 1
+    """See :func:`~vared2_mmaction.ops.options.kept`."""
 
 
 def can_compile() -> bool:

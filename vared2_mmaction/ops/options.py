@@ -22,7 +22,7 @@ def check_num_options(num_options: int, dimension: str) -> int:
 
 
 @functools.lru_cache(maxsize=4096)
-def kept(length: int, num_options: int) -> tuple[int, ...]:
+def kept(length: int, num_options: int, multiple: int = 1) -> tuple[int, ...]:
     """Channels or frames that each option computes: ceil(length / 2^i).
 
     A short dimension has fewer options: those that would compute as much as the option before
@@ -31,8 +31,13 @@ def kept(length: int, num_options: int) -> tuple[int, ...]:
     Args:
         length: Number of output channels or output frames.
         num_options: Number of options asked for.
+        multiple: What the numbers of all options but the first are rounded down to a multiple of,
+            if they are at least twice as many.
 
     Returns:
         Strictly falling numbers, the first of them ``length``.
     """
-    return tuple(-(-length // 2**i) for i in range(num_options) if i == 0 or 2**i <= length)
+    exact = (-(-length // 2**i) for i in range(num_options) if i == 0 or 2**i <= length)
+    return tuple(
+        n // multiple * multiple if i > 0 and n >= 2 * multiple else n for i, n in enumerate(exact)
+    )

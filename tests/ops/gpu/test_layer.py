@@ -28,7 +28,9 @@ from vared2_mmaction.ops.gpu.prepared import PADDED
 pytestmark = needs_kernels
 TWO = ('odd', '2d')
 NAMES = ('plain', 'odd', 'stride', 'dilation', 'one frame', 'one channel', 'stick', '2d')
-SERVED = [case for case in CASES if case.name in (*NAMES, 'four options', 'channel only')]
+SERVED = [
+    case for case in CASES if case.name in (*NAMES, 'vectors', 'four options', 'channel only')
+]
 
 
 def pair(case, change=None, std=2.0):

@@ -4,11 +4,12 @@
 import triton
 import triton.language as tl
 
-from .decide import find_shares, find_sharing, of_clip, of_option, open_both
+from .decide import find_shares, find_sharing, kept_channels, of_clip, of_option, open_both
 
 _SIZES: list[str] = str.split(
     'clips channels frames height width v_clip v_temporal forced_clip channel_options '
-    'temporal_options table_pair table_options floor saturation is_forced has_residual relu'
+    'temporal_options table_pair table_options floor saturation is_forced has_residual relu '
+    'multiple'
 )
 
 
@@ -17,7 +18,7 @@ def blend(
     computed, tables, residual, y, v, forced, clips, channels, frames, height, width,
     y_clip, y_frame, y_row, y_column, r_clip, r_frame, r_row, r_column,
     v_clip, v_temporal, forced_clip, channel_options, temporal_options, table_pair, table_options,
-    floor, saturation, is_forced, has_residual, relu,
+    floor, saturation, is_forced, has_residual, relu, multiple,
     CLIPS: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -48,7 +49,7 @@ def blend(
         for i in range(channel_options):
             share_c = of_option(shares_c, clip, here, i)
             if share_c > 0:
-                source = column % ((channels + (1 << i) - 1) >> i)
+                source = column % kept_channels(channels, i, multiple)
                 for j in range(temporal_options):
                     share = share_c * of_option(shares_t, clip, here, j)
                     if share > 0:

@@ -10,7 +10,7 @@ clips that blend options, it is written once, to a map that :mod:`.blending` rea
 import triton
 import triton.language as tl
 
-from .decide import find_sharing, of_clip, open_both
+from .decide import find_sharing, kept_channels, of_clip, open_both
 
 TAPS = tl.constexpr(10)
 """How many taps of a kernel in each direction a number has bits for."""
@@ -19,7 +19,7 @@ _SIZES: list[str] = str.split(
     'kernel_time step_time step_height step_width pad_time pad_height pad_width apart_time '
     'apart_height apart_width v_clip v_temporal forced_clip channel_options '
     'temporal_options table_pair table_options floor saturation is_forced '
-    'skip has_residual relu zero'
+    'skip has_residual relu multiple zero'
 )
 """What differs from layer to layer, and is not worth a kernel of its own."""
 
@@ -34,7 +34,7 @@ def convolve(
     kernel_time, kernel_height, kernel_width, step_time, step_height, step_width,
     pad_time, pad_height, pad_width, apart_time, apart_height, apart_width,
     v_clip, v_temporal, forced_clip, channel_options, temporal_options, table_pair,
-    table_options, floor, saturation, is_forced, skip, has_residual, relu, zero,
+    table_options, floor, saturation, is_forced, skip, has_residual, relu, multiple, zero,
     GATED: tl.constexpr, BOUNDED: tl.constexpr, ALIGNED: tl.constexpr, PRECISION: tl.constexpr,
     CLIPS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
@@ -51,7 +51,7 @@ def convolve(
         if tl.program_id(0) == 0:
             _charge(
                 costs, charged, clip, clips, sharing_c, option_c, sharing_t, option_t, wrong,
-                channels, frames,
+                channels, frames, multiple,
             )  # fmt: skip
     else:
         option_c = clip * 0
@@ -59,7 +59,7 @@ def convolve(
         several = clip < 0
         wrong = clip < 0
     area = height * width
-    kept_c = tl.where(skip != 0, (channels + (1 << option_c) - 1) >> option_c, channels)
+    kept_c = tl.where(skip != 0, kept_channels(channels, option_c, multiple), channels)
     kept_t = tl.where(skip != 0, (frames + (1 << option_t) - 1) >> option_t, frames)
     across = tl.cdiv(kept_c, COLUMNS)
     tiles = tl.where(clip < clips, across * tl.cdiv(kept_t * area, ROWS), 0)
@@ -128,7 +128,7 @@ def convolve(
         total += tl.load(bias + own_kernels * whole_bias + column)[None, :]
         if invalid:
             total += float('nan')
-        own = tl.multiple_of((channels + (1 << channel_option) - 1) >> channel_option, ALIGNED)
+        own = tl.multiple_of(kept_channels(channels, channel_option, multiple), ALIGNED)
         first_frame = frame * pace
         stored = there & (first_frame % stride == 0)
         used = column < own
@@ -188,19 +188,20 @@ def _count(value, step, end):
 
 @triton.jit
 def _charge(
-    costs, charged, clip, clips, sharing_c, option_c, sharing_t, option_t, wrong, channels, frames
-):
+    costs, charged, clip, clips, sharing_c, option_c, sharing_t, option_t, wrong, channels, frames,
+    multiple,
+):  # fmt: skip
     """Write the columns of :data:`~vared2_mmaction.ops.decision.COLUMNS` of each clip.
 
     Costs are the multiply-adds of one output element of the convolution times the positions, those
     of rebuilding a channel of a frame, those of rebuilding a frame, and those of the gate.
     """
     options = tl.arange(0, 4)[None, :]
-    kept_c = (channels + (1 << options) - 1) >> options
+    kept_c = kept_channels(channels, options, multiple)
     kept_t = (frames + (1 << options) - 1) >> options
     unit, channel = tl.load(costs), tl.load(costs + 1)
     temporal, gate = tl.load(costs + 2), tl.load(costs + 3)
-    own_c = ((channels + (1 << option_c) - 1) >> option_c).to(tl.int64)
+    own_c = kept_channels(channels, option_c, multiple).to(tl.int64)
     own_t = ((frames + (1 << option_t) - 1) >> option_t).to(tl.int64)
     executed = unit * own_c * own_t
     rebuilt = channel * own_t * tl.sum(tl.where(sharing_c, channels - kept_c, 0), 1)

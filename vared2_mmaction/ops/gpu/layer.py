@@ -111,7 +111,7 @@ class _Launch(NamedTuple):
             saturation,
             is_forced,
         )
-        followed = (int(self.residual is not None), int(self.relu))
+        followed = (int(self.residual is not None), int(self.relu), made.multiple)
         whole = len(made.weight) - 1
         clips = max(16, triton.next_power_of_2(number))
         convolution = (

@@ -39,6 +39,8 @@ class Prepared(NamedTuple):
     """Options, (1, 2), that nobody reads."""
     aligned: int
     """What the number of channels that any option keeps is a multiple of, at most 8."""
+    multiple: int
+    """See :func:`~vared2_mmaction.ops.options.kept`."""
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
     padding: tuple[int, ...]
@@ -68,6 +70,7 @@ class Prepared(NamedTuple):
             len(options.tables[0]),
             torch.zeros(1, 2, dtype=torch.int32, device=own.weight.device),
             math.gcd(8, *options.kept),
+            options.multiple,
             tuple(kernel),
             own.stride,
             own.padding,
