@@ -3,7 +3,7 @@ _base_ = 'mmaction::recognition/r2plus1d/r2plus1d_r34_8xb8-8x8x1-180e_kinetics40
 custom_imports = dict(imports=['vared2_mmaction'])
 
 model = dict(
-    backbone=dict(type='VARED2ResNet2Plus1d', dynamic=dict()),
+    backbone=dict(type='VARED2ResNet2Plus1d', dynamic=dict(channel_multiple=16)),
     neck=dict(type='SoftModulationGateNeck'),
     cls_head=dict(type='VARED2I3DHead', loss_budget=dict(budget=0.6)),
 )

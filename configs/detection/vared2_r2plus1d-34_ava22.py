@@ -4,7 +4,7 @@ custom_imports = dict(imports=['vared2_mmaction'])
 
 model = dict(
     init_cfg=None,
-    backbone=dict(type='mmaction.VARED2ResNet2Plus1d', dynamic=dict()),
+    backbone=dict(type='mmaction.VARED2ResNet2Plus1d', dynamic=dict(channel_multiple=16)),
     neck=dict(type='mmaction.SoftModulationGateNeck'),
     roi_head=dict(type='VARED2AVARoIHead', loss_budget=dict(loss_weight=0.8)),
 )
