@@ -6,8 +6,12 @@ from collections.abc import Callable, Mapping
 
 from torch.profiler import ProfilerActivity, profile
 
-CONVOLUTIONS = ('mkldnn::_convolution_pointwise', 'aten::mkldnn_convolution')
-"""Operations of oneDNN that convolve."""
+CONVOLUTIONS = (
+    'mkldnn::_convolution_pointwise',
+    'aten::mkldnn_convolution',
+    'vared2::convolve_tiles',
+)
+"""Operations that convolve; the last also writes what is made from the result."""
 
 
 def operation_times(call: Callable[[], object], runs: int) -> dict[str, float]:
@@ -19,8 +23,8 @@ def operation_times(call: Callable[[], object], runs: int) -> dict[str, float]:
 
     Returns:
         Times of the operations, what they call left out, longest first; ``total`` is that of the
-        call, profiler included. What is no operation, Python and compiled code of this project, is
-        the rest.
+        call, profiler included. What is no operation, Python and other compiled code of this project,
+        is the rest.
     """
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         start = time.perf_counter()

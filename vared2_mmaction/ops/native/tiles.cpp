@@ -3,6 +3,7 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/native/CPUBlas.h>
+#include <ATen/record_function.h>
 
 #include <algorithm>
 #include <numeric>
@@ -15,6 +16,8 @@ namespace {
 constexpr int64_t kBlock = 64;       // output channels of a product: four vectors
 constexpr int64_t kPositions = 400;  // of a tile, for which all kernels are read once
 constexpr int64_t kFewest = 64;      // positions of a tile that are worth reading them
+
+constexpr const char* kRecorded = "vared2::convolve_tiles";  // what profilers see
 
 int64_t divided(int64_t number, int64_t by) { return (number + by - 1) / by; }
 
@@ -159,6 +162,7 @@ bool TiledConvolution::occupies_threads(const Clips& in, const Part& part) const
 
 void TiledConvolution::convolve(const float* x, const Clips& in, const Part& part,
                                 const Receive& receive) const {
+  RECORD_FUNCTION(kRecorded, c10::ArrayRef<const c10::IValue>());
   const int64_t threads = at::get_num_threads(), blocks = divided(part.channels, kBlock);
   const Grid grid(window_, in, part, threads);
   const int64_t room = grid.positions_of_tile() * part.channels;
@@ -180,6 +184,7 @@ void TiledConvolution::convolve(const float* x, const Clips& in, const Part& par
 }
 
 at::Tensor TiledConvolution::convolve(const float* x, const Clips& in, const Part& part) const {
+  RECORD_FUNCTION(kRecorded, c10::ArrayRef<const c10::IValue>());
   const int64_t blocks = divided(part.channels, kBlock), threads = at::get_num_threads();
   // Tiles of few positions read kernels for little.
   const int64_t worth = std::max<int64_t>(Grid(window_, in, part, 1).positions() * 2 / kFewest, 1);
