@@ -23,8 +23,8 @@ def operation_times(call: Callable[[], object], runs: int) -> dict[str, float]:
 
     Returns:
         Times of the operations, what they call left out, longest first; ``total`` is that of the
-        call, profiler included. What is no operation, Python and other compiled code of this project,
-        is the rest.
+        call, profiler included. What is no operation, Python and other compiled code of this
+        project, is the rest.
     """
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         start = time.perf_counter()

@@ -121,22 +121,28 @@ Layer::Layer(Factors factors, double saturation, const Kernels& kernels, const K
       saturation_(saturation),
       inputs_(kernels.weight.size(1)),
       window_(window),
-      segments_(segments) {
-  if (!can_tile(inputs_)) return;
-  auto tiled = [&](const Kernels& of) {
-    return std::make_shared<const TiledConvolution>(of.weight, of.bias, window);
-  };
-  tiles_ = tiled(kernels);
-  whole_tiles_ = whole.weight.is_alias_of(kernels.weight) ? tiles_ : tiled(whole);
-}
+      segments_(segments),
+      tells_whole_(!whole.weight.is_alias_of(kernels.weight)),
+      tiles_{kernels},
+      whole_tiles_{whole} {}
 
 bool Layer::can_tile(int64_t inputs) {
   return inputs >= kFewestInputs && TiledConvolution::available();
 }
 
+const TiledConvolution& Layer::tiles(bool whole) const {
+  Tiles& of = whole && tells_whole_ ? whole_tiles_ : tiles_;
+  std::call_once(of.once, [&] {
+    of.made = std::make_unique<const TiledConvolution>(of.kernels.weight, of.kernels.bias, window_);
+  });
+  return *of.made;
+}
+
 std::vector<at::Tensor> Layer::tensors() const {
-  if (tiles_ == nullptr) return {};
-  return {tiles_->kernels(), whole_tiles_->kernels()};
+  std::vector<at::Tensor> found;
+  for (const Tiles* of : {&tiles_, &whole_tiles_})
+    if (of->made != nullptr) found.push_back(of->made->kernels());
+  return found;
 }
 
 void Layer::add_plan(const PlanKey& key, int64_t step, View view, torch::jit::Stack arguments,
@@ -194,22 +200,21 @@ Shares Layer::share(const std::vector<float>& weights) const {
   return found;
 }
 
-bool Layer::by_tiles(const Clips& out, bool everything, bool adds) const {
+bool Layer::by_tiles(const Clips& out, const std::vector<Policy>& policies, bool skip,
+                     bool adds) const {
   // Modes, such as those that count operations, see those of PyTorch.
-  if (tiles_ == nullptr || c10::impl::TorchDispatchModeTLS::any_modes_set()) return false;
-  if (!everything || !window_.in_2d()) return true;
+  if (!can_tile(inputs_) || c10::impl::TorchDispatchModeTLS::any_modes_set()) return false;
+  auto all = [&](bool (Policy::*is)() const) {
+    return std::all_of(policies.begin(), policies.end(), [&](const Policy& of) { return (of.*is)(); });
+  };
+  if ((skip && !all(&Policy::everything)) || !window_.in_2d()) return true;
   const auto& [kt, kh, kw] = window_.kernel;
   if (kh * kw > 1) return out.area() <= kSmallArea;
-  return adds || kt > 1 || out.elements() <= kSmallMaps;
+  return (adds && all(&Policy::whole)) || kt > 1 || out.elements() <= kSmallMaps;
 }
 
 std::vector<Layer::Group> Layer::divide(const Clips& clips, const std::vector<Policy>& policies,
-                                        bool skip, bool adds) const {
-  const Clips out = window_.output(clips, factors_.channels());
-  const bool everything = !skip || std::all_of(policies.begin(), policies.end(), [](const auto& of) {
-    return of.everything();
-  });
-  const bool tiled = by_tiles(out, everything, adds);
+                                        bool tiled) const {
   // oneDNN needs clips side by side: gathering one copies it; a run of its own reads all kernels
   // again.
   const bool runs =
@@ -224,7 +229,6 @@ std::vector<Layer::Group> Layer::divide(const Clips& clips, const std::vector<Po
     if (group == groups.end()) group = groups.insert(group, Group{});
     group->rows.push_back(row);
     group->whole = group->whole && policies[row].whole();
-    if (tiled) group->tiles = (group->whole ? whole_tiles_ : tiles_).get();
   }
   return groups;
 }
@@ -303,18 +307,18 @@ std::variant<at::Tensor, PlanKey> Layer::execute(const at::Tensor& x,
               "a residual of another shape");
   std::vector<Policy> policies;
   for (const Weights& v : weights) policies.push_back({share(v[0]), share(v[1])});
-  std::vector<Group> groups = divide(clips, policies, skip, residual != nullptr);
-  {
+  const bool tiled = by_tiles(out, policies, skip, residual != nullptr);
+  std::vector<Group> groups = divide(clips, policies, tiled);
+  if (!tiled) {
     const std::shared_lock lock(planning_);
     for (Group& group : groups) {
-      if (group.tiles != nullptr) continue;
       const PlanKey wanted = key(clips, group, policies[group.rows.front()], skip);
       const auto plan = plans_.find(wanted);
       if (plan == plans_.end()) return wanted;
       group.plan = &plan->second;
     }
   }
-  if (groups.size() == 1 && groups[0].whole && groups[0].tiles == nullptr)
+  if (!tiled && groups.size() == 1 && groups[0].whole)
     return as_clips(convolve(x, clips, groups[0], epilogue), out, x.dim());
   const at::Tensor y = at::empty({out.elements()}, x.options());
   const Target target{y.mutable_data_ptr<float>(),
@@ -322,18 +326,19 @@ std::variant<at::Tensor, PlanKey> Layer::execute(const at::Tensor& x,
                       epilogue.relu};
   for (const Group& group : groups) {
     const auto made = recipes(group, policies, skip);
-    if (group.tiles == nullptr) {
+    if (!tiled) {
       write(convolve(x, clips, group, {}), group.rows, made, target);
       continue;
     }
     const float* from = x.const_data_ptr<float>();
+    const TiledConvolution& tiles = this->tiles(group.whole);
     const Policy& policy = policies[group.rows.front()];
     const Part part{group.rows, factors_.kept[skip ? policy.channel.dearest() : 0],
                     int64_t{1} << (skip ? policy.temporal.dearest() : 0)};
-    if (local(made) && group.tiles->occupies_threads(clips, part))
-      group.tiles->convolve(from, clips, part, writing(group.rows, made, target));
+    if (local(made) && tiles.occupies_threads(clips, part))
+      tiles.convolve(from, clips, part, writing(group.rows, made, target));
     else
-      write(group.tiles->convolve(from, clips, part), group.rows, made, target);
+      write(tiles.convolve(from, clips, part), group.rows, made, target);
   }
   return as_clips(y, out, x.dim());
 }

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <shared_mutex>
 #include <variant>
@@ -90,15 +91,21 @@ class Layer {
   struct Group {
     std::vector<int64_t> rows;
     bool whole = true;  // nothing is blended or rebuilt for any of them
-    const TiledConvolution* tiles = nullptr;
-    const Plan* plan = nullptr;  // without tiles
+    const Plan* plan = nullptr;  // of oneDNN; null where it is convolved tile by tile
+  };
+  // Tiles of some kernels, made by their first use.
+  struct Tiles {
+    Kernels kernels;
+    std::once_flag once;
+    std::unique_ptr<const TiledConvolution> made;
   };
 
   Shares share(const std::vector<float>& weights) const;
-  std::vector<Group> divide(const Clips& clips, const std::vector<Policy>& policies, bool skip,
-                            bool adds) const;
-  // Whether tiles take less time than oneDNN.
-  bool by_tiles(const Clips& out, bool everything, bool adds) const;
+  std::vector<Group> divide(const Clips& clips, const std::vector<Policy>& policies,
+                            bool tiled) const;
+  // Whether tiles take less time than oneDNN, for one batch.
+  bool by_tiles(const Clips& out, const std::vector<Policy>& policies, bool skip, bool adds) const;
+  const TiledConvolution& tiles(bool whole) const;
   PlanKey key(const Clips& clips, const Group& group, const Policy& policy, bool skip) const;
   // For every clip of a group what it is made by; null where all are whole.
   std::vector<std::shared_ptr<const Recipe>> recipes(const Group& group,
@@ -113,7 +120,8 @@ class Layer {
   int64_t inputs_;
   Window window_;
   int64_t segments_;
-  std::shared_ptr<const TiledConvolution> tiles_, whole_tiles_;  // null where there are none
+  bool tells_whole_;  // whether the whole layer has kernels of its own
+  mutable Tiles tiles_, whole_tiles_;
   std::map<PlanKey, Plan> plans_;
   mutable std::shared_mutex planning_;  // other threads may execute meanwhile
 };

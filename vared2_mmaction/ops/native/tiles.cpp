@@ -187,16 +187,19 @@ at::Tensor TiledConvolution::convolve(const float* x, const Clips& in, const Par
   RECORD_FUNCTION(kRecorded, c10::ArrayRef<const c10::IValue>());
   const int64_t blocks = divided(part.channels, kBlock), threads = at::get_num_threads();
   // Tiles of few positions read kernels for little.
-  const int64_t worth = std::max<int64_t>(Grid(window_, in, part, 1).positions() * 2 / kFewest, 1);
+  const int64_t worth = std::max<int64_t>(Grid(window_, in, part, 1).positions() * 4 / kFewest, 1);
   const Grid grid(window_, in, part, std::min(threads / std::gcd(threads, blocks), worth));
   const int64_t clips = static_cast<int64_t>(part.rows.size()), tiles = grid.tiles();
   at::Tensor computed =
       at::empty({clips, grid.frames, grid.area, part.channels}, kernels_.options());
   float* z = computed.mutable_data_ptr<float>();
+  const bool by_block = kernels_.numel() > clips * in.clip();
   at::parallel_for(0, tiles * blocks, 1, [&](int64_t from, int64_t to) {
-    for (int64_t i = from; i < to; ++i) {  // tiles of a block, one after the other
-      const int64_t begin = i % tiles * grid.tile, end = std::min(grid.runs, begin + grid.tile);
-      compute(x, grid, begin, end, i / tiles, z + grid.start(begin) * part.channels);
+    for (int64_t i = from; i < to; ++i) {
+      // What is larger is read once: kernels block after block, or the input tile after tile.
+      const int64_t tile = by_block ? i % tiles : i / blocks, block = by_block ? i / tiles : i % blocks;
+      const int64_t begin = tile * grid.tile, end = std::min(grid.runs, begin + grid.tile);
+      compute(x, grid, begin, end, block, z + grid.start(begin) * part.channels);
     }
   });
   return computed;
