@@ -3,8 +3,9 @@
 
 What a layer does beside its convolution is little, and in Python that little takes longer than a
 convolution of small maps: the gate, the grouping of clips, the views for oneDNN. Here all of it is
-done by ``native/*.cpp``, which also writes each output element once: blended or rebuilt, with the
-residual added and ReLU applied. The sources are compiled when they are first asked for.
+done by ``native/*.cpp``, which also convolve tile by tile, where the processor has the products for
+that, and write each output element once: blended or rebuilt, with the residual added and ReLU
+applied. The sources are compiled when they are first asked for.
 """
 
 import functools
