@@ -433,6 +433,10 @@ def test_bad_input_is_refused():
             layer.compiled.modulate(layer, wide, [([1.0], [1.0])] * 2, Epilogue())
         with pytest.raises(RuntimeError, match='a residual of another shape'):
             layer.compiled.modulate(layer, x, [([1.0], [1.0])] * 2, Epilogue(x))
+        small = torch.randn(1, FEW, 4, 4, 8).contiguous(memory_format=torch.channels_last_3d)
+        layer = fused(next(case for case in IN_2D if case.name == 'dilated'))
+        with pytest.raises(RuntimeError, match='clips of 4 x 4 x 8 are smaller than the kernels'):
+            layer.compiled.modulate(layer, small, [([1.0], [1.0])], Epilogue())
 
 
 def test_without_a_compiler(monkeypatch, tmp_path):

@@ -159,7 +159,7 @@ class ChannelOptions(_Options):
         num_options: Number of options asked for.
         kind: Name of the cheap operation, a key of ``CHEAP_OPERATIONS``.
         multiple: What k_i is rounded down to a multiple of; see
-            :func:`~vared2_mmaction.ops.options.kept`.
+            :func:`~vared2_mmaction.ops.kept`.
     """
 
     def __init__(self, channels: int, num_options: int, kind: str, multiple: int = 1) -> None:

@@ -57,7 +57,7 @@ class Options(NamedTuple):
     the pair rebuilds, frame offset by frame offset."""
     saturation: float
     multiple: int = 1
-    """See :func:`~vared2_mmaction.ops.options.kept`."""
+    """See :func:`~vared2_mmaction.ops.kept`."""
 
 
 def can_compile() -> bool:

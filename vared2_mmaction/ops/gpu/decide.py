@@ -44,7 +44,7 @@ def _open_weights(v, forced, clip, clips, v_clip, forced_clip, number, floor, is
 
 @triton.jit
 def kept_channels(channels, option, multiple):
-    """Channels that options compute; the twin of :func:`~vared2_mmaction.ops.options.kept`."""
+    """Channels that options compute; the twin of :func:`~vared2_mmaction.ops.kept`."""
     exact = (channels + (1 << option) - 1) >> option
     rounded = exact // multiple * multiple
     return tl.where((option > 0) & (exact >= 2 * multiple), rounded, exact)

@@ -40,7 +40,7 @@ class Prepared(NamedTuple):
     aligned: int
     """What the number of channels that any option keeps is a multiple of, at most 8."""
     multiple: int
-    """See :func:`~vared2_mmaction.ops.options.kept`."""
+    """See :func:`~vared2_mmaction.ops.kept`."""
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
     padding: tuple[int, ...]

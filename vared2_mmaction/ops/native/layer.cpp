@@ -1,13 +1,10 @@
 // Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 #include "layer.h"
 
-#include <ATen/Parallel.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <mutex>
 #include <utility>
 
@@ -18,87 +15,6 @@ namespace {
 constexpr int64_t kFewestInputs = 16;    // channels that are worth a product
 constexpr int64_t kSmallArea = 64;       // positions of a frame whose kernels are what is read
 constexpr int64_t kSmallMaps = 1 << 20;  // elements of an output that stays in the cache
-
-at::Tensor call(const char* overload, torch::jit::Stack& stack) {
-  c10::Dispatcher::singleton()
-      .findSchemaOrThrow("mkldnn::_convolution_pointwise", overload)
-      .callBoxed(stack);
-  return stack[0].toTensor();
-}
-
-at::Tensor as_view(const at::Tensor& x, const View& view, int64_t offset) {
-  return x.as_strided(view.size, view.stride, x.storage_offset() + offset);
-}
-
-bool neighbours(const std::vector<int64_t>& rows) {
-  return rows.back() - rows.front() + 1 == static_cast<int64_t>(rows.size());
-}
-
-// Every step-th frame of some clips, copied together.
-at::Tensor gather(const at::Tensor& x, const Clips& clips, const std::vector<int64_t>& rows,
-                  int64_t step) {
-  const int64_t frames = (clips.frames + step - 1) / step, frame = clips.frame();
-  const int64_t number = static_cast<int64_t>(rows.size()) * frames;
-  at::Tensor copied = at::empty({number * frame}, x.options());
-  const float* in = x.const_data_ptr<float>();
-  float* out = copied.mutable_data_ptr<float>();
-  at::parallel_for(0, number, std::max<int64_t>((1 << 15) / frame, 1), [&](int64_t begin, int64_t end) {
-    for (int64_t f = begin; f < end; ++f)
-      std::memcpy(out + f * frame, in + rows[f / frames] * clips.clip() + f % frames * step * frame,
-                  frame * sizeof(float));
-  });
-  return copied;
-}
-
-// An output, and what is added to it, which may be null.
-struct Target {
-  float* written;
-  const float* added;
-  Clips clips;
-  bool relu;
-
-  float* at(int64_t offset) const { return written + offset; }
-  const float* residual(int64_t offset) const { return added == nullptr ? nullptr : added + offset; }
-};
-
-using Recipes = std::vector<std::shared_ptr<const Recipe>>;
-
-bool local(const Recipes& recipes) {
-  return std::all_of(recipes.begin(), recipes.end(),
-                     [](const auto& recipe) { return recipe == nullptr || recipe->local(); });
-}
-
-// Write some clips from all that was computed of them.
-void write(const at::Tensor& computed, const std::vector<int64_t>& rows, const Recipes& recipes,
-           const Target& target) {
-  const Clips& out = target.clips;
-  const float* z = computed.const_data_ptr<float>();
-  const int64_t each = computed.numel() / static_cast<int64_t>(rows.size());
-  for (size_t i = 0; i < rows.size(); ++i, z += each) {
-    const int64_t at = rows[i] * out.clip();
-    if (recipes[i] == nullptr)
-      finish(z, each, target.residual(at), target.relu, target.at(at));
-    else
-      recipes[i]->write(z, out.frames, out.area(), target.residual(at), target.relu, target.at(at));
-  }
-}
-
-// Writes some clips from tiles, one after the other.
-TiledConvolution::Receive writing(const std::vector<int64_t>& rows, const Recipes& recipes,
-                                  const Target& target) {
-  return [&](const float* z, int64_t clip, int64_t frame, int64_t first, int64_t positions) {
-    const Clips& out = target.clips;
-    const Recipe* recipe = recipes[clip].get();
-    int64_t at = rows[clip] * out.clip() + first * out.channels;
-    if (recipe == nullptr) {
-      at += frame * out.frame();
-      finish(z, positions * out.channels, target.residual(at), target.relu, target.at(at));
-    } else {
-      recipe->write_made(z, frame, out.frames, out.area(), positions, target.residual(at),
-                         target.relu, target.at(at));
-    }
-  };
-}
 
 // Weights of a dimension with `number` options of which a gate answered some, as `open_on_host`.
 std::vector<float> opened(const float* answered, int64_t number, float floor) {
@@ -208,6 +124,7 @@ bool Layer::by_tiles(const Clips& out, const std::vector<Policy>& policies, bool
     return std::all_of(policies.begin(), policies.end(), [&](const Policy& of) { return (of.*is)(); });
   };
   if ((skip && !all(&Policy::everything)) || !window_.in_2d()) return true;
+  // All is computed. oneDNN convolves large maps as fast, and does not add a residual as fast.
   const auto& [kt, kh, kw] = window_.kernel;
   if (kh * kw > 1) return out.area() <= kSmallArea;
   return (adds && all(&Policy::whole)) || kt > 1 || out.elements() <= kSmallMaps;
@@ -217,8 +134,7 @@ std::vector<Layer::Group> Layer::divide(const Clips& clips, const std::vector<Po
                                         bool tiled) const {
   // oneDNN needs clips side by side: gathering one copies it; a run of its own reads all kernels
   // again.
-  const bool runs =
-      !tiled && clips.clip() > factors_.channels() * inputs_ * window_.taps();
+  const bool runs = !tiled && clips.clip() > factors_.channels() * inputs_ * window_.taps();
   std::vector<Group> groups;
   for (int64_t row = 0; row < clips.number; ++row) {
     auto fits = [&](const Group& group) {
@@ -244,10 +160,8 @@ PlanKey Layer::key(const Clips& clips, const Group& group, const Policy& policy,
           group.whole};
 }
 
-std::vector<std::shared_ptr<const Recipe>> Layer::recipes(const Group& group,
-                                                          const std::vector<Policy>& policies,
-                                                          bool skip) const {
-  std::vector<std::shared_ptr<const Recipe>> found(group.rows.size());
+Recipes Layer::recipes(const Group& group, const std::vector<Policy>& policies, bool skip) const {
+  Recipes found(group.rows.size());
   for (size_t i = 0; i < found.size() && !group.whole; ++i) {
     const Policy& policy = policies[group.rows[i]];
     const bool as_before = i > 0 && policy == policies[group.rows[i - 1]];
@@ -273,27 +187,6 @@ Recipe Layer::recipe(const Policy& policy, bool skip) const {
   return made;
 }
 
-at::Tensor Layer::convolve(const at::Tensor& x, const Clips& clips, const Group& group,
-                           const Epilogue& epilogue) const {
-  const Plan& plan = *group.plan;
-  const bool lies = plan.step == 1 && neighbours(group.rows);
-  const at::Tensor maps =
-      lies ? as_view(x, plan.view, group.rows.front() * clips.clip())
-           : as_view(gather(x, clips, group.rows, plan.step), plan.view, 0);
-  torch::jit::Stack stack{maps};
-  if (epilogue.residual != nullptr)
-    stack.emplace_back(as_view(*epilogue.residual, plan.convolved, 0));
-  stack.insert(stack.end(), plan.arguments.begin(), plan.arguments.end());
-  const c10::IValue after = epilogue.relu ? c10::IValue("relu") : c10::IValue();
-  const c10::List<std::optional<at::Scalar>> none;
-  if (epilogue.residual == nullptr) {
-    torch::jit::push(stack, epilogue.relu ? "relu" : "none", none, "");
-    return call("", stack);
-  }
-  torch::jit::push(stack, "add", at::Scalar(1.0), after, none, "");
-  return call("binary", stack);
-}
-
 std::variant<at::Tensor, PlanKey> Layer::execute(const at::Tensor& x,
                                                  const std::vector<Weights>& weights,
                                                  const Epilogue& epilogue, bool skip) const {
@@ -302,6 +195,8 @@ std::variant<at::Tensor, PlanKey> Layer::execute(const at::Tensor& x,
   TORCH_CHECK(static_cast<int64_t>(weights.size()) == clips.number, "expected the weights of ",
               clips.number, " clips, got ", weights.size());
   TORCH_CHECK(clips.channels == inputs_, "expected ", inputs_, " channels, got ", clips.channels);
+  TORCH_CHECK(std::min({out.frames, out.rows, out.columns}) > 0, "clips of ", clips.frames, " x ",
+              clips.rows, " x ", clips.columns, " are smaller than the kernels");
   const at::Tensor* residual = epilogue.residual;
   TORCH_CHECK(residual == nullptr || clips_of(*residual, segments_) == out,
               "a residual of another shape");
@@ -319,15 +214,12 @@ std::variant<at::Tensor, PlanKey> Layer::execute(const at::Tensor& x,
     }
   }
   if (!tiled && groups.size() == 1 && groups[0].whole)
-    return as_clips(convolve(x, clips, groups[0], epilogue), out, x.dim());
-  const at::Tensor y = at::empty({out.elements()}, x.options());
-  const Target target{y.mutable_data_ptr<float>(),
-                      residual == nullptr ? nullptr : residual->const_data_ptr<float>(), out,
-                      epilogue.relu};
+    return as_clips(groups[0].plan->convolve(x, clips, groups[0].rows, epilogue), out, x.dim());
+  Output y(out, x.options(), residual, epilogue.relu);
   for (const Group& group : groups) {
-    const auto made = recipes(group, policies, skip);
+    const Recipes made = recipes(group, policies, skip);
     if (!tiled) {
-      write(convolve(x, clips, group, {}), group.rows, made, target);
+      y.write(group.plan->convolve(x, clips, group.rows, {}), group.rows, made);
       continue;
     }
     const float* from = x.const_data_ptr<float>();
@@ -336,11 +228,11 @@ std::variant<at::Tensor, PlanKey> Layer::execute(const at::Tensor& x,
     const Part part{group.rows, factors_.kept[skip ? policy.channel.dearest() : 0],
                     int64_t{1} << (skip ? policy.temporal.dearest() : 0)};
     if (local(made) && tiles.occupies_threads(clips, part))
-      tiles.convolve(from, clips, part, writing(group.rows, made, target));
+      tiles.convolve(from, clips, part, y.writer(group.rows, made));
     else
-      write(tiles.convolve(from, clips, part), group.rows, made, target);
+      y.write(tiles.convolve(from, clips, part), group.rows, made);
   }
-  return as_clips(y, out, x.dim());
+  return y.as_tensor(x.dim());
 }
 
 }  // namespace vared2

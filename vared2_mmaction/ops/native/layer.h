@@ -4,7 +4,6 @@
 #pragma once
 
 #include <ATen/ATen.h>
-#include <ATen/core/stack.h>
 
 #include <array>
 #include <cstdint>
@@ -16,10 +15,11 @@
 #include <variant>
 #include <vector>
 
-#include "blend.h"
 #include "clips.h"
 #include "gates.h"
 #include "options.h"
+#include "output.h"
+#include "planned.h"
 #include "tiles.h"
 
 namespace vared2 {
@@ -30,24 +30,6 @@ using Weights = std::array<std::vector<float>, 2>;
 // What a plan is for: number of clips, frames, rows and columns of the input, channel and temporal
 // option, and whether nothing is blended or rebuilt.
 using PlanKey = std::array<int64_t, 7>;
-
-struct View {
-  std::vector<int64_t> size, stride;
-};
-
-// What follows the convolution: a residual, which may be null, is added, then ReLU is applied.
-struct Epilogue {
-  const at::Tensor* residual = nullptr;
-  bool relu = false;
-};
-
-// How clips of one geometry are convolved by oneDNN: frames are taken, viewed and convolved.
-struct Plan {
-  int64_t step;                 // every step-th frame is copied together; 1 takes clips as they lie
-  View view;                    // of what is convolved
-  torch::jit::Stack arguments;  // of the convolution, from the kernels to the groups
-  View convolved;               // of the result
-};
 
 struct Kernels {
   at::Tensor weight;
@@ -90,7 +72,7 @@ class Layer {
   // Clips whose dearest options are the same.
   struct Group {
     std::vector<int64_t> rows;
-    bool whole = true;  // nothing is blended or rebuilt for any of them
+    bool whole = true;           // nothing is blended or rebuilt for any of them
     const Plan* plan = nullptr;  // of oneDNN; null where it is convolved tile by tile
   };
   // Tiles of some kernels, made by their first use.
@@ -103,17 +85,12 @@ class Layer {
   Shares share(const std::vector<float>& weights) const;
   std::vector<Group> divide(const Clips& clips, const std::vector<Policy>& policies,
                             bool tiled) const;
-  // Whether tiles take less time than oneDNN, for one batch.
+  // Whether tiles take less time than oneDNN, for a batch whose output has a residual added or not.
   bool by_tiles(const Clips& out, const std::vector<Policy>& policies, bool skip, bool adds) const;
   const TiledConvolution& tiles(bool whole) const;
   PlanKey key(const Clips& clips, const Group& group, const Policy& policy, bool skip) const;
-  // For every clip of a group what it is made by; null where all are whole.
-  std::vector<std::shared_ptr<const Recipe>> recipes(const Group& group,
-                                                     const std::vector<Policy>& policies,
-                                                     bool skip) const;
+  Recipes recipes(const Group& group, const std::vector<Policy>& policies, bool skip) const;
   Recipe recipe(const Policy& policy, bool skip) const;
-  at::Tensor convolve(const at::Tensor& x, const Clips& clips, const Group& group,
-                      const Epilogue& epilogue) const;
 
   Factors factors_;
   double saturation_;
