@@ -150,7 +150,8 @@ void Recipe::write_positions(const std::vector<Segment>& segments, const float* 
 }
 
 Recipe::WritePositions Recipe::writing(bool adds, bool relu) {
-  if (adds) return relu ? &Recipe::write_positions<true, true> : &Recipe::write_positions<true, false>;
+  if (adds && relu) return &Recipe::write_positions<true, true>;
+  if (adds) return &Recipe::write_positions<true, false>;
   return relu ? &Recipe::write_positions<false, true> : &Recipe::write_positions<false, false>;
 }
 

@@ -14,7 +14,7 @@ namespace {
 
 constexpr int64_t kFewestInputs = 16;    // channels that are worth a product
 constexpr int64_t kSmallArea = 64;       // positions of a frame whose kernels are what is read
-constexpr int64_t kSmallMaps = 1 << 20;  // elements of an output that stays in the cache
+constexpr int64_t kSmallMaps = 1 << 21;  // elements of maps that stay in the cache
 
 // Weights of a dimension with `number` options of which a gate answered some, as `open_on_host`.
 std::vector<float> opened(const float* answered, int64_t number, float floor) {
@@ -73,7 +73,8 @@ std::vector<Weights> Layer::open(const at::Tensor& answered, int64_t gate, float
   TORCH_CHECK(answered.size(0) == clips.number, "gates answered for ", answered.size(0),
               " clips, a layer got ", clips.number);
   TORCH_CHECK(answered.is_contiguous());
-  const int64_t frames = window_.output(clips, factors_.channels()).frames, width = answered.size(3);
+  const int64_t frames = window_.output(clips, factors_.channels()).frames;
+  const int64_t width = answered.size(3);
   int64_t temporal = 1;
   while (temporal < factors_.temporal && int64_t{1} << temporal <= frames) ++temporal;
   std::vector<Weights> weights;
@@ -116,18 +117,19 @@ Shares Layer::share(const std::vector<float>& weights) const {
   return found;
 }
 
-bool Layer::by_tiles(const Clips& out, const std::vector<Policy>& policies, bool skip,
-                     bool adds) const {
+bool Layer::by_tiles(const Clips& in, const Clips& out, const std::vector<Policy>& policies,
+                     bool skip, bool adds) const {
   // Modes, such as those that count operations, see those of PyTorch.
   if (!can_tile(inputs_) || c10::impl::TorchDispatchModeTLS::any_modes_set()) return false;
   auto all = [&](bool (Policy::*is)() const) {
-    return std::all_of(policies.begin(), policies.end(), [&](const Policy& of) { return (of.*is)(); });
+    return std::all_of(policies.begin(), policies.end(),
+                       [&](const Policy& policy) { return (policy.*is)(); });
   };
   if ((skip && !all(&Policy::everything)) || !window_.in_2d()) return true;
   // All is computed. oneDNN convolves large maps as fast, and does not add a residual as fast.
-  const auto& [kt, kh, kw] = window_.kernel;
-  if (kh * kw > 1) return out.area() <= kSmallArea;
-  return (adds && all(&Policy::whole)) || kt > 1 || out.elements() <= kSmallMaps;
+  if (window_.kernel[1] * window_.kernel[2] > 1) return out.area() <= kSmallArea;
+  const bool small = std::max(in.elements(), out.elements()) <= kSmallMaps;
+  return small || (adds && all(&Policy::whole));
 }
 
 std::vector<Layer::Group> Layer::divide(const Clips& clips, const std::vector<Policy>& policies,
@@ -202,7 +204,7 @@ std::variant<at::Tensor, PlanKey> Layer::execute(const at::Tensor& x,
               "a residual of another shape");
   std::vector<Policy> policies;
   for (const Weights& v : weights) policies.push_back({share(v[0]), share(v[1])});
-  const bool tiled = by_tiles(out, policies, skip, residual != nullptr);
+  const bool tiled = by_tiles(clips, out, policies, skip, residual != nullptr);
   std::vector<Group> groups = divide(clips, policies, tiled);
   if (!tiled) {
     const std::shared_lock lock(planning_);

@@ -86,7 +86,8 @@ class Layer {
   std::vector<Group> divide(const Clips& clips, const std::vector<Policy>& policies,
                             bool tiled) const;
   // Whether tiles take less time than oneDNN, for a batch whose output has a residual added or not.
-  bool by_tiles(const Clips& out, const std::vector<Policy>& policies, bool skip, bool adds) const;
+  bool by_tiles(const Clips& in, const Clips& out, const std::vector<Policy>& policies, bool skip,
+                bool adds) const;
   const TiledConvolution& tiles(bool whole) const;
   PlanKey key(const Clips& clips, const Group& group, const Policy& policy, bool skip) const;
   Recipes recipes(const Group& group, const std::vector<Policy>& policies, bool skip) const;

@@ -20,7 +20,8 @@ using Recipes = std::vector<std::shared_ptr<const Recipe>>;
 class Output {
  public:
   // A residual, which may be null, is added; then ReLU is applied.
-  Output(const Clips& clips, const at::TensorOptions& options, const at::Tensor* residual, bool relu);
+  Output(const Clips& clips, const at::TensorOptions& options, const at::Tensor* residual,
+         bool relu);
 
   // Write some clips from all that was computed of them.
   void write(const at::Tensor& computed, const std::vector<int64_t>& rows, const Recipes& recipes);
@@ -32,7 +33,9 @@ class Output {
   at::Tensor as_tensor(int64_t dimensions) const { return as_clips(written_, clips_, dimensions); }
 
  private:
-  const float* residual(int64_t offset) const { return added_ == nullptr ? nullptr : added_ + offset; }
+  const float* residual(int64_t offset) const {
+    return added_ == nullptr ? nullptr : added_ + offset;
+  }
 
   Clips clips_;
   at::Tensor written_;

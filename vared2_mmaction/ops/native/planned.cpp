@@ -34,7 +34,8 @@ at::Tensor gather(const at::Tensor& x, const Clips& clips, const std::vector<int
   at::Tensor copied = at::empty({number * frame}, x.options());
   const float* in = x.const_data_ptr<float>();
   float* out = copied.mutable_data_ptr<float>();
-  at::parallel_for(0, number, std::max<int64_t>((1 << 15) / frame, 1), [&](int64_t begin, int64_t end) {
+  const int64_t grain = std::max<int64_t>((1 << 15) / frame, 1);
+  at::parallel_for(0, number, grain, [&](int64_t begin, int64_t end) {
     for (int64_t f = begin; f < end; ++f)
       std::memcpy(out + f * frame, in + rows[f / frames] * clips.clip() + f % frames * step * frame,
                   frame * sizeof(float));

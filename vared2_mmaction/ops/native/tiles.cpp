@@ -16,6 +16,7 @@ namespace {
 constexpr int64_t kBlock = 64;       // output channels of a product: four vectors
 constexpr int64_t kPositions = 400;  // of a tile, for which all kernels are read once
 constexpr int64_t kFewest = 64;      // positions of a tile that are worth reading them
+constexpr int64_t kNear = 112;       // positions whose sums stay in the nearest cache for all taps
 
 constexpr const char* kRecorded = "vared2::convolve_tiles";  // what profilers see
 
@@ -72,6 +73,7 @@ class TiledConvolution::Grid {
     return run / runs_of_frame_ * area + run % runs_of_frame_ * length_;
   }
 
+  int64_t length() const { return length_; }
   int64_t tiles() const { return divided(runs, tile); }
   int64_t positions_of_tile() const { return std::min(tile * length_, positions()); }
 
@@ -143,21 +145,28 @@ void TiledConvolution::compute(const float* x, const Grid& grid, int64_t begin, 
   const float* bias = bias_.const_data_ptr<float>() + first;
   for (int64_t p = 0; p < grid.start(end) - origin; ++p)
     std::copy_n(bias, number, computed + p * channels + first);
-  const float* w = kernels_.const_data_ptr<float>() + block * window_.taps() * inputs_ * kBlock;
-  for (int64_t tap = 0; tap < window_.taps(); ++tap, w += inputs_ * kBlock) {
-    const auto& [kt, kh, kw] = window_.kernel;
-    for (int64_t run = begin; run < end; ++run) {
-      const auto reads = grid.reads(x, run, tap / (kh * kw), tap / kw % kh, tap % kw);
-      if (reads.positions <= 0) continue;
-      float* z = computed + (grid.start(run) - origin + reads.first) * channels + first;
-      add_product(reads.positions, number, inputs_, reads.from, window_.stride[2] * inputs_, w, z,
-                  channels);
+  const auto& [kt, kh, kw] = window_.kernel;
+  const int64_t near = std::max<int64_t>(kNear / grid.length(), 1), taps = window_.taps();
+  for (int64_t part = begin; part < end; part += near) {
+    const float* w = kernels_.const_data_ptr<float>() + block * taps * inputs_ * kBlock;
+    for (int64_t tap = 0; tap < taps; ++tap, w += inputs_ * kBlock) {
+      for (int64_t run = part; run < std::min(end, part + near); ++run) {
+        const auto reads = grid.reads(x, run, tap / (kh * kw), tap / kw % kh, tap % kw);
+        if (reads.positions <= 0) continue;
+        float* z = computed + (grid.start(run) - origin + reads.first) * channels + first;
+        add_product(reads.positions, number, inputs_, reads.from, window_.stride[2] * inputs_, w, z,
+                    channels);
+      }
     }
   }
 }
 
+int64_t TiledConvolution::positions(const Clips& in, const Part& part) const {
+  return Grid(window_, in, part, 1).positions();
+}
+
 bool TiledConvolution::occupies_threads(const Clips& in, const Part& part) const {
-  return Grid(window_, in, part, 1).positions() >= kFewest * at::get_num_threads();
+  return positions(in, part) >= kFewest * at::get_num_threads();
 }
 
 void TiledConvolution::convolve(const float* x, const Clips& in, const Part& part,
@@ -167,8 +176,9 @@ void TiledConvolution::convolve(const float* x, const Clips& in, const Part& par
   const Grid grid(window_, in, part, threads);
   const int64_t room = grid.positions_of_tile() * part.channels;
   const at::Tensor rooms = at::empty({threads, room}, kernels_.options());
+  float* const first_room = rooms.mutable_data_ptr<float>();
   at::parallel_for(0, grid.tiles(), 1, [&](int64_t from, int64_t to) {
-    float* z = rooms.mutable_data_ptr<float>() + at::get_thread_num() * room;
+    float* z = first_room + at::get_thread_num() * room;
     for (int64_t tile = from; tile < to; ++tile) {
       const int64_t begin = tile * grid.tile, end = std::min(grid.runs, begin + grid.tile);
       for (int64_t block = 0; block < blocks; ++block) compute(x, grid, begin, end, block, z);
@@ -186,9 +196,10 @@ void TiledConvolution::convolve(const float* x, const Clips& in, const Part& par
 at::Tensor TiledConvolution::convolve(const float* x, const Clips& in, const Part& part) const {
   RECORD_FUNCTION(kRecorded, c10::ArrayRef<const c10::IValue>());
   const int64_t blocks = divided(part.channels, kBlock), threads = at::get_num_threads();
-  // Tiles of few positions read kernels for little.
-  const int64_t worth = std::max<int64_t>(Grid(window_, in, part, 1).positions() * 4 / kFewest, 1);
-  const Grid grid(window_, in, part, std::min(threads / std::gcd(threads, blocks), worth));
+  // So many tiles that all threads have as much to do, but none of so few positions that kernels
+  // are read again for little.
+  const int64_t most = std::max<int64_t>(positions(in, part) * 4 / kFewest, 1);
+  const Grid grid(window_, in, part, std::min(threads / std::gcd(threads, blocks), most));
   const int64_t clips = static_cast<int64_t>(part.rows.size()), tiles = grid.tiles();
   at::Tensor computed =
       at::empty({clips, grid.frames, grid.area, part.channels}, kernels_.options());
@@ -197,7 +208,8 @@ at::Tensor TiledConvolution::convolve(const float* x, const Clips& in, const Par
   at::parallel_for(0, tiles * blocks, 1, [&](int64_t from, int64_t to) {
     for (int64_t i = from; i < to; ++i) {
       // What is larger is read once: kernels block after block, or the input tile after tile.
-      const int64_t tile = by_block ? i % tiles : i / blocks, block = by_block ? i / tiles : i % blocks;
+      const int64_t tile = by_block ? i % tiles : i / blocks;
+      const int64_t block = by_block ? i / tiles : i % blocks;
       const int64_t begin = tile * grid.tile, end = std::min(grid.runs, begin + grid.tile);
       compute(x, grid, begin, end, block, z + grid.start(begin) * part.channels);
     }

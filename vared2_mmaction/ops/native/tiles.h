@@ -66,6 +66,9 @@ class TiledConvolution {
  private:
   class Grid;
 
+  // Positions that are computed, of all frames and clips.
+  int64_t positions(const Clips& in, const Part& part) const;
+
   // Compute a block of channels of some runs into what begins with the first of them.
   void compute(const float* x, const Grid& grid, int64_t begin, int64_t end, int64_t block,
                float* computed) const;
