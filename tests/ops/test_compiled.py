@@ -5,6 +5,8 @@ import copy
 import dataclasses
 import math
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from vared2_mmaction.ops.answer import fetch
 from vared2_mmaction.ops.compiled import (
     CompiledConv,
     CompiledGates,
+    build_folder,
     can_compile,
     is_compilable,
     library,
@@ -445,6 +448,18 @@ def test_without_a_compiler(monkeypatch, tmp_path):
     assert not can_compile()
     with pytest.raises(RuntimeError, match=r'compiled=True needs a C\+\+ compiler'):
         library.__wrapped__()
+
+
+@needs_compiler
+def test_a_build_that_was_killed_stops_nobody():
+    library()
+    lock = build_folder() / 'lock'  # of PyTorch, which waits until it is gone
+    lock.touch()
+    code = 'from vared2_mmaction.ops.compiled import library; library()'
+    try:
+        subprocess.run([sys.executable, '-c', code], check=True, timeout=300)
+    finally:
+        lock.unlink(missing_ok=True)
 
 
 @needs_compiler

@@ -14,6 +14,7 @@ import math
 import os
 import platform
 import shutil
+import sys
 import sysconfig
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 from torch.utils import cpp_extension
 
@@ -73,20 +75,36 @@ def library() -> Any:
     Raises:
         RuntimeError: If it cannot be compiled.
     """
-    sources = sorted(SOURCES.iterdir())
-    # What one of these differs in is compiled apart: a cache may be shared by several machines.
-    texts = (f'{path}\n{path.read_text()}' for path in sources)
-    identity = '\n'.join((torch.__version__, _instructions(), *_FLAGS, *texts))
-    name = f'vared2_{hashlib.sha256(identity.encode()).hexdigest()[:16]}'
-    files = [str(path) for path in sources if path.suffix == '.cpp']
+    folder = build_folder()
+    files = [str(path) for path in sorted(SOURCES.glob('*.cpp'))]
     try:
-        with _scripts_on_path():
-            return cpp_extension.load(name, files, extra_cflags=_FLAGS)
+        folder.mkdir(parents=True, exist_ok=True)
+        # One process builds, and the others wait. PyTorch's own lock is a file that a process which
+        # is killed leaves behind, for which all others would wait forever.
+        with FileLock(folder / 'building'), _scripts_on_path():
+            (folder / 'lock').unlink(missing_ok=True)
+            return cpp_extension.load(
+                folder.name, files, extra_cflags=_FLAGS, build_directory=str(folder)
+            )
     except (RuntimeError, OSError, ImportError) as error:
         raise RuntimeError(
             'compiled=True needs a C++ compiler (g++ or clang++ with OpenMP; CXX names it) and '
             f'ninja: {error}'
         ) from error
+
+
+def build_folder() -> Path:
+    """Where the compiled code is kept.
+
+    What sources, PyTorch, Python or processors differ in is compiled apart: a cache may be shared
+    by several machines.
+    """
+    texts = (f'{path}\n{path.read_text()}' for path in sorted(SOURCES.glob('*.*')))
+    python = str(sys.implementation.cache_tag)
+    identity = '\n'.join((torch.__version__, python, _instructions(), *_FLAGS, *texts))
+    name = f'vared2_{hashlib.sha256(identity.encode()).hexdigest()[:16]}'
+    root = os.environ.get('TORCH_EXTENSIONS_DIR') or cpp_extension.get_default_build_root()
+    return Path(root, name)
 
 
 def _instructions() -> str:
