@@ -56,6 +56,8 @@ TILED = [
     *IN_2D,
     Case('wide', {'kernel_size': (1, 3, 3), 'out_channels': 150, 'padding': (0, 1, 1)}, 6),
     Case('wide, temporal', {'kernel_size': (3, 1, 1), 'out_channels': 150}, 6),
+    Case('padded, strided', {'kernel_size': 3, 'stride': 2, 'padding': 1}, 9),
+    Case('padded frames, strided', {'kernel_size': 5, 'stride': 3, 'padding': 2}, 5, rank=2),
     Case('volume', {'kernel_size': 3, 'padding': 1}, 6),
     Case('volume, strided', {'kernel_size': 3, 'stride': 2, 'dilation': (1, 2, 3)}, 9),
     Case('volume, far', {'kernel_size': (1, 5, 5), 'padding': (2, 9, 9), 'dilation': 3}, 4),
@@ -94,7 +96,7 @@ def clips(case, number, height=7):
 
 
 def _needs_tiles(case):
-    if case.name.startswith('volume') and not library().can_tile(MANY):
+    if case.name.startswith(('volume', 'padded, ')) and not library().can_tile(MANY):
         pytest.skip('this processor has no products of matrices for tiles')
 
 
