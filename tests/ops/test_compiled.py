@@ -302,7 +302,8 @@ def test_tiles_of_any_number_of_threads(threads):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        for case in (TILED[0], TILED[2], TILED[-5]):
+        chosen = ('spatial, tiled', 'temporal, tiled', 'wide, tiled')
+        for case in (case for case in TILED if case.name in chosen):
             for number, height in ((1, 3), (2, 40)):
                 layer, x = fused(case), clips(case, number, height)
                 for options in ((0, 0), (1, 1), (2, 0)):
