@@ -38,7 +38,7 @@ Layer::Layer(Factors factors, double saturation, const Kernels& kernels, const K
       inputs_(kernels.weight.size(1)),
       window_(window),
       segments_(segments),
-      tells_whole_(!whole.weight.is_alias_of(kernels.weight)),
+      whole_differs_(!whole.weight.is_alias_of(kernels.weight)),
       tiles_{kernels},
       whole_tiles_{whole} {}
 
@@ -47,7 +47,7 @@ bool Layer::can_tile(int64_t inputs) {
 }
 
 const TiledConvolution& Layer::tiles(bool whole) const {
-  Tiles& of = whole && tells_whole_ ? whole_tiles_ : tiles_;
+  Tiles& of = whole && whole_differs_ ? whole_tiles_ : tiles_;
   std::call_once(of.once, [&] {
     of.made = std::make_unique<const TiledConvolution>(of.kernels.weight, of.kernels.bias, window_);
   });

@@ -98,7 +98,7 @@ class Layer {
   int64_t inputs_;
   Window window_;
   int64_t segments_;
-  bool tells_whole_;  // whether the whole layer has kernels of its own
+  bool whole_differs_;  // whether the whole layer has kernels of its own
   mutable Tiles tiles_, whole_tiles_;
   std::map<PlanKey, Plan> plans_;
   mutable std::shared_mutex planning_;  // other threads may execute meanwhile

@@ -59,12 +59,11 @@ class TiledConvolution::Grid {
     frames = divided(out.frames, part.step);
     area = out.area();
     const int64_t most = std::clamp<int64_t>(divided(positions(), workers), 1, kPositions);
-    const int64_t each = window.along_time() ? divided(area, divided(area, most)) : out.columns;
-    length_ = each;
+    length_ = window.along_time() ? divided(area, divided(area, most)) : out.columns;
     runs_of_frame_ = divided(area, length_);
-    runs = static_cast<int64_t>(part.rows.size()) * frames * runs_of_frame_;
-    const int64_t tiles = divided(runs, std::max<int64_t>(most / length_, 1));
-    tile = divided(runs, std::min(runs, divided(tiles, workers) * workers));
+    runs_ = static_cast<int64_t>(part.rows.size()) * frames * runs_of_frame_;
+    const int64_t tiles = divided(runs_, std::max<int64_t>(most / length_, 1));
+    tile_ = divided(runs_, std::min(runs_, divided(tiles, workers) * workers));
   }
 
   int64_t positions() const { return static_cast<int64_t>(part.rows.size()) * frames * area; }
@@ -74,8 +73,12 @@ class TiledConvolution::Grid {
   }
 
   int64_t length() const { return length_; }
-  int64_t tiles() const { return divided(runs, tile); }
-  int64_t positions_of_tile() const { return std::min(tile * length_, positions()); }
+  int64_t tiles() const { return divided(runs_, tile_); }
+  int64_t positions_of_tile() const { return std::min(tile_ * length_, positions()); }
+  // The first run of a tile, and the one behind its last.
+  std::pair<int64_t, int64_t> runs_of(int64_t tile) const {
+    return {tile * tile_, std::min(runs_, (tile + 1) * tile_)};
+  }
 
   // What a tap of a run reads: of how many positions, from which on, and where.
   struct Reads {
@@ -104,12 +107,12 @@ class TiledConvolution::Grid {
 
   const Part& part;
   int64_t frames, area;  // of a clip, and of a frame
-  int64_t runs, tile;    // in all, and those that are computed together
 
  private:
   const Window& window_;
   const Clips& in_;
   int64_t length_, runs_of_frame_;
+  int64_t runs_, tile_;  // in all, and those that are computed together
 };
 
 bool TiledConvolution::available() {
@@ -127,15 +130,14 @@ bool TiledConvolution::available() {
 
 TiledConvolution::TiledConvolution(const at::Tensor& kernels, const std::optional<at::Tensor>& bias,
                                    const Window& window)
-    : window_(window), inputs_(kernels.size(1)), outputs_(kernels.size(0)) {
-  const int64_t blocks = divided(outputs_, kBlock);
-  at::Tensor filled = at::zeros({blocks * kBlock, inputs_, window.taps()}, kernels.options());
-  filled.narrow(0, 0, outputs_)
-      .copy_(kernels.detach().reshape({outputs_, inputs_, window.taps()}));
+    : window_(window), inputs_(kernels.size(1)) {
+  const int64_t outputs = kernels.size(0), blocks = divided(outputs, kBlock);
+  const at::Tensor filled =
+      at::constant_pad_nd(kernels.detach().flatten(2), {0, 0, 0, 0, 0, blocks * kBlock - outputs});
   kernels_ = filled.view({blocks, kBlock, inputs_, window.taps()})
                  .permute({0, 3, 2, 1})
                  .contiguous();
-  bias_ = bias ? bias->detach().contiguous() : at::zeros({outputs_}, kernels.options());
+  bias_ = bias ? bias->detach().contiguous() : at::zeros({outputs}, kernels.options());
 }
 
 void TiledConvolution::compute(const float* x, const Grid& grid, int64_t begin, int64_t end,
@@ -147,10 +149,10 @@ void TiledConvolution::compute(const float* x, const Grid& grid, int64_t begin, 
     std::copy_n(bias, number, computed + p * channels + first);
   const auto& [kt, kh, kw] = window_.kernel;
   const int64_t near = std::max<int64_t>(kNear / grid.length(), 1), taps = window_.taps();
-  for (int64_t part = begin; part < end; part += near) {
+  for (int64_t from = begin; from < end; from += near) {
     const float* w = kernels_.const_data_ptr<float>() + block * taps * inputs_ * kBlock;
     for (int64_t tap = 0; tap < taps; ++tap, w += inputs_ * kBlock) {
-      for (int64_t run = part; run < std::min(end, part + near); ++run) {
+      for (int64_t run = from; run < std::min(end, from + near); ++run) {
         const auto reads = grid.reads(x, run, tap / (kh * kw), tap / kw % kh, tap % kw);
         if (reads.positions <= 0) continue;
         float* z = computed + (grid.start(run) - origin + reads.first) * channels + first;
@@ -180,7 +182,7 @@ void TiledConvolution::convolve(const float* x, const Clips& in, const Part& par
   at::parallel_for(0, grid.tiles(), 1, [&](int64_t from, int64_t to) {
     float* z = first_room + at::get_thread_num() * room;
     for (int64_t tile = from; tile < to; ++tile) {
-      const int64_t begin = tile * grid.tile, end = std::min(grid.runs, begin + grid.tile);
+      const auto [begin, end] = grid.runs_of(tile);
       for (int64_t block = 0; block < blocks; ++block) compute(x, grid, begin, end, block, z);
       const int64_t origin = grid.start(begin), last = grid.start(end);
       for (int64_t p = origin; p < last;) {  // frame by frame
@@ -210,7 +212,7 @@ at::Tensor TiledConvolution::convolve(const float* x, const Clips& in, const Par
       // What is larger is read once: kernels block after block, or the input tile after tile.
       const int64_t tile = by_block ? i % tiles : i / blocks;
       const int64_t block = by_block ? i / tiles : i % blocks;
-      const int64_t begin = tile * grid.tile, end = std::min(grid.runs, begin + grid.tile);
+      const auto [begin, end] = grid.runs_of(tile);
       compute(x, grid, begin, end, block, z + grid.start(begin) * part.channels);
     }
   });

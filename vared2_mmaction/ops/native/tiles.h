@@ -74,7 +74,7 @@ class TiledConvolution {
                float* computed) const;
 
   Window window_;
-  int64_t inputs_, outputs_;
+  int64_t inputs_;
   at::Tensor kernels_;  // (blocks, taps, C, channels of a block)
   at::Tensor bias_;     // (C')
 };
