@@ -21,9 +21,10 @@ from .device import DEVICE, HALF, needs_kernels
 
 pytest.importorskip('triton')
 
+from vared2_mmaction.ops.gpu import layer as module
 from vared2_mmaction.ops.gpu.gates import DeviceGates
 from vared2_mmaction.ops.gpu.layer import DeviceConv
-from vared2_mmaction.ops.gpu.prepared import PADDED
+from vared2_mmaction.ops.gpu.padded import is_followed, padded_channels, widened
 
 pytestmark = needs_kernels
 TWO = ('odd', '2d')
@@ -134,8 +135,10 @@ def test_channels_that_fill_no_vector_are_followed_by_zeros():
         layer.gate_stack = Answers(torch.ones(2, 2, 3))
     x = inputs(case, first)
     y, _ = run(first, x)
-    memory = y.as_strided((*y.shape[:1], *y.shape[2:], PADDED), (y.stride(0), *y.stride()[2:], 1))
-    assert y.stride(4) == PADDED
+    memory = y.as_strided(
+        (*y.shape[:1], *y.shape[2:], padded_channels(7)), (y.stride(0), *y.stride()[2:], 1)
+    )
+    assert y.stride(4) == padded_channels(7)
     assert memory[..., 7:].eq(0).all()
     equal(run(second, y), run(second_twin, run(first_twin, x)[0]))
     # They are relied on where a layer of this kind wrote them, and nowhere else.
@@ -163,6 +166,43 @@ def test_stock_convolutions(rank, channels):
         with torch.autocast(DEVICE, HALF):
             torch.testing.assert_close(conv(x).float(), expected, rtol=0.05, atol=0.05)
     assert conv.compiled._made is not None
+
+
+@pytest.mark.parametrize('way', [0, 1, 2, 3])
+@pytest.mark.parametrize('with_residual', [False, True])
+def test_every_way_to_convolve_serves_channels_that_fill_no_vector(way, with_residual, monkeypatch):
+    ways = []
+
+    def choose(key, candidates):
+        ways.append(len(candidates()))
+        return way % ways[-1]
+
+    monkeypatch.setattr(module, 'fastest', choose)
+    (first, first_twin), (second, second_twin) = (
+        formed(nn.Conv3d(*channels, (1, 3, 3), padding=(0, 1, 1), bias=bias))
+        for *channels, bias in ((3, 21, True), (21, 5, False))
+    )
+    x = torch.randn(2, 3, 4, 6, 7, device=DEVICE)
+    first.relu = first_twin.relu = True
+    with torch.no_grad():
+        residual = torch.randn_like(first_twin(x)) if with_residual else None
+        expected, y = first_twin(x, residual), first(x, residual)
+        torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(second(y), second_twin(expected), rtol=1e-4, atol=1e-4)
+        if is_followed(y):
+            assert widened(y)[:, 21:].eq(0).all()
+    assert ways[0] >= (1 if with_residual else 2)
+
+
+def test_residuals_and_clips_may_lie_anyhow():
+    case = next(case for case in SERVED if case.name == 'vectors')
+    layer, twin = pair(case)
+    x = clips(case, 2).to(DEVICE)
+    y, _ = run(twin, x)
+    residual = torch.randn(2, *y.shape[2:], 3 * y.shape[1], device=DEVICE).movedim(-1, 1)
+    strided = torch.randn(2, 2 * x.shape[1], *x.shape[2:], device=DEVICE)[:, ::2]
+    for added in (residual[:, : y.shape[1]], residual[:, ::3], torch.randn_like(y).contiguous()):
+        equal(run(layer, strided, added), run(twin, strided, added))
 
 
 def test_weights_that_are_not_finite_are_seen_in_the_output():

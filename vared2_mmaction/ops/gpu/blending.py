@@ -7,16 +7,15 @@ import triton.language as tl
 from .decide import find_shares, find_sharing, kept_channels, of_clip, of_option, open_both
 
 _SIZES: list[str] = str.split(
-    'clips channels frames height width v_clip v_temporal forced_clip channel_options '
-    'temporal_options table_pair table_options floor saturation is_forced has_residual relu '
-    'multiple'
+    'clips channels frames area v_clip v_temporal forced_clip channel_options temporal_options '
+    'table_pair table_options floor saturation is_forced has_residual relu multiple'
 )
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def blend(
-    computed, tables, residual, y, v, forced, clips, channels, frames, height, width,
-    y_clip, y_frame, y_row, y_column, r_clip, r_frame, r_row, r_column,
+    computed, tables, residual, y, v, forced, clips, channels, frames, area,
+    y_clip, y_position, r_clip, r_position,
     v_clip, v_temporal, forced_clip, channel_options, temporal_options, table_pair, table_options,
     floor, saturation, is_forced, has_residual, relu, multiple,
     CLIPS: tl.constexpr, ROWS: tl.constexpr,
@@ -32,7 +31,6 @@ def blend(
     several = (tl.sum(sharing_c.to(tl.int32), 1) > 1) | (tl.sum(sharing_t.to(tl.int32), 1) > 1)
     shares_c = tl.where(sharing_c, find_shares(opened_c, saturation), 0.0)
     shares_t = tl.where(sharing_t, find_shares(opened_t, saturation), 0.0)
-    area = height * width
     across = tl.cdiv(channels, COLUMNS)
     each = across * tl.cdiv(frames * area, ROWS)
     ends = tl.cumsum(tl.where((clip < clips) & several, each, 0), 0)
@@ -65,11 +63,9 @@ def blend(
                             other=0.0,
                         ).to(tl.float32)
                         total += share * (value * scale + shift)
-        line, place = position // width, position % width
-        to = frame * r_frame + line * r_row + place * r_column
-        added = residual + here.to(tl.int64) * r_clip + to[:, None] + column[None, :]
+        added = residual + here.to(tl.int64) * r_clip
+        added += (row * r_position)[:, None] + column[None, :]
         total += tl.load(added, mask=mask & (has_residual != 0), other=0.0).to(tl.float32)
         total = tl.where((total < 0) & (relu != 0), 0.0, total)  # NaN stays
-        to = frame * y_frame + line * y_row + place * y_column
-        out = y + here.to(tl.int64) * y_clip + to[:, None] + column[None, :]
+        out = y + here.to(tl.int64) * y_clip + (row * y_position)[:, None] + column[None, :]
         tl.store(out, total.to(y.dtype.element_ty), mask=mask)

@@ -29,14 +29,14 @@ def convolve(
     x, weight, bias, tables, residual, computed, y,
     v, forced, costs, charged,
     clips, channels_in, frames_in, height_in, width_in, channels, frames, height, width,
-    x_clip, x_frame, x_row, x_column, y_clip, y_frame, y_row, y_column,
-    r_clip, r_frame, r_row, r_column, whole_weight, whole_bias, weight_row, weight_tap,
+    x_clip, x_frame, x_row, x_column, y_clip, y_position, r_clip, r_position,
+    whole_weight, whole_bias, weight_row, weight_tap,
     kernel_time, kernel_height, kernel_width, step_time, step_height, step_width,
     pad_time, pad_height, pad_width, apart_time, apart_height, apart_width,
     v_clip, v_temporal, forced_clip, channel_options, temporal_options, table_pair,
     table_options, floor, saturation, is_forced, skip, has_residual, relu, multiple, zero,
-    GATED: tl.constexpr, BOUNDED: tl.constexpr, ALIGNED: tl.constexpr, PRECISION: tl.constexpr,
-    CLIPS: tl.constexpr,
+    GATED: tl.constexpr, BOUNDED: tl.constexpr, PLACED: tl.constexpr, DILATED: tl.constexpr,
+    ALIGNED: tl.constexpr, PRECISION: tl.constexpr, CLIPS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     clip = tl.arange(0, CLIPS)
@@ -48,7 +48,7 @@ def convolve(
         sharing_c, option_c = find_sharing(opened_c, saturation)
         sharing_t, option_t = find_sharing(opened_t, saturation)
         several = (tl.sum(sharing_c.to(tl.int32), 1) > 1) | (tl.sum(sharing_t.to(tl.int32), 1) > 1)
-        if tl.program_id(0) == 0:
+        if tl.program_id(0) == tl.num_programs(0) - 1:  # which has the fewest tiles
             _charge(
                 costs, charged, clip, clips, sharing_c, option_c, sharing_t, option_t, wrong,
                 channels, frames, multiple,
@@ -80,23 +80,33 @@ def convolve(
         first_row = (local // columns) * ROWS
         first_column = (local % columns) * COLUMNS
         row = first_row + tl.arange(0, ROWS)
-        frame, position = row // area, row % area
-        line, place = position // width, position % width
+        frame = _quotient(row, area)
+        position = row - frame * area
+        line = _quotient(position, width)
+        place = position - line * width
         from_frame = frame * (pace * step_time) - pad_time
         from_line, from_place = line * step_height - pad_height, place * step_width - pad_width
-        at = from_frame * x_frame + from_line * x_row + from_place * x_column
+        if PLACED:  # a position reads its own place in each frame
+            at = row * x_column + frame * (pace * step_time * x_frame - area * x_column)
+            at -= pad_time * x_frame + pad_height * x_row + pad_width * x_column
+        else:
+            at = from_frame * x_frame + from_line * x_row + from_place * x_column
         rows = computed_frames * area
         there = row < rows
         seen = there.to(tl.int32)
         if BOUNDED:
-            seen = _seen(from_frame, kernel_time, apart_time, frames_in, there)
-            seen |= _seen(from_line, kernel_height, apart_height, height_in, there) << TAPS
-            seen |= _seen(from_place, kernel_width, apart_width, width_in, there) << 2 * TAPS
+            seen = _seen(from_frame, kernel_time, apart_time, frames_in, DILATED)
+            seen |= _seen(from_line, kernel_height, apart_height, height_in, DILATED) << TAPS
+            in_line = _seen(from_place, kernel_width, apart_width, width_in, DILATED)
+            seen |= in_line << 2 * TAPS
+            seen = tl.where(there, seen, 0)
         base = x + here.to(tl.int64) * x_clip
         whole = (channel_option == 0) & (temporal_option == 0) & (not blended)
         own_kernels = whole.to(tl.int32)
         kernels = weight + own_kernels * whole_weight
-        kernel_row = (first_column + tl.arange(0, COLUMNS)) * weight_row
+        kernels += first_column * weight_row
+        from_x = at[:, None] + depth[None, :]
+        from_kernels = (tl.arange(0, COLUMNS) * weight_row)[:, None] + depth[None, :]
         total = tl.zeros((ROWS, COLUMNS), tl.float32)
         tap, tap_time, tap_line, tap_place, block = zero, zero, zero, zero, zero
         for _ in range(0, kernel_time * kernel_height * kernel_width * steps):
@@ -105,13 +115,13 @@ def convolve(
                 wanted = (1 << tap_time) | (1 << (tap_line + TAPS)) | (1 << (tap_place + 2 * TAPS))
             ahead = tap_time * apart_time * x_frame + tap_line * apart_height * x_row
             ahead += tap_place * apart_width * x_column
-            channel = block * DEPTH + depth
+            first = block * DEPTH
             a = tl.load(
-                base + (at + ahead)[:, None] + channel[None, :],
-                mask=(seen & wanted == wanted)[:, None] & (channel < channels_in)[None, :],
+                base + (ahead + first) + from_x,
+                mask=(seen & wanted == wanted)[:, None] & (first + depth < channels_in)[None, :],
                 other=0.0,
             )
-            b = tl.load(kernels + kernel_row[:, None] + (tap * weight_tap + channel)[None, :])
+            b = tl.load(kernels + (tap * weight_tap + first) + from_kernels)
             total = tl.dot(a, tl.trans(b), total, input_precision=PRECISION)
             # The next channels, then the next tap: counting is cheaper than dividing.
             block, carry = _count(block, 1, steps)
@@ -122,60 +132,78 @@ def convolve(
         # Told apart from what is above by a zero, so that it is not kept during the loop.
         row = first_row + zero + tl.arange(0, ROWS)
         column = first_column + tl.arange(0, COLUMNS)
-        frame, position = row // area, row % area
-        line, place = position // width, position % width
-        there = row < rows
         total += tl.load(bias + own_kernels * whole_bias + column)[None, :]
         if invalid:
             total += float('nan')
-        own = tl.multiple_of(kept_channels(channels, channel_option, multiple), ALIGNED)
-        first_frame = frame * pace
-        stored = there & (first_frame % stride == 0)
-        used = column < own
+        own = kept_channels(channels, channel_option, multiple) // ALIGNED * ALIGNED
+        used = (column < own)[None, :]
+        stored = row < rows
+        to = row  # the first frame that is written, and the position in it
+        if stride > 1:
+            frame = _quotient(row, area)
+            to += (pace - 1) * area * frame
+            stored &= frame * pace % stride == 0
         if blended:
             z = computed + here.to(tl.int64) * frames * area * channels
-            compact = (first_frame // stride) * area + position
+            compact = row
+            if stride > pace:
+                frame = _quotient(row, area)
+                compact -= frame * (stride - pace) // stride * area
             tl.store(
                 z + compact[:, None] * channels + column[None, :],
                 total.to(computed.dtype.element_ty),
-                mask=stored[:, None] & used[None, :],
+                mask=stored[:, None] & used,
             )
         else:
-            table = tables + (channel_option * table_options + temporal_option) * table_pair
+            factors = tables + (channel_option * table_options + temporal_option) * table_pair
             out = y + here.to(tl.int64) * y_clip
-            for copy in range(tl.cdiv(channels, own)):
-                made = tl.multiple_of(copy * own, ALIGNED) + column
-                makes = used & (made < channels)
-                for offset in range(stride):
-                    written = first_frame + offset
-                    mask = (stored & (written < frames))[:, None] & makes[None, :]
-                    factors = table + offset * channels + made
-                    scale = tl.load(factors, mask=makes & (not whole), other=1.0)
-                    shift = tl.load(factors + table_pair // 2, mask=makes & (not whole), other=0.0)
-                    value = total * scale[None, :] + shift[None, :]
-                    added = residual + here.to(tl.int64) * r_clip
-                    to = written * r_frame + line * r_row + place * r_column
-                    value += tl.load(
-                        added + to[:, None] + made[None, :],
-                        mask=mask & (has_residual != 0),
-                        other=0.0,
-                    ).to(tl.float32)
-                    value = tl.where((value < 0) & (relu != 0), 0.0, value)  # NaN stays
-                    to = written * y_frame + line * y_row + place * y_column
+            added = residual + here.to(tl.int64) * r_clip
+            lowest = tl.where(relu != 0, 0.0, float('-inf'))
+            for _offset in range(stride):
+                in_clip = (stored & (to < frames * area))[:, None]
+                made = column
+                for _ in range(tl.cdiv(channels, own)):
+                    makes = used & (made < channels)[None, :]
+                    value = total
+                    if not whole:
+                        scale = tl.load(factors + made, mask=made < channels, other=0.0)
+                        shift = tl.load(
+                            factors + table_pair // 2 + made, mask=made < channels, other=0.0
+                        )
+                        value = total * scale[None, :] + shift[None, :]
+                    if has_residual != 0:
+                        value += tl.load(
+                            added + to[:, None] * r_position + made[None, :],
+                            mask=in_clip & makes,
+                            other=0.0,
+                        ).to(tl.float32)
+                    value = tl.maximum(value, lowest, propagate_nan=tl.PropagateNan.ALL)
                     tl.store(
-                        out + to[:, None] + made[None, :], value.to(y.dtype.element_ty), mask=mask
+                        out + to[:, None] * y_position + made[None, :],
+                        value.to(y.dtype.element_ty),
+                        mask=in_clip & makes,
                     )
+                    made += own
+                to += area
+                factors += channels
 
 
 @triton.jit
-def _seen(first, taps, apart, size, there):
+def _quotient(number, by):
+    """Whole quotient of numbers from 0 to 2^21, which takes few instructions in float32."""
+    return ((number.to(tl.float32) + 0.5) * (1.0 / by)).to(tl.int32)
+
+
+@triton.jit
+def _seen(first, taps, apart, size, DILATED: tl.constexpr):
     """Which taps of a kernel see the input, a bit for each, of coordinates of the first."""
-    bits = there.to(tl.int32) * 0
-    for tap in range(taps):
-        coordinate = first + tap * apart
-        inside = there & (coordinate >= 0) & (coordinate < size)
-        bits |= inside.to(tl.int32) << tap
-    return bits
+    before, end = -first, size - first
+    if DILATED:
+        before = _quotient(tl.maximum(before, 0) + apart - 1, apart)
+        end = _quotient(tl.maximum(end, 0) + apart - 1, apart)
+    before = tl.minimum(tl.maximum(before, 0), taps)
+    end = tl.minimum(tl.maximum(end, before), taps)
+    return (1 << end) - (1 << before)
 
 
 @triton.jit

@@ -14,7 +14,7 @@ from .launch import reads
 
 _CHANNELS = tl.constexpr(64)
 """Channels that a program describes."""
-_FRAMES = tl.constexpr(4)
+_FRAMES = tl.constexpr(8)
 """Frames that it reads at a time."""
 _POSITIONS = tl.constexpr(GRID * GRID)
 
@@ -34,6 +34,19 @@ def _weigh(
     row, column = position // columns, position % columns
     base = x + clip.to(tl.int64) * x_clip + first_position
     offset = row * (row_step * x_row) + column * (column_step * x_column)
+    # Parameters are asked for before what has to be waited for.
+    units, output = tl.arange(0, HIDDEN), tl.arange(0, OUTPUTS)
+    wanted = there[:, None] & (units < hidden)[None, :]
+    of_mean = first + channel[:, None] * hidden + units[None, :]
+    mean_weights = tl.load(of_mean, mask=wanted, other=0.0)
+    if MOTION:
+        motion_weights = tl.load(of_mean + channels * hidden, mask=wanted, other=0.0)
+    constant = tl.load(shift + units, mask=units < hidden, other=0.0)
+    later = tl.load(
+        second + units[:, None] * outputs + output[None, :],
+        mask=(units < hidden)[:, None] & (output < outputs)[None, :],
+        other=0.0,
+    )
     total = tl.zeros((_CHANNELS,), tl.float32)
     moved = tl.zeros((_CHANNELS,), tl.float32)
     for start in range(0, frames, _FRAMES):
@@ -47,16 +60,11 @@ def _weigh(
             both = followed[:, None] & there[None, :]
             after = tl.load(at + x_frame, mask=both, other=0.0).to(tl.float32)
             moved += tl.sum(tl.where(both, tl.abs(after - now), 0.0), 0)
-    units = tl.arange(0, HIDDEN)
-    wanted = there[:, None] & (units < hidden)[None, :]
-    weights = tl.load(first + channel[:, None] * hidden + units[None, :], mask=wanted, other=0.0)
     mean = total / (frames * positions)
-    part = tl.sum(mean[:, None] * weights, 0)
+    part = tl.sum(mean[:, None] * mean_weights, 0)
     if MOTION:
-        rows = channels + channel
-        weights = tl.load(first + rows[:, None] * hidden + units[None, :], mask=wanted, other=0.0)
         mean = moved / (tl.maximum(frames - 1, 1) * positions)
-        part += tl.sum(mean[:, None] * weights, 0)
+        part += tl.sum(mean[:, None] * motion_weights, 0)
     parts = partial + clip * blocks * HIDDEN
     tl.store(parts + block * HIDDEN + units, part)
     # Whoever comes last adds the parts up, in one order.
@@ -71,20 +79,14 @@ def _weigh(
             other=0.0,
             cache_modifier='.cg',
         )
-        sums = tl.sum(every, 0) + tl.load(shift + units, mask=units < hidden, other=0.0)
-        answers = _tanh(sums)
-        output = tl.arange(0, OUTPUTS)
+        answers = _tanh(tl.sum(every, 0) + constant)
         width = hidden // gates
         for gate in range(gates):
             own = (units >= gate * width) & (units < (gate + 1) * width)
-            later = tl.load(
-                second + units[:, None] * outputs + output[None, :],
-                mask=own[:, None] & (output < outputs)[None, :],
-                other=0.0,
-            )
             place = gate * outputs + output
             own_beta = tl.load(beta + place, mask=output < outputs, other=0.0)
-            answer = _tanh(tl.sum(answers[:, None] * later, 0) + own_beta)
+            weighted = tl.where(own[:, None], answers[:, None] * later, 0.0)
+            answer = _tanh(tl.sum(weighted, 0) + own_beta)
             tl.store(v + clip * gates * outputs + place, answer, mask=output < outputs)
 
 

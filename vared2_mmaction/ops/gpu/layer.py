@@ -20,11 +20,9 @@ from ..lazy import Made
 from .blending import blend
 from .convolution import convolve
 from .launch import INTERPRETED, reads
-from .prepared import PADDED, Prepared
+from .padded import empty_maps, hand_over, is_followed, padded_channels
+from .prepared import Prepared
 from .tiles import BLENDING, Tile, fastest, programs, tiles
-
-_ZERO_PADDED = '_vared2_zero_padded'
-"""Attribute of maps whose channels are followed by zeros, up to a multiple of ``PADDED``."""
 
 
 class Decided(NamedTuple):
@@ -85,10 +83,13 @@ class _Launch(NamedTuple):
         owner, made, x, decided = self[:4]
         number, inputs = x.shape[:2]
         channels, (frames, height, width) = owner.out_channels, made.output(x)
-        y = _empty(x, channels, (frames, height, width))
+        written, zeros = channels, True
+        if decided is None and self.residual is None:  # then kernels make the zeros behind them
+            written, zeros = padded_channels(channels), False
+        y = empty_maps(x, channels, (frames, height, width), zeros)
         charged = torch.empty(number, len(COLUMNS), dtype=torch.float64, device=x.device)
-        padded = getattr(x, _ZERO_PADDED, False)
-        read = -(-inputs // PADDED) * PADDED if padded else inputs
+        read = padded_channels(inputs) if is_followed(x) else inputs
+        aligned = made.aligned if written == channels else math.gcd(8, written)
         residual = y if self.residual is None else self.residual
         computed, costs = y, charged
         gate: tuple[Any, ...] = (y, y, 0, 0, 0, 1, 1)
@@ -117,27 +118,35 @@ class _Launch(NamedTuple):
         convolution = (
             x, made.weight, made.bias, made.tables, residual, computed, y, *gate[:2], costs,
             charged,
-            number, read, *x.shape[2:], channels, frames, height, width,
-            *_steps(x), *_steps(y), *_steps(residual), whole * made.weight[0].numel(),
-            whole * made.bias[0].numel(), *made.weight.stride()[1:3],
+            number, read, *x.shape[2:], written, frames, height, width,
+            x.stride(0), *x.stride()[2:], *_steps(y), *_steps(residual),
+            whole * made.weight[0].numel(), whole * made.bias[0].numel(),
+            *made.weight.stride()[1:3],
             *made.kernel, *made.stride, *made.padding, *made.dilation,
             *weighed, int(owner.skip), *followed, 0,
-            decided is not None, made.bounded, made.aligned, _precision(), clips,
+            decided is not None, made.bounded, self._is_placed(y), max(made.dilation) > 1,
+            aligned, _precision(), clips,
         )  # fmt: skip
         if decided is None or math.prod(decided.numbers) == 1:
             return y, charged, convolution, None
         blending = (
-            computed, made.tables, residual, y, *gate[:2], number, channels, frames, height,
-            width, *_steps(y), *_steps(residual), *weighed, *followed, clips,
+            computed, made.tables, residual, y, *gate[:2], number, channels, frames,
+            height * width, *_steps(y), *_steps(residual), *weighed, *followed, clips,
         )  # fmt: skip
         return y, charged, convolution, blending
+
+    def _is_placed(self, y: Tensor) -> bool:
+        """Whether positions of a frame of the output read their own places in the input."""
+        same = self.clips.shape[3:] == y.shape[3:] and set(self.made.stride[1:]) == {1}
+        return same and _lies_even(self.clips)
 
     @property
     def key(self) -> tuple:
         """What the fastest tile depends on."""
         x, made = self.clips, self.made
         return (
-            tuple(x.shape), x.stride(), x.dtype, x.device, self.owner.out_channels,
+            tuple(x.shape), x.stride(), x.dtype, x.device, is_followed(x),
+            self.owner.out_channels,
             tuple(made.tables.shape), *made.geometry, self.residual is None, self.relu,
         )  # fmt: skip
 
@@ -192,18 +201,18 @@ class DeviceConv(Made):
             return None
         dtype, x = _computed_in(x)
         made, clips = self._current(owner, dtype), owner._to_clips(x)
-        _hand_over(x, clips)
+        hand_over(x, clips)
         if not made.fits(clips):
             return None
         v, row = answered or (owner.gate_stack(clips), 0)
         forced = None if owner.forced is None else owner.forced.on(x.device, len(clips))
-        added = None if residual is None else _innermost(owner._to_clips(residual))
+        added = None if residual is None else _even(owner._to_clips(residual))
         numbers = owner.num_options(x)
         decided = Decided(v, row, forced, numbers, self._costs(owner, made.output(clips), x.device))
         launch = _Launch(owner, made, _innermost(clips), decided, added, owner.relu)
         of = tiles(x.dtype)
         y, charged = launch.go(of[fastest(launch.key, lambda: _candidates(launch, of))])
-        return _hand_over(y, owner._from_clips(y)), charged
+        return hand_over(y, owner._from_clips(y)), charged
 
     def modulate(
         self, owner: Any, x: Tensor, weights: Sequence[Weights], epilogue: Epilogue
@@ -226,10 +235,12 @@ class DeviceConv(Made):
         made = self._current(owner, dtype)
         if not made.fits(x):
             return None
-        residual = None if epilogue.residual is None else _innermost(epilogue.residual)
+        residual = None if epilogue.residual is None else _even(epilogue.residual)
         launch = _Launch(owner, made, _innermost(x), None, residual, epilogue.relu)
-        # Others take a kernel of their own each, and read no whole vectors.
-        usual = owner.in_channels % 8 == owner.out_channels % 8 == 0
+        # Others take a kernel of their own each, and read or write no whole vectors.
+        reads_vectors = owner.in_channels % 8 == 0 or is_followed(x)
+        writes_vectors = owner.out_channels % 8 == 0 or residual is None
+        usual = reads_vectors and writes_vectors
         of = tiles(dtype) if usual else ()
         calls: list[Callable[[], Any]] = [partial(launch.go, tile) for tile in of]
         calls += made.library_calls(owner, x, epilogue)
@@ -279,27 +290,22 @@ def _innermost(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last_3d)
 
 
-def _empty(like: Tensor, channels: int, sizes: tuple[int, int, int]) -> Tensor:
-    """Maps (N, C, T, H, W) with channels innermost, followed by zeros."""
-    padded = -(-channels // PADDED) * PADDED
-    memory = like.new_empty(len(like), *sizes, padded)
-    y = memory[..., :channels].movedim(-1, 1)
-    if padded > channels:
-        memory[..., channels:].zero_()
-        setattr(y, _ZERO_PADDED, True)
-    return y
+def _even(x: Tensor) -> Tensor:
+    """Clips with channels innermost, and the same step from any position to the next."""
+    follows = x.shape[2] == 1 or x.stride(2) == x.shape[3] * x.stride(3)
+    if x.stride(1) == 1 and _lies_even(x) and follows:
+        return x
+    return empty_maps(x, x.shape[1], tuple(x.shape[2:])).copy_(x)
 
 
-def _hand_over(x: Tensor, view: Tensor) -> Tensor:
-    """The view, which is known to be followed by zeros where its base is."""
-    if view is not x and getattr(x, _ZERO_PADDED, False):
-        setattr(view, _ZERO_PADDED, True)
-    return view
+def _lies_even(x: Tensor) -> bool:
+    """Whether it is the same step from any position of a frame to the next."""
+    return x.stride(3) == x.shape[4] * x.stride(4)
 
 
-def _steps(x: Tensor) -> tuple[int, int, int, int]:
-    clip, _, frame, row, column = x.stride()
-    return clip, frame, row, column
+def _steps(x: Tensor) -> tuple[int, int]:
+    """From clip to clip, and from position to position, of maps that lie evenly."""
+    return x.stride(0), x.stride(4)
 
 
 def _precision() -> str:

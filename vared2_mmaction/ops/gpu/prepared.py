@@ -15,11 +15,10 @@ from ..epilogue import Epilogue
 from ..forms import convolve, has_2d_form
 from ..packed import version_of
 from .convolution import TAPS
+from .padded import narrowed, padded_channels, widened
 
-PADDED = 16
-"""Channels of maps are padded to a multiple of it, so that kernels read whole vectors."""
-_ROWS, _DEPTH = 128, 64
-"""What kernels are padded to: the largest tile."""
+_ROWS, _DEPTH = 128, 256
+"""Output channels, and bytes of input channels, that kernels are padded to: the largest tile."""
 
 
 class Prepared(NamedTuple):
@@ -47,6 +46,8 @@ class Prepared(NamedTuple):
     dilation: tuple[int, ...]
     whole: Kernels | None
     """Of a stock convolution, what a library convolves with."""
+    wide: Kernels | None
+    """The same with as many channels as maps have with the zeros behind them, if that is more."""
     parameters: tuple[Tensor, Tensor | None]
     version: int
 
@@ -61,8 +62,10 @@ class Prepared(NamedTuple):
         own, whole, options = owner.kernels(False), owner.kernels(True), owner.options()
         both = [own] if own.weight is whole.weight else [own, whole]
         channels, inputs, *kernel = own.weight.shape
-        rows, depth = (-(-n // p) * p for n, p in ((channels, _ROWS), (inputs, _DEPTH)))
+        sizes = (channels, _ROWS), (inputs, _DEPTH // dtype.itemsize)
+        rows, depth = (-(-n // p) * p for n, p in sizes)
         parameters = owner._parameters
+        stock = None if hasattr(owner, 'gate') else whole
         return cls(
             torch.stack([_kernels(k.weight.to(dtype), rows, depth) for k in both]),
             torch.stack([_bias(k, rows) for k in both]),
@@ -75,7 +78,8 @@ class Prepared(NamedTuple):
             own.stride,
             own.padding,
             own.dilation,
-            None if hasattr(owner, 'gate') else _cast(whole, dtype),
+            None if stock is None else _laid_out(stock, dtype),
+            None if stock is None else _with_zeros(stock, dtype),
             (parameters['weight'], parameters['bias']),
             version_of(parameters['weight']),
         )
@@ -96,9 +100,10 @@ class Prepared(NamedTuple):
 
     def fits(self, x: Tensor) -> bool:
         """Whether kernels can address all of an input."""
-        outputs = math.prod(self.output(x)) * self.weight.shape[1]
+        positions = max(math.prod(x.shape[2:]), math.prod(self.output(x)))
+        elements = max(x[0].numel(), math.prod(self.output(x)) * self.weight.shape[1])
         few_taps = max(self.kernel) <= TAPS.value
-        return few_taps and max(x[0].numel(), outputs) < 2**30 and len(x) <= 1024
+        return few_taps and positions < 2**21 and elements < 2**30 and len(x) <= 1024
 
     @property
     def geometry(self) -> tuple[tuple[int, ...], ...]:
@@ -116,12 +121,20 @@ class Prepared(NamedTuple):
             epilogue: What follows.
         """
         assert self.whole is not None
-        convolved = functools.partial(convolve, x, *self.whole, owner.groups)
-        calls: list[Callable[[], Tensor]] = [lambda: epilogue(convolved())]
+        channels = self.whole.weight.shape[0]
         alone = epilogue.relu and epilogue.residual is None
-        if alone and x.is_cuda and has_2d_form(*self.geometry[:3]):
-            calls.append(lambda: convolved(torch.cudnn_convolution_relu))
-        return calls
+        joined = alone and x.is_cuda and has_2d_form(*self.geometry[:3])
+
+        def call(kernels: Kernels, all_channels: bool, conv2d: Any) -> Tensor:
+            y = convolve(widened(x) if all_channels else x, *kernels, owner.groups, conv2d)
+            y = epilogue(y) if conv2d is F.conv2d else y
+            return narrowed(y, channels) if all_channels else y
+
+        forms = [F.conv2d, torch.cudnn_convolution_relu] if joined else [F.conv2d]
+        kinds = [(self.whole, False)]
+        if self.wide is not None and epilogue.residual is None:
+            kinds.append((self.wide, True))
+        return [functools.partial(call, *kind, form) for kind in kinds for form in forms]
 
     @property
     def bounded(self) -> bool:
@@ -135,9 +148,17 @@ def _kernels(weight: Tensor, rows: int, depth: int) -> Tensor:
     return F.pad(taps, (0, depth - inputs, 0, 0, 0, rows - channels)).contiguous()
 
 
-def _cast(kernels: Kernels, dtype: torch.dtype) -> Kernels:
-    weight = kernels.weight.to(dtype, memory_format=torch.channels_last_3d)
-    bias = None if kernels.bias is None else kernels.bias.to(dtype)
+def _with_zeros(kernels: Kernels, dtype: torch.dtype) -> Kernels | None:
+    """Kernels for maps with the zeros behind their channels, if there are such zeros."""
+    more = [padded_channels(n) - n for n in kernels.weight.shape[:2]]
+    return _laid_out(kernels, dtype, *more) if any(more) else None
+
+
+def _laid_out(kernels: Kernels, dtype: torch.dtype, outputs: int = 0, inputs: int = 0) -> Kernels:
+    """Kernels in one type, with so many more channels that are zero."""
+    weight = F.pad(kernels.weight, (0, 0) * 3 + (0, inputs, 0, outputs))
+    bias = None if kernels.bias is None else F.pad(kernels.bias, (0, outputs)).to(dtype)
+    weight = weight.to(dtype, memory_format=torch.channels_last_3d)
     return kernels._replace(weight=weight, bias=bias)
 
 

@@ -1,0 +1,13 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""Settings of the tests of kernels."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _exact():
+    """Products of float32 that are not rounded to TF32, by kernels and by cuDNN."""
+    flags = {'allow_tf32': False, 'deterministic': False, 'benchmark': False, 'enabled': True}
+    with torch.backends.cudnn.flags(**flags):
+        yield
