@@ -54,16 +54,23 @@ class _Launch(NamedTuple):
         """Launch; returns the output (N, C, T, H, W) and what is charged, (N, 5)."""
         y, charged, convolution, blending = self._arguments()
         if len(y):
-            rows, columns, _ = tile.sizes
-            positions = y[0, 0].numel()
-            most = len(y) * triton.cdiv(y.shape[1], columns) * triton.cdiv(positions, rows)
+            columns, positions = tile.sizes[1], y[0, 0].numel()
+            across = triton.cdiv(y.shape[1], columns)
+            most = len(y) * across * triton.cdiv(positions, tile.positions)
             with torch.cuda.device_of(y):
                 grid = (programs(y, tile, most),)
-                convolve[grid](*convolution, *tile.sizes, **tile.options)
+                convolve[grid](*convolution, tile.lines, *tile.sizes, **tile.options)
                 if blending is not None:
                     grid = (programs(y, BLENDING, len(y) * positions),)
                     blend[grid](*blending, *BLENDING.sizes[:2], **BLENDING.options)
         return y, charged
+
+    def tiles(self) -> list[Tile]:
+        """Tiles that can be launched."""
+        made, output = self.made, self.made.output(self.clips)
+        line = made.kernel[2], made.padding[2], made.dilation[2]
+        lines = line == (3, 1, 1) and self._is_placed(output)
+        return [tile for tile in tiles(self.clips.dtype) if lines or not tile.lines]
 
     def compile(self, of: Sequence[Tile]) -> None:
         """Compile what :meth:`go` launches with each tile, side by side. What cannot be compiled
@@ -72,7 +79,8 @@ class _Launch(NamedTuple):
 
         def warm_up(tile: Tile) -> None:
             with torch.cuda.device_of(y), suppress(RuntimeError, CompilationError):
-                convolve.warmup(*convolution, *tile.sizes, grid=(1,), **tile.options)
+                arguments = (*convolution, tile.lines, *tile.sizes)
+                convolve.warmup(*arguments, grid=(1,), **tile.options)
 
         with ThreadPoolExecutor(max(len(of), 1)) as pool:
             list(pool.map(warm_up, of))
@@ -113,18 +121,21 @@ class _Launch(NamedTuple):
             is_forced,
         )
         followed = (int(self.residual is not None), int(self.relu), made.multiple)
-        whole = len(made.weight) - 1
+        whole, (first, taps) = len(made.weight) - 1, made.taps_in_time(x)
+        weight = made.weight[:, :, first * math.prod(made.kernel[1:]) :]
         clips = max(16, triton.next_power_of_2(number))
         convolution = (
-            x, made.weight, made.bias, made.tables, residual, computed, y, *gate[:2], costs,
+            x, weight, made.bias, made.tables, residual, computed, y, *gate[:2], costs,
             charged,
             number, read, *x.shape[2:], written, frames, height, width,
             x.stride(0), *x.stride()[2:], *_steps(y), *_steps(residual),
             whole * made.weight[0].numel(), whole * made.bias[0].numel(),
             *made.weight.stride()[1:3],
-            *made.kernel, *made.stride, *made.padding, *made.dilation,
+            taps, *made.kernel[1:], *made.stride,
+            made.padding[0] - first * made.dilation[0], *made.padding[1:], *made.dilation,
             *weighed, int(owner.skip), *followed, 0,
-            decided is not None, made.bounded, self._is_placed(y), max(made.dilation) > 1,
+            decided is not None, made.bounded, self._is_placed((frames, height, width)),
+            max(made.dilation) > 1,
             aligned, _precision(), clips,
         )  # fmt: skip
         if decided is None or math.prod(decided.numbers) == 1:
@@ -135,9 +146,9 @@ class _Launch(NamedTuple):
         )  # fmt: skip
         return y, charged, convolution, blending
 
-    def _is_placed(self, y: Tensor) -> bool:
+    def _is_placed(self, output: tuple[int, ...]) -> bool:
         """Whether positions of a frame of the output read their own places in the input."""
-        same = self.clips.shape[3:] == y.shape[3:] and set(self.made.stride[1:]) == {1}
+        same = self.clips.shape[3:] == output[1:] and set(self.made.stride[1:]) == {1}
         return same and _lies_even(self.clips)
 
     @property
@@ -210,7 +221,7 @@ class DeviceConv(Made):
         numbers = owner.num_options(x)
         decided = Decided(v, row, forced, numbers, self._costs(owner, made.output(clips), x.device))
         launch = _Launch(owner, made, _innermost(clips), decided, added, owner.relu)
-        of = tiles(x.dtype)
+        of = launch.tiles()
         y, charged = launch.go(of[fastest(launch.key, lambda: _candidates(launch, of))])
         return hand_over(y, owner._from_clips(y)), charged
 
@@ -241,7 +252,7 @@ class DeviceConv(Made):
         reads_vectors = owner.in_channels % 8 == 0 or is_followed(x)
         writes_vectors = owner.out_channels % 8 == 0 or residual is None
         usual = reads_vectors and writes_vectors
-        of = tiles(dtype) if usual else ()
+        of = launch.tiles() if usual else []
         calls: list[Callable[[], Any]] = [partial(launch.go, tile) for tile in of]
         calls += made.library_calls(owner, x, epilogue)
 

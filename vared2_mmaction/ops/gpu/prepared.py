@@ -98,6 +98,18 @@ class Prepared(NamedTuple):
         sizes = zip(x.shape[2:], *self.geometry, strict=True)
         return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes)
 
+    def taps_in_time(self, x: Tensor) -> tuple[int, int]:
+        """The first tap in time that sees any frame of clips, and how many there are from it to the
+        last one: in the last stages of a network most see padding only."""
+        taps, stride, padding, dilation = (sizes[0] for sizes in self.geometry)
+        first = range(-padding, self.output(x)[0] * stride - padding, stride)
+        seeing = [
+            tap
+            for tap in range(taps)
+            if any(0 <= frame + tap * dilation < x.shape[2] for frame in first)
+        ]
+        return (seeing[0], seeing[-1] - seeing[0] + 1) if seeing else (0, taps)
+
     def fits(self, x: Tensor) -> bool:
         """Whether kernels can address all of an input."""
         positions = max(math.prod(x.shape[2:]), math.prod(self.output(x)))
