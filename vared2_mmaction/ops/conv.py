@@ -155,6 +155,10 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         if self.forced is not None:
             answer = self.forced.replace(answer)
         y, decision = self.modulate(clips, answer, Epilogue(added, self.relu))
+        # Of a gate of another class only its forward is known, not what that needs.
+        learns = type(self.gate) is SoftModulationGate and self.forced is None
+        if learns and torch.is_grad_enabled():
+            decision = decision._replace(trained=(self.gate, *decision.trained))
         return self._from_clips(y), decision
 
     def _decide(self, clips: Tensor, options: int) -> Answer:
@@ -183,18 +187,36 @@ class _DynamicConv(nn.modules.conv._ConvNd):
             Output (N, C_out, T', H', W'), and what was decided.
         """
         answer = fetch(weights) if isinstance(weights, Modulation) else weights
-        y = None
+        y: Tensor | None = None
+        trained: tuple[nn.Module, ...] = ()
         try:
             if self.compiled is not None:
                 y = self.compiled.modulate(self, clips, answer.weights, epilogue)
             if y is None:
-                y = self._execute_all(clips, answer, epilogue)
+                groups = group_by_policy(answer.weights, self.saturation)
+                y = self._execute_all(clips, answer, groups, epilogue)
+                trained = self._trained(groups)
         except FloatingPointError as error:
             raise FloatingPointError(f'{self.layer_name}: {error}') from error
-        return y, LayerDecision(answer, self._cost(clips.shape[2], y))
+        return y, LayerDecision(answer, self._cost(clips.shape[2], y), trained)
 
-    def _execute_all(self, clips: Tensor, answer: Answer, epilogue: Epilogue) -> Tensor:
-        groups = group_by_policy(answer.weights, self.saturation)
+    def _trained(self, groups: list[Group]) -> tuple[nn.Module, ...]:
+        """Cheap operations that groups were executed with, if that has gradients."""
+        if not torch.is_grad_enabled():
+            return ()
+        return tuple(
+            options.cheap[i - 1]
+            for options, active in (
+                (self.channel_options, {i for group in groups for i in group.channel}),
+                (self.temporal_options, {i for group in groups for i in group.temporal}),
+            )
+            for i in active
+            if i
+        )
+
+    def _execute_all(
+        self, clips: Tensor, answer: Answer, groups: list[Group], epilogue: Epilogue
+    ) -> Tensor:
         if len(groups) == 1:
             return self._execute(clips, groups[0], lambda: answer.modulation, epilogue)
         return epilogue(self._execute_groups(clips, answer, groups))

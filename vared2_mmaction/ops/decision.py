@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .answer import Answer, Weights
 from .blend import sharing
@@ -86,6 +86,8 @@ class LayerDecision(NamedTuple):
 
     answer: Answer
     cost: LayerCost
+    trained: tuple[nn.Module, ...] = ()
+    """Gates and cheap operations all of whose parameters get a gradient from this run."""
 
 
 class ChargedDecision(NamedTuple):
