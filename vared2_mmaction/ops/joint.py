@@ -11,12 +11,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-import torch
 from torch import Tensor, nn
 
 from .answer import Answer, Modulation
 from .gate import SoftModulationGate, describe, full_precision, open_on_host, open_options
 from .stack import GateStack
+from .together import weigh
 
 
 class Joint:
@@ -81,10 +81,8 @@ class Joint:
 
 def _weigh(gates: Sequence[SoftModulationGate], clips: Tensor) -> Tensor:
     """Weights before any option is switched off, (N, L, 2, options)."""
-    width = max(g.width for g in gates)
     with full_precision(clips):
-        described = describe(clips, gates[0].motion, gates[0].fc1.weight.dtype)
-        return torch.stack([g.weigh(described, width) for g in gates], 1)
+        return weigh(gates, describe(clips, gates[0].motion, gates[0].fc1.weight.dtype))
 
 
 _joint: ContextVar[Joint | None] = ContextVar('vared2_joint', default=None)
