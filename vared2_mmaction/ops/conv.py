@@ -259,14 +259,15 @@ class _DynamicConv(nn.modules.conv._ConvNd):
             return self._whole(clips, epilogue)
         z = self._convolve(clips, channel, temporal)
         frames = self._output_frames(clips.shape[2])
-        if single and self._affine:
+        compiled = torch.is_grad_enabled() and self._blends_compiled(z)
+        if single and self._affine and not compiled:
             factors = self._factors(channel, temporal, z.dtype)
             y = rebuild(z, *factors, frames)
             recompute.offer(y, rebuild, z, *factors, frames)
         else:
-            shared = modulation()
-            y = self._blend(z, frames, shared, group)
-            recompute.offer(y, self._blend, z, frames, shared, group)
+            weights = (None, None) if single else self._weights(modulation(), group, z.dtype)
+            y = self._blend(z, frames, weights, group)
+            recompute.offer(y, self._blend, z, frames, weights, group)
         return epilogue(y)
 
     @property
@@ -274,17 +275,28 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         """Whether all cheap operations are."""
         return self.channel_options.affine and self.temporal_options.affine
 
-    def _blend(self, z: Tensor, frames: int, modulation: Modulation, group: Group) -> Tensor:
-        normalised = self.saturation is not None
-        weights = [
-            self._shares(v, active, z.dtype)
-            for v, active in zip(modulation, group[1:], strict=True)
-        ]
-        if self.compiled_blend and normalised and self._affine and compiled_blend.serves(z):
+    def _blends_compiled(self, z: Tensor) -> bool:
+        """Whether compiled code blends what was computed."""
+        possible = self.compiled_blend and self.saturation is not None and self._affine
+        return possible and compiled_blend.serves(z)
+
+    def _blend(self, z: Tensor, frames: int, weights: Any, group: Group) -> Tensor:
+        """Blend what a group's dearest options compute, with what :meth:`_weights` returned."""
+        if self._blends_compiled(z):
             options = (self.channel_options, self.temporal_options)
             return compiled_blend.blend(z, options, weights, group[1:], frames)
+        normalised = self.saturation is not None
         y = self.channel_options(z, weights[0], group.channel, normalised)
         return self.temporal_options(y, weights[1], group.temporal, frames, normalised)
+
+    def _weights(
+        self, modulation: Modulation, group: Group, dtype: torch.dtype
+    ) -> list[Tensor | None]:
+        """Weights of all options of each dimension, (N, options), as they are blended; None where
+        there is one, which has all of the weight."""
+        return [
+            self._shares(v, active, dtype) for v, active in zip(modulation, group[1:], strict=True)
+        ]
 
     def _factors(self, channel: int, temporal: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Scale and shift, (R, C), of what a pair of options rebuilds from what it computes."""

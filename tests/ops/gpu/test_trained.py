@@ -34,6 +34,9 @@ CASES = [  # clips, channels, frames, active channel options, active temporal op
     (2, 8, 8, [0, 2], [1]),
     (2, 9, 8, [1, 3], [0, 2]),
     (1, 1, 4, [0], [0, 1]),
+    (2, 10, 6, [1], [0]),  # nothing is blended: no dimension has shares
+    (2, 7, 5, [0], [1]),
+    (3, 10, 7, [2], [2]),
 ]
 
 
