@@ -110,10 +110,14 @@ class DynamicBackbone(nn.Module):
             rows = list(self._rows(decisions, clips))
             table = torch.tensor(rows, dtype=torch.float64, device=x.device)
             table = table.view(len(rows), clips, len(DECISION_COLUMNS)).transpose(0, 1).contiguous()
-        if reported and torch.is_grad_enabled():
-            of = [1 + self.dynamic_layers.index(name) for name, _ in reported]
-            known: list[Any] = [d for _, d in reported]
-            gradient = F.pad(gradient_of_charge(known, x.device), (0, 1))
+        free = [
+            (name, d)
+            for name, d in reported
+            if isinstance(d, LayerDecision) and not d.answer.constant
+        ]
+        if free and torch.is_grad_enabled():
+            of = [1 + self.dynamic_layers.index(name) for name, _ in free]
+            gradient = F.pad(gradient_of_charge([d for _, d in free], x.device), (0, 1))
             table = table.index_add(1, torch.tensor(of, device=x.device), gradient)
         if self.training and torch.is_grad_enabled():
             # An option that is off for all clips leaves its cheap operation unused.

@@ -13,7 +13,6 @@ from typing_extensions import Self
 
 from . import compiled_blend, recompute
 from .answer import Answer, Modulation, fetch, known
-from .blend import shares
 from .cheap import ChannelOptions, TemporalOptions
 from .decision import ChargedDecision, LayerConstants, LayerCost, LayerDecision, layer_cost, report
 from .epilogue import NOTHING, Epilogue
@@ -218,7 +217,8 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         self, clips: Tensor, answer: Answer, groups: list[Group], epilogue: Epilogue
     ) -> Tensor:
         if len(groups) == 1:
-            return self._execute(clips, groups[0], lambda: answer.modulation, epilogue)
+            shares = functools.partial(answer.shares, self.saturation)
+            return self._execute(clips, groups[0], shares, epilogue)
         return epilogue(self._execute_groups(clips, answer, groups))
 
     def _execute_groups(self, clips: Tensor, answer: Answer, groups: list[Group]) -> Tensor:
@@ -228,12 +228,12 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         rows = [group.rows for group in groups]
 
         @functools.cache
-        def modulations() -> list[Modulation]:
-            parts = (divide(v, rows) for v in answer.modulation)
+        def shares() -> list[Modulation]:
+            parts = (divide(v, rows) for v in answer.shares(self.saturation))
             return [Modulation(*part) for part in zip(*parts, strict=True)]
 
         parts = (
-            self._execute(part, group, lambda i=i: modulations()[i])  # type: ignore[misc]
+            self._execute(part, group, lambda i=i: shares()[i])  # type: ignore[misc]
             for i, (part, group) in enumerate(zip(divide(clips, rows), groups, strict=True))
         )
         return assemble(parts, rows)
@@ -242,7 +242,7 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         self,
         clips: Tensor,
         group: Group,
-        modulation: Callable[[], Modulation],
+        shares: Callable[[], Modulation],
         epilogue: Epilogue = NOTHING,
     ) -> Tensor:
         """Execute a group's clips with one convolution, that of its dearest options.
@@ -250,7 +250,7 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         Args:
             clips: The group's.
             group: Which options have a share.
-            modulation: Makes the group's weights, where options are blended.
+            shares: Makes the shares of the group's clips, where options are blended.
             epilogue: What follows.
         """
         channel, temporal = group.channel[0], group.temporal[0]
@@ -265,9 +265,9 @@ class _DynamicConv(nn.modules.conv._ConvNd):
             y = rebuild(z, *factors, frames)
             recompute.offer(y, rebuild, z, *factors, frames)
         else:
-            weights = (None, None) if single else self._weights(modulation(), group, z.dtype)
-            y = self._blend(z, frames, weights, group)
-            recompute.offer(y, self._blend, z, frames, weights, group)
+            parts = (None, None) if single else self._parts(shares(), group)
+            y = self._blend(z, frames, parts, group)
+            recompute.offer(y, self._blend, z, frames, parts, group)
         return epilogue(y)
 
     @property
@@ -280,23 +280,21 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         possible = self.compiled_blend and self.saturation is not None and self._affine
         return possible and compiled_blend.serves(z)
 
-    def _blend(self, z: Tensor, frames: int, weights: Any, group: Group) -> Tensor:
-        """Blend what a group's dearest options compute, with what :meth:`_weights` returned."""
+    def _blend(self, z: Tensor, frames: int, parts: Any, group: Group) -> Tensor:
+        """Blend what a group's dearest options compute, with what :meth:`_parts` returned."""
         if self._blends_compiled(z):
             options = (self.channel_options, self.temporal_options)
-            return compiled_blend.blend(z, options, weights, group[1:], frames)
+            return compiled_blend.blend(z, options, parts, group[1:], frames)
         normalised = self.saturation is not None
-        y = self.channel_options(z, weights[0], group.channel, normalised)
-        return self.temporal_options(y, weights[1], group.temporal, frames, normalised)
+        own, over = (None if part is None else part.to(z.dtype) for part in parts)
+        y = self.channel_options(z, own, group.channel, normalised)
+        return self.temporal_options(y, over, group.temporal, frames, normalised)
 
-    def _weights(
-        self, modulation: Modulation, group: Group, dtype: torch.dtype
-    ) -> list[Tensor | None]:
-        """Weights of all options of each dimension, (N, options), as they are blended; None where
-        there is one, which has all of the weight."""
-        return [
-            self._shares(v, active, dtype) for v, active in zip(modulation, group[1:], strict=True)
-        ]
+    def _parts(self, shares: Modulation, group: Group) -> list[Tensor | None]:
+        """Shares of each dimension; None where one option has all, whatever its weight is."""
+        active = zip(shares, group[1:], strict=True)
+        whole = self.saturation is not None
+        return [None if whole and len(options) == 1 else share for share, options in active]
 
     def _factors(self, channel: int, temporal: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Scale and shift, (R, C), of what a pair of options rebuilds from what it computes."""
@@ -304,13 +302,6 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         scale, shift = self.temporal_options.affine_factors(temporal)
         shift = torch.addcmul(shift, scale, channel_shift)
         return (scale * channel_scale).to(dtype), shift.to(dtype)
-
-    def _shares(self, v: Tensor, active: list[int], dtype: torch.dtype) -> Tensor | None:
-        if self.saturation is not None:
-            if len(active) == 1:
-                return None  # one, whatever v is
-            v = shares(v, self.saturation)
-        return v.to(dtype)
 
     def _cost(self, frames: int, y: Tensor) -> LayerCost:
         """Cost of an output of clips with so many frames."""

@@ -159,7 +159,8 @@ def gradient_of_charge(
     decisions: Sequence[LayerDecision], device: torch.device | None = None
 ) -> Tensor:
     """Zeros of the shape of :func:`charge`, with the gradient of what is executed."""
-    channel, temporal = (_padded([d.answer.modulation[i] for d in decisions]) for i in (0, 1))
+    weights = [d.answer.shares(None) for d in decisions]
+    channel, temporal = (_padded(list(dimension)) for dimension in zip(*weights, strict=True))
     units, channels, frames = _sizes(tuple(d.cost for d in decisions), device)
     executed = straight_through(channel, channels) * straight_through(temporal, frames) * units
     return F.pad((executed - executed.detach())[..., None], (0, len(COLUMNS) - 1))

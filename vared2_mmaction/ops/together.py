@@ -137,8 +137,8 @@ class _Weigh(torch.autograd.Function):
             of_v = gradient.transpose(0, 1).reshape(v.shape)
             of_beta = _aten.tanh_backward(of_v, v)
             hidden = after.view(-1, gates, of.hidden).transpose(0, 1)
-            of_second = of_beta.mT @ hidden
-            of_after = (of_beta @ second).transpose(0, 1).reshape(after.shape)
+            of_second = torch.bmm(of_beta.mT, hidden)
+            of_after = torch.bmm(of_beta, second).transpose(0, 1).reshape(after.shape)
             of_before, of_gain, of_lift = _aten.native_batch_norm_backward(
                 _aten.tanh_backward(of_after, after),
                 before,

@@ -5,11 +5,13 @@
 and momentum reach those that have one.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .parts import parts_like
 
 
 def with_zero_gradients(x: Tensor, parameters: Iterable[Tensor]) -> Tensor:
@@ -31,18 +33,4 @@ class _WithZeroGradients(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        return gradient, *_zeros_like(ctx.parameters)
-
-
-def _zeros_like(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Zeros of the shapes of tensors; those of a type and device are parts of one."""
-    sizes: dict[tuple[Any, ...], list[int]] = {}
-    for t in tensors:
-        sizes.setdefault((t.dtype, t.device), []).append(t.numel())
-    parts = {
-        (dtype, device): iter(torch.zeros(sum(n), dtype=dtype, device=device).split(n))
-        for (dtype, device), n in sizes.items()
-    }
-    for t in tensors:
-        part = next(parts[t.dtype, t.device])
-        yield part if t.dim() == 1 else part.view(t.shape)
+        return gradient, *parts_like(ctx.parameters, torch.zeros)

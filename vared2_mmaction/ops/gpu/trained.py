@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..cheap import ChannelOptions, TemporalOptions
 from ..options import MAX_OPTIONS
+from ..parts import parts_like
 from . import trained_kernels as kernels
 from .launch import INTERPRETED, TYPES
 from .trained_kernels import CHANNELS_FIRST, CHANNELS_LAST, FRAMES_FIRST
@@ -27,6 +28,8 @@ _AXES = {
     CHANNELS_FIRST: (0, 1, 2, 3, 4),
     FRAMES_FIRST: (0, 2, 1, 3, 4),
 }
+_ALIGNED = 16
+"""Elements whose multiples begin where Triton knows that a vector can be written."""
 _PROGRAMS = 1024
 """Programs that share the maps backward: enough to fill a GPU, and each has sums of its own."""
 
@@ -185,7 +188,7 @@ class _Blend(torch.autograd.Function):
         of = ctx.of
         of_computed, sums = _launch_maps(_laid(gradient, of.layout), computed, p, q, of, parameters)
         wanted = ctx.needs_input_grad[4:]
-        into = [torch.empty_like(parameter) for parameter in parameters]
+        into = list(parts_like(parameters, torch.empty, _ALIGNED))
         of_shares = _launch_factors(sums, p, q, of, parameters, into)
         own = (g if want else None for g, want in zip(into, wanted, strict=True))
         return of_computed, *of_shares, None, *own
