@@ -19,14 +19,15 @@ def parts_like(
     """
     sizes: dict[tuple[Any, ...], list[int]] = {}
     for t in tensors:
-        size = -(-t.numel() // multiple) * multiple
-        sizes.setdefault((t.dtype, t.device), []).append(size)
+        found = sizes.setdefault((t.dtype, t.device), [])
+        found += (t.numel(), gap) if (gap := -t.numel() % multiple) else (t.numel(),)
     parts = {
         (dtype, device): iter(make(sum(size), dtype=dtype, device=device).split(size))
         for (dtype, device), size in sizes.items()
     }
     for t in tensors:
-        part = next(parts[t.dtype, t.device])
-        if len(part) > t.numel():
-            part = part[: t.numel()]
+        own = parts[t.dtype, t.device]
+        part = next(own)
+        if -t.numel() % multiple:
+            next(own)
         yield part if t.dim() == 1 else part.view(t.shape)

@@ -42,7 +42,7 @@ def weigh(gates: Sequence[SoftModulationGate], described: Tensor) -> Tensor:
     running = [norm.running_mean for norm in norms], [norm.running_var for norm in norms]
     v, *statistics = _Weigh.apply(described, of, *map(torch.cat, running), *_parameters(gates))
     if of.batch:
-        parts = (part for each in statistics for part in each.split(of.hidden))
+        parts = (part for each in statistics for part in each.split([of.hidden] * len(norms)))
         torch._foreach_copy_([*running[0], *running[1]], list(parts))
         torch._foreach_add_([norm.num_batches_tracked for norm in norms], 1)
     return v
@@ -96,10 +96,11 @@ class _Stack(NamedTuple):
         return max(map(max, self.numbers))
 
     @property
-    def sizes(self) -> tuple[int | list[int], ...]:
+    def sizes(self) -> tuple[list[int], ...]:
         """Rows that each gate has of parameters of each kind."""
+        first = [self.hidden] * len(self.numbers)
         second = [sum(pair) for pair in self.numbers]
-        return (self.hidden,) * 4 + (second,) * 2
+        return (first,) * 4 + (second,) * 2
 
 
 class _Weigh(torch.autograd.Function):
