@@ -130,6 +130,7 @@ def unlike():
         'one evaluated': lambda of: of[0].eval(),
         'no statistics': normalise_otherwise(nn.BatchNorm1d(6, track_running_stats=False)),
         'nothing to train': normalise_otherwise(nn.BatchNorm1d(6, affine=False)),
+        'no bias': lambda of: setattr(of[0], 'fc1', nn.Linear(10, 6, bias=False).double()),
         'no norm': normalise_otherwise(nn.Identity()),
         'another norm': normalise_otherwise(nn.LayerNorm(6)),
         'another hidden width': lambda of: of.__setitem__(0, gates([(3, 3)], hidden=4)[0]),

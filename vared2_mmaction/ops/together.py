@@ -27,23 +27,25 @@ def weigh(gates: Sequence[SoftModulationGate], described: Tensor) -> Tensor:
     Returns:
         (N, L, 2, width), as wide as the widest gate asks for.
     """
-    kind = _kind(gates[0])
-    unlike = any(_kind(gate) != kind for gate in gates[1:])
-    if kind is None or unlike or not len(described):  # the norm's backward pass asks for clips
+    parts = [(gate.fc1, gate.bn, gate.fc2) for gate in gates]
+    kinds = {_kind(*of_gate) for of_gate in parts}
+    kind = next(iter(kinds)) if {type(gate) for gate in gates} == {SoftModulationGate} else None
+    # The norm's backward pass asks for clips.
+    if kind is None or len(kinds) > 1 or not len(described):
         width = max(gate.width for gate in gates)
         return torch.stack([gate.weigh(described, width) for gate in gates], 1)
-    norms: list[Any] = [gate.bn for gate in gates]
     of = _Stack(
         tuple((gate.channel_options, gate.temporal_options) for gate in gates),
         kind.hidden,
         kind.training and len(described) > 1,  # one clip has no batch statistics
         (kind.momentum, kind.eps),
     )
+    norms: list[Any] = [norm for _, norm, _ in parts]
     running = [norm.running_mean for norm in norms], [norm.running_var for norm in norms]
-    v, *statistics = _Weigh.apply(described, of, *map(torch.cat, running), *_parameters(gates))
+    v, *statistics = _Weigh.apply(described, of, *map(torch.cat, running), *_parameters(parts))
     if of.batch:
-        parts = (part for each in statistics for part in each.split([of.hidden] * len(norms)))
-        torch._foreach_copy_([*running[0], *running[1]], list(parts))
+        found = (own for each in statistics for own in each.split([of.hidden] * len(norms)))
+        torch._foreach_copy_([*running[0], *running[1]], list(found))
         torch._foreach_add_([norm.num_batches_tracked for norm in norms], 1)
     return v
 
@@ -58,23 +60,23 @@ class _Kind(NamedTuple):
     eps: float
 
 
-def _kind(gate: SoftModulationGate) -> _Kind | None:
-    """None for a gate whose parts may do something else than plain ones."""
-    first, norm, second = parts = gate.fc1, gate.bn, gate.fc2
-    if type(gate) is not SoftModulationGate or type(norm) is not nn.BatchNorm1d:
+def _kind(first: nn.Module, norm: nn.Module, second: nn.Module) -> _Kind | None:
+    """None for parts of a gate that may do something else than plain ones."""
+    parts = first, norm, second
+    if type(norm) is not nn.BatchNorm1d or type(first) is not nn.Linear:
         return None
-    if not type(first) is type(second) is nn.Linear or any(part._forward_hooks for part in parts):
+    if type(second) is not nn.Linear or first.bias is None or second.bias is None:
         return None
-    if any(part._forward_pre_hooks for part in parts):  # such as those of `weight_norm`
+    if any(part._forward_hooks or part._forward_pre_hooks for part in parts):
         return None
     if norm.momentum is None or norm.running_mean is None or norm.weight is None:
         return None
     return _Kind(first.out_features, first.weight.dtype, norm.training, norm.momentum, norm.eps)
 
 
-def _parameters(gates: Sequence[SoftModulationGate]) -> Iterator[Tensor]:
+def _parameters(parts: Sequence[tuple[nn.Module, ...]]) -> Iterator[Any]:
     """Weights and then biases of all gates, of the first layers, the norms and the second ones."""
-    for of_part in zip(*((gate.fc1, gate.bn, gate.fc2) for gate in gates), strict=True):
+    for of_part in zip(*parts, strict=True):
         yield from (part.weight for part in of_part)
         yield from (part.bias for part in of_part)
 

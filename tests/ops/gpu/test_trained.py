@@ -138,6 +138,24 @@ def test_half_precision_rounds_only_what_is_written(layout):
             torch.testing.assert_close(a.float(), b, rtol=2**-7, atol=2**-6 * scale)
 
 
+def test_shares_stay_in_single_precision_where_maps_do_not():
+    """And they may lie behind others, and have columns for options that there are not."""
+    case = CASES[0]
+
+    def blend_whole(z, options, shares, active, frames):
+        rows = torch.nn.functional.pad(torch.stack(list(shares)), (0, 0, 1, 1)).float()
+        return blend(z, options, rows[:, 1:-1].unbind(), active, frames)
+
+    rounded, whole = (
+        run(function, case, 'channels last', torch.bfloat16) for function in (blend, blend_whole)
+    )
+    for i, (a, b) in enumerate(zip(rounded, whole, strict=True)):
+        if i in (2, 3):  # gradients of shares, which are rounded where those are
+            torch.testing.assert_close(a, b, rtol=2**-7, atol=2**-6 * b.abs().mean().item())
+        else:
+            assert a is b is None or torch.equal(a, b)
+
+
 def test_gradients_are_the_same_in_every_run():
     first, second = (run(blend, CASES[0], 'channels last') for _ in range(2))
     for a, b in zip(first, second, strict=True):
