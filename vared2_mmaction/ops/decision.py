@@ -202,7 +202,7 @@ def straight_through(v: Tensor, sizes: Tensor) -> Tensor:
     sum_i sizes_i a_i prod_{k<i} (1 - a_k).
 
     Args:
-        v: Weights of the options, (N, L, options).
+        v: Weights of the options, (N, L, options), zeros behind them included.
         sizes: What each option computes, (L, options).
 
     Returns:
@@ -211,7 +211,7 @@ def straight_through(v: Tensor, sizes: Tensor) -> Tensor:
     v = v.double()
     on = (v > 0).double() + (v - v.detach())
     total, all_off = torch.zeros_like(on[..., 0]), torch.ones_like(on[..., 0])
-    for i in range(v.shape[-1]):
+    for i in range(sizes.shape[-1]):
         total = total + sizes[..., i] * on[..., i] * all_off
         all_off = all_off * (1 - on[..., i])
     return total

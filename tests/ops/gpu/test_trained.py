@@ -178,6 +178,24 @@ def test_what_wants_no_gradient_gets_none():
         assert not blend(z, options, (v, v), active, 4).requires_grad
 
 
+def test_what_is_frozen_gets_no_gradient_and_stays_as_it_is():
+    options = ChannelOptions(6, 3, 'affine'), TemporalOptions(6, 3, 'affine')
+    parameters = [p for option in options for p in option.to(DEVICE).parameters()]
+    for parameter in parameters:
+        nn.init.normal_(parameter)
+    z = torch.randn(2, 6, 4, 3, 3, device=DEVICE)
+    v = torch.full((2, 3), 1 / 3, device=DEVICE)
+    active = [0, 1, 2], [0, 1, 2]
+    before = [p.detach().clone() for p in parameters]
+    expected = torch.autograd.grad(blend(z, options, (v, v), active, 4).square().sum(), parameters)
+    for parameter in parameters[::3]:
+        parameter.requires_grad_(False)
+    blend(z, options, (v, v), active, 4).square().sum().backward()
+    for i, (parameter, value) in enumerate(zip(parameters, before, strict=True)):
+        assert torch.equal(parameter, value)
+        assert parameter.grad is None if i % 3 == 0 else torch.equal(parameter.grad, expected[i])
+
+
 def test_what_is_served():
     z = torch.randn(2, 6, 4, 3, 5, device=DEVICE)
     for lay in LAYOUTS.values():

@@ -238,14 +238,15 @@ class _Blend(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Any:
         computed, p, q, *factors = ctx.saved_tensors
         of = ctx.of
-        made = parts_like([f for f in factors if f is not None], torch.empty, _ALIGNED)
-        into = [None if f is None else next(made) for f in factors]
+        wanted = ctx.needs_input_grad[4:]
+        made = parts_like(
+            [f for f, want in zip(factors, wanted, strict=True) if want], torch.empty, _ALIGNED
+        )
+        own = [next(made) if want else None for want in wanted]
         with torch.cuda.device_of(computed):
             gradient = _laid(gradient, of.layout)
             of_computed, sums = _launch_maps(gradient, computed, p, q, of, factors)
-            of_shares = _launch_factors(sums, p, q, of, factors, into)
-        wanted = ctx.needs_input_grad[4:]
-        own = (g if want else None for g, want in zip(into, wanted, strict=True))
+            of_shares = _launch_factors(sums, p, q, of, factors, own)
         return of_computed, *of_shares, None, *own
 
 
@@ -299,9 +300,14 @@ def _launch_factors(
     q: Tensor | None,
     of: _Blended,
     factors: Sequence[Tensor | None],
-    into: Sequence[Tensor | None],
+    wanted: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
-    """Gradients of the shares; those of the factors are written."""
+    """Gradients of the shares; those of factors are written where they are wanted."""
+    # All that is not wanted is written to one place, instead of by kernels of another kind.
+    pairs = list(zip(factors, wanted, strict=True))
+    sizes = [f.numel() for f, into in pairs if f is not None and into is None]
+    nowhere = sums.new_empty(max(sizes, default=0))
+    into = [nowhere if f is not None and to is None else to for f, to in pairs]
     n, parts, _, channels = sums.shape
     tasks, block = of.tasks, 32
     tiles = _pieces(channels, block)
