@@ -14,7 +14,14 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vared2_mmaction.apis.memory import state_tensors
-from vared2_mmaction.ops import Modulation, SoftModulationGate, collect, compiled, packed
+from vared2_mmaction.ops import (
+    Modulation,
+    SoftModulationGate,
+    collect,
+    compiled,
+    compiled_blend,
+    packed,
+)
 from vared2_mmaction.ops.answer import fetch
 from vared2_mmaction.ops.compiled import (
     CompiledConv,
@@ -261,6 +268,34 @@ def test_blending_is_compiled_where_it_can_be():
         x = clips(case, 2)
         layer.modulate(x, Modulation(*(torch.full((2, n), 0.5) for n in layer.num_options(x))))
     assert calls == ['depthwise', 'not normalised']
+
+
+@needs_compiler
+@pytest.mark.parametrize(('channel', 'temporal'), [(1, 0), (0, 2), (1, 1), (0, 0)])
+def test_single_options_are_rebuilt_by_compiled_code_in_training(channel, temporal, monkeypatch):
+    case, calls = CASES[0], []
+    layer, x = build(case, torch.float32), clips(case, 2)
+    expected = layer.modulate(x, one_hot(layer, channel, temporal, 2))[0]
+    layer.compiled_blend = True
+
+    def blend(*args):
+        calls.append(args[2])
+        return original(*args)
+
+    original = compiled_blend.blend
+    monkeypatch.setattr(compiled_blend, 'blend', blend)
+    found = layer.modulate(x, one_hot(layer, channel, temporal, 2))[0]
+    torch.testing.assert_close(found, expected)
+    assert calls == ([] if channel == temporal == 0 else [(None, None)])
+    with torch.no_grad():
+        layer.modulate(x, one_hot(layer, channel, temporal, 2))
+    assert len(calls) <= 1  # without gradients there is a faster way
+
+
+def one_hot(layer, channel, temporal, clips):
+    numbers = len(layer.channel_options.kept), layer.temporal_options.num_options
+    pairs = zip((channel, temporal), numbers, strict=True)
+    return Modulation(*(torch.eye(number)[[i] * clips] for i, number in pairs))
 
 
 @needs_compiler

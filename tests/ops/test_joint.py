@@ -1,12 +1,14 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """Gates that decide together answer as each would alone."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
 from vared2_mmaction.ops import SoftModulationGate
-from vared2_mmaction.ops.answer import fetch
+from vared2_mmaction.ops.answer import Answer, fetch
 from vared2_mmaction.ops.gate import open_on_host, open_options
 from vared2_mmaction.ops.joint import Joint, deciding, joint_answer
 from vared2_mmaction.ops.stack import GateStack
@@ -75,6 +77,29 @@ def test_the_stack_is_evaluated_in_full_precision():
         expected = stack(x)
         with torch.autocast('cpu', dtype=torch.bfloat16):
             assert torch.equal(stack(x), expected)
+
+
+@pytest.mark.parametrize('saturation', [None, math.inf, 0.5])
+@pytest.mark.parametrize('options', [3, 2, 1])
+def test_shares_of_all_layers_are_those_of_each(options, saturation):
+    block, x = layers(), torch.randn(7, 5, 6, 9, 9)
+    joint, found, expected = Joint(block, x), [], []
+    for layer in block:
+        answer = joint.answer(layer, options)
+        alone = Answer(answer.weights, lambda answer=answer: answer.modulation)
+        for part, single in zip(answer.shares(saturation), alone.shares(saturation), strict=True):
+            assert part.is_contiguous()  # as kernels read them
+            torch.testing.assert_close(part[:, : single.shape[1]], single)
+            assert not part[:, single.shape[1] :].any()
+            found.append(part[:, : single.shape[1]])
+            expected.append(single)
+    gradients = []
+    parameters = [p for layer in block for p in layer.parameters()]
+    for parts in (found, expected):
+        loss = sum((part * part.cumsum(1)).sum() for part in parts)
+        gradients.append(torch.autograd.grad(loss, parameters, retain_graph=True))
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_gradients_reach_every_gate():

@@ -22,6 +22,7 @@ from ..ops.decision import (
     gradient_of_charge,
 )
 from ..ops.recompute import recomputing
+from ..ops.unused import with_zero_gradients
 from .blocks import checkpoint_without_reentry, decide_together, derive
 from .forms import channels_last, use_forms
 from .layers import DynamicOptions, clip_length, make_layers_dynamic
@@ -109,15 +110,18 @@ class DynamicBackbone(nn.Module):
             rows = list(self._rows(decisions, clips))
             table = torch.tensor(rows, dtype=torch.float64, device=x.device)
             table = table.view(len(rows), clips, len(DECISION_COLUMNS)).transpose(0, 1).contiguous()
-        if reported and torch.is_grad_enabled():
-            of = [1 + self.dynamic_layers.index(name) for name, _ in reported]
-            known: list[Any] = [d for _, d in reported]
-            gradient = F.pad(gradient_of_charge(known, x.device), (0, 1))
+        free = [
+            (name, d)
+            for name, d in reported
+            if isinstance(d, LayerDecision) and not d.answer.constant
+        ]
+        if free and torch.is_grad_enabled():
+            of = [1 + self.dynamic_layers.index(name) for name, _ in free]
+            gradient = F.pad(gradient_of_charge([d for _, d in free], x.device), (0, 1))
             table = table.index_add(1, torch.tensor(of, device=x.device), gradient)
-        if self.training:
-            # Distributed training waits for a gradient of every parameter in every step, and an
-            # option that is off for all clips leaves its cheap operation unused.
-            table = table + 0 * self._sum_of_own_parameters()
+        if self.training and torch.is_grad_enabled():
+            # An option that is off for all clips leaves its cheap operation unused.
+            table = with_zero_gradients(table, self._untrained(decisions))
         if self.clip_length is None:
             return table
         table = table.repeat_interleave(segments, 0)
@@ -145,9 +149,18 @@ class DynamicBackbone(nn.Module):
             summed = runs[0] if len(runs) == 1 else [_sum(clip) for clip in zip(*runs, strict=True)]
             yield [(*row, 0.0) for row in summed] or [_ZEROS] * clips
 
-    def _sum_of_own_parameters(self) -> Tensor:
-        own = [p.flatten().double() for k, p in self.named_parameters() if k.startswith(self._own)]
-        return torch.cat(own).sum()
+    def _untrained(self, decisions: Decisions) -> Iterator[nn.Parameter]:
+        """Parameters of gates and cheap operations that may get no gradient from the layers."""
+        runs = (run for many in decisions.layers.values() for run in many)
+        trained = {m for run in runs if isinstance(run, LayerDecision) for m in run.trained}
+        for name in self.dynamic_layers:
+            layer: Any = self.get_submodule(name)
+            if layer.gate not in trained:
+                yield from layer.gate.parameters()
+            for options in (layer.channel_options, layer.temporal_options):
+                for operation in options.cheap:
+                    if operation not in trained:
+                        yield from (operation.weight, operation.bias)
 
     def init_weights(self, *args: Any, **kwargs: Any) -> None:
         """Initialise as the stock backbone does; gates and cheap operations keep their own."""

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .blend import shares
+
 Weights = Sequence[Sequence[float]]
 """Weights of the channel options of one clip, and those of its temporal options."""
 
@@ -30,16 +32,39 @@ class Answer:
     Args:
         weights: The weights of each clip.
         modulation: Makes the same as tensors. Skipping without blending never asks for them.
+        shares: Does what the method does, where that is known better than by the tensors.
+        constant: Whether the tensors are known to have no gradient.
     """
 
-    def __init__(self, weights: Sequence[Weights], modulation: Callable[[], Modulation]) -> None:
+    def __init__(
+        self,
+        weights: Sequence[Weights],
+        modulation: Callable[[], Modulation],
+        shares: Callable[[float | None], Modulation] | None = None,
+        constant: bool = False,
+    ) -> None:
         self.weights = weights
+        self.constant = constant
         self._make = modulation
+        self._share = shares
 
     @functools.cached_property
     def modulation(self) -> Modulation:
         """The weights as tensors, with their gradient."""
         return self._make()
+
+    def shares(self, saturation: float | None) -> Modulation:
+        """What options are blended with, (N, options) each, zeros behind them included.
+
+        Args:
+            saturation: See :func:`~vared2_mmaction.ops.blend.shares`; None where the weights are
+                the shares.
+        """
+        if self._share is not None:
+            return self._share(saturation)
+        if saturation is None:
+            return self.modulation
+        return Modulation(*(shares(v, saturation) for v in self.modulation))
 
 
 def fetch(modulation: Modulation) -> Answer:
@@ -52,5 +77,7 @@ def fetch(modulation: Modulation) -> Answer:
 def known(weights: Sequence[Weights]) -> Answer:
     """An answer that was found on the host."""
     return Answer(
-        weights, lambda: Modulation(*map(torch.tensor, map(list, zip(*weights, strict=True))))
+        weights,
+        lambda: Modulation(*map(torch.tensor, map(list, zip(*weights, strict=True)))),
+        constant=True,
     )

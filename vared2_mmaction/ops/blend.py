@@ -16,23 +16,23 @@ def shares(v: Tensor, saturation: float) -> Tensor:
     blending, and its time, begin only where a gate is about to close the dearer option.
 
     Args:
-        v: Weights of the options, (N, options), dearest first; zero is off.
+        v: Weights of the options, (..., options), dearest first; zero is off.
         saturation: Weight from which on an option takes all that is left. Infinity breaks no
             stick: the shares are V over its sum.
 
     Returns:
-        Shares, (N, options).
+        Shares, (..., options).
     """
     if saturation == math.inf:
-        return v / v.sum(1, keepdim=True)
+        return v / v.sum(-1, keepdim=True)
     taken = (v / saturation).clamp(max=1)
-    left, parts = torch.ones_like(taken[:, :1]), []
-    for i in range(v.shape[1]):
-        part = taken[:, i : i + 1]
+    left, parts = torch.ones_like(taken[..., :1]), []
+    for i in range(v.shape[-1]):
+        part = taken[..., i : i + 1]
         parts.append(part * left)
         left = left - parts[-1]
-    stick = torch.cat(parts, 1)
-    return stick / stick.sum(1, keepdim=True)
+    stick = torch.cat(parts, -1)
+    return stick / stick.sum(-1, keepdim=True)
 
 
 def sharing(v: Sequence[float], saturation: float | None) -> list[int]:

@@ -84,6 +84,7 @@ def combine(
         their shifts, (N, period, C).
     """
     channel, temporal = options
+    shares = [share if share is None else share.to(dtype) for share in shares]
     period = 2 ** active[1][-1]
     own = [channel.affine_factors(i) for i in active[0]]
     scale, shift = (torch.stack(parts).to(dtype) for parts in zip(*own, strict=True))

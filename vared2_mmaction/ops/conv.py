@@ -13,7 +13,6 @@ from typing_extensions import Self
 
 from . import compiled_blend, recompute
 from .answer import Answer, Modulation, fetch, known
-from .blend import shares
 from .cheap import ChannelOptions, TemporalOptions
 from .decision import ChargedDecision, LayerConstants, LayerCost, LayerDecision, layer_cost, report
 from .epilogue import NOTHING, Epilogue
@@ -155,6 +154,10 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         if self.forced is not None:
             answer = self.forced.replace(answer)
         y, decision = self.modulate(clips, answer, Epilogue(added, self.relu))
+        # Of a gate of another class only its forward is known, not what that needs.
+        learns = type(self.gate) is SoftModulationGate and self.forced is None
+        if learns and torch.is_grad_enabled():
+            decision = decision._replace(trained=(self.gate, *decision.trained))
         return self._from_clips(y), decision
 
     def _decide(self, clips: Tensor, options: int) -> Answer:
@@ -183,20 +186,39 @@ class _DynamicConv(nn.modules.conv._ConvNd):
             Output (N, C_out, T', H', W'), and what was decided.
         """
         answer = fetch(weights) if isinstance(weights, Modulation) else weights
-        y = None
+        y: Tensor | None = None
+        trained: tuple[nn.Module, ...] = ()
         try:
             if self.compiled is not None:
                 y = self.compiled.modulate(self, clips, answer.weights, epilogue)
             if y is None:
-                y = self._execute_all(clips, answer, epilogue)
+                groups = group_by_policy(answer.weights, self.saturation)
+                y = self._execute_all(clips, answer, groups, epilogue)
+                trained = self._trained(groups)
         except FloatingPointError as error:
             raise FloatingPointError(f'{self.layer_name}: {error}') from error
-        return y, LayerDecision(answer, self._cost(clips.shape[2], y))
+        return y, LayerDecision(answer, self._cost(clips.shape[2], y), trained)
 
-    def _execute_all(self, clips: Tensor, answer: Answer, epilogue: Epilogue) -> Tensor:
-        groups = group_by_policy(answer.weights, self.saturation)
+    def _trained(self, groups: list[Group]) -> tuple[nn.Module, ...]:
+        """Cheap operations that groups were executed with, if that has gradients."""
+        if not torch.is_grad_enabled():
+            return ()
+        return tuple(
+            options.cheap[i - 1]
+            for options, active in (
+                (self.channel_options, {i for group in groups for i in group.channel}),
+                (self.temporal_options, {i for group in groups for i in group.temporal}),
+            )
+            for i in active
+            if i
+        )
+
+    def _execute_all(
+        self, clips: Tensor, answer: Answer, groups: list[Group], epilogue: Epilogue
+    ) -> Tensor:
         if len(groups) == 1:
-            return self._execute(clips, groups[0], lambda: answer.modulation, epilogue)
+            shares = functools.partial(answer.shares, self.saturation)
+            return self._execute(clips, groups[0], shares, epilogue)
         return epilogue(self._execute_groups(clips, answer, groups))
 
     def _execute_groups(self, clips: Tensor, answer: Answer, groups: list[Group]) -> Tensor:
@@ -206,12 +228,12 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         rows = [group.rows for group in groups]
 
         @functools.cache
-        def modulations() -> list[Modulation]:
-            parts = (divide(v, rows) for v in answer.modulation)
+        def shares() -> list[Modulation]:
+            parts = (divide(v, rows) for v in answer.shares(self.saturation))
             return [Modulation(*part) for part in zip(*parts, strict=True)]
 
         parts = (
-            self._execute(part, group, lambda i=i: modulations()[i])  # type: ignore[misc]
+            self._execute(part, group, lambda i=i: shares()[i])  # type: ignore[misc]
             for i, (part, group) in enumerate(zip(divide(clips, rows), groups, strict=True))
         )
         return assemble(parts, rows)
@@ -220,7 +242,7 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         self,
         clips: Tensor,
         group: Group,
-        modulation: Callable[[], Modulation],
+        shares: Callable[[], Modulation],
         epilogue: Epilogue = NOTHING,
     ) -> Tensor:
         """Execute a group's clips with one convolution, that of its dearest options.
@@ -228,7 +250,7 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         Args:
             clips: The group's.
             group: Which options have a share.
-            modulation: Makes the group's weights, where options are blended.
+            shares: Makes the shares of the group's clips, where options are blended.
             epilogue: What follows.
         """
         channel, temporal = group.channel[0], group.temporal[0]
@@ -237,14 +259,15 @@ class _DynamicConv(nn.modules.conv._ConvNd):
             return self._whole(clips, epilogue)
         z = self._convolve(clips, channel, temporal)
         frames = self._output_frames(clips.shape[2])
-        if single and self._affine:
+        compiled = torch.is_grad_enabled() and self._blends_compiled(z)
+        if single and self._affine and not compiled:
             factors = self._factors(channel, temporal, z.dtype)
             y = rebuild(z, *factors, frames)
             recompute.offer(y, rebuild, z, *factors, frames)
         else:
-            shared = modulation()
-            y = self._blend(z, frames, shared, group)
-            recompute.offer(y, self._blend, z, frames, shared, group)
+            parts = (None, None) if single else self._parts(shares(), group)
+            y = self._blend(z, frames, parts, group)
+            recompute.offer(y, self._blend, z, frames, parts, group)
         return epilogue(y)
 
     @property
@@ -252,17 +275,26 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         """Whether all cheap operations are."""
         return self.channel_options.affine and self.temporal_options.affine
 
-    def _blend(self, z: Tensor, frames: int, modulation: Modulation, group: Group) -> Tensor:
-        normalised = self.saturation is not None
-        weights = [
-            self._shares(v, active, z.dtype)
-            for v, active in zip(modulation, group[1:], strict=True)
-        ]
-        if self.compiled_blend and normalised and self._affine and compiled_blend.serves(z):
+    def _blends_compiled(self, z: Tensor) -> bool:
+        """Whether compiled code blends what was computed."""
+        possible = self.compiled_blend and self.saturation is not None and self._affine
+        return possible and compiled_blend.serves(z)
+
+    def _blend(self, z: Tensor, frames: int, parts: Any, group: Group) -> Tensor:
+        """Blend what a group's dearest options compute, with what :meth:`_parts` returned."""
+        if self._blends_compiled(z):
             options = (self.channel_options, self.temporal_options)
-            return compiled_blend.blend(z, options, weights, group[1:], frames)
-        y = self.channel_options(z, weights[0], group.channel, normalised)
-        return self.temporal_options(y, weights[1], group.temporal, frames, normalised)
+            return compiled_blend.blend(z, options, parts, group[1:], frames)
+        normalised = self.saturation is not None
+        own, over = (None if part is None else part.to(z.dtype) for part in parts)
+        y = self.channel_options(z, own, group.channel, normalised)
+        return self.temporal_options(y, over, group.temporal, frames, normalised)
+
+    def _parts(self, shares: Modulation, group: Group) -> list[Tensor | None]:
+        """Shares of each dimension; None where one option has all, whatever its weight is."""
+        active = zip(shares, group[1:], strict=True)
+        whole = self.saturation is not None
+        return [None if whole and len(options) == 1 else share for share, options in active]
 
     def _factors(self, channel: int, temporal: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Scale and shift, (R, C), of what a pair of options rebuilds from what it computes."""
@@ -270,13 +302,6 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         scale, shift = self.temporal_options.affine_factors(temporal)
         shift = torch.addcmul(shift, scale, channel_shift)
         return (scale * channel_scale).to(dtype), shift.to(dtype)
-
-    def _shares(self, v: Tensor, active: list[int], dtype: torch.dtype) -> Tensor | None:
-        if self.saturation is not None:
-            if len(active) == 1:
-                return None  # one, whatever v is
-            v = shares(v, self.saturation)
-        return v.to(dtype)
 
     def _cost(self, frames: int, y: Tensor) -> LayerCost:
         """Cost of an output of clips with so many frames."""

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .answer import Answer, Weights
 from .blend import sharing
@@ -86,6 +86,8 @@ class LayerDecision(NamedTuple):
 
     answer: Answer
     cost: LayerCost
+    trained: tuple[nn.Module, ...] = ()
+    """Gates and cheap operations all of whose parameters get a gradient from this run."""
 
 
 class ChargedDecision(NamedTuple):
@@ -157,7 +159,8 @@ def gradient_of_charge(
     decisions: Sequence[LayerDecision], device: torch.device | None = None
 ) -> Tensor:
     """Zeros of the shape of :func:`charge`, with the gradient of what is executed."""
-    channel, temporal = (_padded([d.answer.modulation[i] for d in decisions]) for i in (0, 1))
+    weights = [d.answer.shares(None) for d in decisions]
+    channel, temporal = (_padded(list(dimension)) for dimension in zip(*weights, strict=True))
     units, channels, frames = _sizes(tuple(d.cost for d in decisions), device)
     executed = straight_through(channel, channels) * straight_through(temporal, frames) * units
     return F.pad((executed - executed.detach())[..., None], (0, len(COLUMNS) - 1))
@@ -199,7 +202,7 @@ def straight_through(v: Tensor, sizes: Tensor) -> Tensor:
     sum_i sizes_i a_i prod_{k<i} (1 - a_k).
 
     Args:
-        v: Weights of the options, (N, L, options).
+        v: Weights of the options, (N, L, options), zeros behind them included.
         sizes: What each option computes, (L, options).
 
     Returns:
@@ -208,7 +211,7 @@ def straight_through(v: Tensor, sizes: Tensor) -> Tensor:
     v = v.double()
     on = (v > 0).double() + (v - v.detach())
     total, all_off = torch.zeros_like(on[..., 0]), torch.ones_like(on[..., 0])
-    for i in range(v.shape[-1]):
+    for i in range(sizes.shape[-1]):
         total = total + sizes[..., i] * on[..., i] * all_off
         all_off = all_off * (1 - on[..., i])
     return total

@@ -66,7 +66,8 @@ class Forced:
                 )
             )
 
-        return Answer(weights * clips if len(weights) < clips else weights[:clips], modulation)
+        every = weights * clips if len(weights) < clips else weights[:clips]
+        return Answer(every, modulation, constant=True)
 
     def _one_hot(self, dimension: int, number: int) -> Tensor:
         return F.one_hot(self.options[:, dimension].clamp(max=number - 1), number)

@@ -65,7 +65,7 @@ def convolve(
             x,
             lambda lines: conv2d(
                 lines,
-                weight[..., 0],
+                weight.squeeze(-1),
                 bias,
                 (stride[0], 1),
                 (padding[0], 0),
@@ -78,7 +78,7 @@ def convolve(
             x,
             stride[0],
             lambda frames: conv2d(
-                frames, weight[:, :, 0], bias, stride[1:], padding[1:], dilation[1:], groups
+                frames, weight.squeeze(2), bias, stride[1:], padding[1:], dilation[1:], groups
             ),
         )
     return F.conv3d(x, weight, bias, tuple(stride), tuple(padding), tuple(dilation), groups)

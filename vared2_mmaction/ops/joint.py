@@ -11,12 +11,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-import torch
 from torch import Tensor, nn
 
 from .answer import Answer, Modulation
+from .blend import shares
 from .gate import SoftModulationGate, describe, full_precision, open_on_host, open_options
 from .stack import GateStack
+from .together import weigh
 
 
 class Joint:
@@ -35,6 +36,7 @@ class Joint:
         self._gates: list[SoftModulationGate] = [layer.gate for layer in layers]  # type: ignore[misc]
         self._v = _weigh(self._gates, clips) if stack is None else stack(clips)
         self._opened: dict[int, Tensor] = {}
+        self._divided: dict[tuple[int, float | None], list[Modulation]] = {}
 
     @functools.cached_property
     def _fetched(self) -> list[list[list[list[float]]]]:
@@ -64,27 +66,42 @@ class Joint:
         ]
 
         def modulation() -> Modulation:
-            opened = self._open(temporal_options)
-            return Modulation(*(opened[:, row, i, :n] for i, n in enumerate(numbers)))
+            opened = self._divide(temporal_options)[row]
+            return Modulation(
+                *(v if v.shape[1] == n else v[:, :n] for v, n in zip(opened, numbers, strict=True))
+            )
 
-        return Answer(weights, modulation)
+        return Answer(weights, modulation, lambda s: self._divide(temporal_options, s)[row])
+
+    def _divide(self, temporal_options: int, saturation: float | None = None) -> list[Modulation]:
+        """Shares of each layer, or weights, as many as the layer with most options has."""
+        key = temporal_options, saturation
+        if key not in self._divided:
+            v = self._open(temporal_options)
+            parts = (v if saturation is None else shares(v, saturation)).unbind()
+            self._divided[key] = [
+                Modulation(*pair) for pair in zip(parts[::2], parts[1::2], strict=True)
+            ]
+        return self._divided[key]
 
     def _open(self, temporal_options: int) -> Tensor:
+        """Weights of the channel and temporal options of each layer in turn, (2 layers, N,
+        options); what of it is one layer's lies dense."""
         if temporal_options not in self._opened:  # once for all layers of that length
             options = tuple(
                 (g.channel_options, min(g.temporal_options, temporal_options), g.floor)
                 for g in self._gates
             )
-            self._opened[temporal_options] = open_options(self._v, options)
+            opened = open_options(self._v, options)
+            rows = opened.permute(1, 2, 0, 3).flatten(0, 1).contiguous()
+            self._opened[temporal_options] = rows
         return self._opened[temporal_options]
 
 
 def _weigh(gates: Sequence[SoftModulationGate], clips: Tensor) -> Tensor:
     """Weights before any option is switched off, (N, L, 2, options)."""
-    width = max(g.width for g in gates)
     with full_precision(clips):
-        described = describe(clips, gates[0].motion, gates[0].fc1.weight.dtype)
-        return torch.stack([g.weigh(described, width) for g in gates], 1)
+        return weigh(gates, describe(clips, gates[0].motion, gates[0].fc1.weight.dtype))
 
 
 _joint: ContextVar[Joint | None] = ContextVar('vared2_joint', default=None)

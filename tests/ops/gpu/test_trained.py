@@ -34,6 +34,9 @@ CASES = [  # clips, channels, frames, active channel options, active temporal op
     (2, 8, 8, [0, 2], [1]),
     (2, 9, 8, [1, 3], [0, 2]),
     (1, 1, 4, [0], [0, 1]),
+    (2, 10, 6, [1], [0]),  # nothing is blended: no dimension has shares
+    (2, 7, 5, [0], [1]),
+    (3, 10, 7, [2], [2]),
 ]
 
 
@@ -135,6 +138,24 @@ def test_half_precision_rounds_only_what_is_written(layout):
             torch.testing.assert_close(a.float(), b, rtol=2**-7, atol=2**-6 * scale)
 
 
+def test_shares_stay_in_single_precision_where_maps_do_not():
+    """And they may lie behind others, and have columns for options that there are not."""
+    case = CASES[0]
+
+    def blend_whole(z, options, shares, active, frames):
+        rows = torch.nn.functional.pad(torch.stack(list(shares)), (0, 0, 1, 1)).float()
+        return blend(z, options, rows[:, 1:-1].unbind(), active, frames)
+
+    rounded, whole = (
+        run(function, case, 'channels last', torch.bfloat16) for function in (blend, blend_whole)
+    )
+    for i, (a, b) in enumerate(zip(rounded, whole, strict=True)):
+        if i in (2, 3):  # gradients of shares, which are rounded where those are
+            torch.testing.assert_close(a, b, rtol=2**-7, atol=2**-6 * b.abs().mean().item())
+        else:
+            assert a is b is None or torch.equal(a, b)
+
+
 def test_gradients_are_the_same_in_every_run():
     first, second = (run(blend, CASES[0], 'channels last') for _ in range(2))
     for a, b in zip(first, second, strict=True):
@@ -155,6 +176,24 @@ def test_what_wants_no_gradient_gets_none():
     torch.testing.assert_close(*grads)
     with torch.no_grad():
         assert not blend(z, options, (v, v), active, 4).requires_grad
+
+
+def test_what_is_frozen_gets_no_gradient_and_stays_as_it_is():
+    options = ChannelOptions(6, 3, 'affine'), TemporalOptions(6, 3, 'affine')
+    parameters = [p for option in options for p in option.to(DEVICE).parameters()]
+    for parameter in parameters:
+        nn.init.normal_(parameter)
+    z = torch.randn(2, 6, 4, 3, 3, device=DEVICE)
+    v = torch.full((2, 3), 1 / 3, device=DEVICE)
+    active = [0, 1, 2], [0, 1, 2]
+    before = [p.detach().clone() for p in parameters]
+    expected = torch.autograd.grad(blend(z, options, (v, v), active, 4).square().sum(), parameters)
+    for parameter in parameters[::3]:
+        parameter.requires_grad_(False)
+    blend(z, options, (v, v), active, 4).square().sum().backward()
+    for i, (parameter, value) in enumerate(zip(parameters, before, strict=True)):
+        assert torch.equal(parameter, value)
+        assert parameter.grad is None if i % 3 == 0 else torch.equal(parameter.grad, expected[i])
 
 
 def test_what_is_served():

@@ -7,17 +7,17 @@ What that one sums over positions it adds up in an order that only sizes decide,
 are the same in every run. Sums are in float32, whatever the type of the maps.
 """
 
-import itertools
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from ..cheap import ChannelOptions, TemporalOptions
 from ..options import MAX_OPTIONS
+from ..parts import parts_like
 from . import trained_kernels as kernels
 from .launch import INTERPRETED, TYPES
 from .trained_kernels import CHANNELS_FIRST, CHANNELS_LAST, FRAMES_FIRST
@@ -27,6 +27,8 @@ _AXES = {
     CHANNELS_FIRST: (0, 1, 2, 3, 4),
     FRAMES_FIRST: (0, 2, 1, 3, 4),
 }
+_ALIGNED = 16
+"""Elements whose multiples begin where Triton knows that a vector can be written."""
 _PROGRAMS = 1024
 """Programs that share the maps backward: enough to fill a GPU, and each has sums of its own."""
 
@@ -78,13 +80,18 @@ def blend(
         frames,
         2 ** (active[1][-1] - active[1][0]),
     )
-    parameters = itertools.chain.from_iterable(
-        (of.ones, of.zeros) if i == 0 else (of.cheap[i - 1].weight, of.cheap[i - 1].bias)
-        for of, chosen in zip(options, active, strict=True)
-        for i in chosen
-    )
+    factors = (*_factors(channel, active[0]), *_factors(options[1], active[1]))
     rows = (None if p is None else p.contiguous() for p in shares)
-    return _Blend.apply(computed, *rows, of, *parameters)
+    return _Blend.apply(computed, *rows, of, *factors)
+
+
+def _factors(
+    options: ChannelOptions | TemporalOptions, active: Sequence[int]
+) -> Iterator[Tensor | None]:
+    """Weights of as many options as a dimension can have, and then their biases."""
+    cheap: list[Any] = list(options.cheap)
+    yield from _four([cheap[i - 1].weight if i else options.ones for i in active])
+    yield from _four([cheap[i - 1].bias if i else options.zeros for i in active])
 
 
 class _Blended(NamedTuple):
@@ -107,9 +114,20 @@ class _Blended(NamedTuple):
         """Output frames of a period."""
         return self.computed_frames << self.packed[1] % 4
 
+    @property
+    def rows(self) -> int:
+        """Rows of sums over positions; see :func:`_launch_maps`."""
+        return (self.active[0] * self.computed_frames + 1) * self.period
+
+    @property
+    def tasks(self) -> int:
+        """Active channel options and offsets of active temporal ones."""
+        steps = (2 ** (self.packed[1] >> 2 * b & 3) for b in range(self.active[1]))
+        return self.active[0] + sum(steps)
+
     def tile(self, channels: int, area: int, elements: int, line: int) -> dict[str, int]:
         """Channels and positions of a tile, of which ``line`` lie side by side if there are."""
-        channels, area = triton.next_power_of_2(channels), triton.next_power_of_2(area)
+        channels, area = _power_from(channels), _power_from(area)
         if self.layout == CHANNELS_LAST:
             channels = min(channels, line)
             area = min(area, elements // channels)
@@ -117,6 +135,48 @@ class _Blended(NamedTuple):
             area = min(area, max(line, elements // channels))
             channels = min(channels, elements // area)
         return {'CHANNELS': channels, 'AREA': area}
+
+
+class _Launch(NamedTuple):
+    """How a kernel is launched."""
+
+    grid: tuple[int, ...]
+    constants: dict[str, int]
+
+
+# Triton's own are made for kernels, where they may be constants, and take a while on the host.
+def _pieces(length: int, size: int) -> int:
+    return -(-length // size)
+
+
+def _power_from(number: int) -> int:
+    """Smallest power of two that is no less than a number."""
+    return 1 << max(number - 1, 0).bit_length()
+
+
+@functools.lru_cache(maxsize=4096)
+def _forward_launch(of: _Blended, clips: int, area: int) -> _Launch:
+    elements = min(4096, 8192 // of.computed_frames)
+    tile = of.tile(of.channels, area, elements, 64 if of.layout == CHANNELS_LAST else 128)
+    tiles = _pieces(of.channels, tile['CHANNELS']) * _pieces(area, tile['AREA'])
+    return _Launch((tiles, _pieces(of.frames, of.period), clips), _constants(of) | tile)
+
+
+@functools.lru_cache(maxsize=4096)
+def _maps_launch(of: _Blended, clips: int, area: int, size: int, programs: int) -> _Launch:
+    """That of maps of a type with so many bytes."""
+    # Bytes side by side that a memory transaction reads; what a thread holds fits its registers.
+    line = 128 if of.layout != CHANNELS_LAST else 128 // size
+    tile = of.tile(of.kept[0], area, min(512, 1024 // of.computed_frames), line)
+    tiles = _pieces(of.kept[0], tile['CHANNELS'])
+    items = _pieces(area, tile['AREA']) * _pieces(of.frames, of.period)
+    parts = min(items, _pieces(programs, max(tiles * clips, 1)))
+    return _Launch((tiles, parts, clips), _constants(of) | tile)
+
+
+def _constants(of: _Blended) -> dict[str, int]:
+    own, over = of.active
+    return {'OWN': own, 'OVER': over, 'FRAMES': of.computed_frames, 'LAYOUT': of.layout}
 
 
 def _packed(active: Sequence[int]) -> int:
@@ -158,12 +218,6 @@ def _four(values: Sequence[Any], absent: Any = None) -> list[Any]:
     return [*values, *[absent] * (MAX_OPTIONS - len(values))]
 
 
-def _arguments(parameters: Sequence[Any], of: _Blended) -> list[list[Any]]:
-    """Weights and biases of channel options, and those of temporal ones."""
-    own, over = parameters[: 2 * of.active[0]], parameters[2 * of.active[0] :]
-    return [_four(v) for v in (own[::2], own[1::2], over[::2], over[1::2])]
-
-
 class _Blend(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -172,41 +226,44 @@ class _Blend(torch.autograd.Function):
         p: Tensor | None,
         q: Tensor | None,
         of: _Blended,
-        *parameters: Tensor,
+        *factors: Tensor | None,
     ) -> Tensor:
-        ctx.save_for_backward(computed, p, q, *parameters)
+        ctx.save_for_backward(computed, p, q, *factors)
         ctx.of = of
-        return _launch_forward(computed, p, q, of, parameters)
+        with torch.cuda.device_of(computed):
+            return _launch_forward(computed, p, q, of, factors)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        computed, p, q, *parameters = ctx.saved_tensors
+        computed, p, q, *factors = ctx.saved_tensors
         of = ctx.of
-        of_computed, sums = _launch_maps(_laid(gradient, of.layout), computed, p, q, of, parameters)
         wanted = ctx.needs_input_grad[4:]
-        into = [torch.empty_like(parameter) for parameter in parameters]
-        of_shares = _launch_factors(sums, p, q, of, parameters, into)
-        own = (g if want else None for g, want in zip(into, wanted, strict=True))
+        made = parts_like(
+            [f for f, want in zip(factors, wanted, strict=True) if want], torch.empty, _ALIGNED
+        )
+        own = [next(made) if want else None for want in wanted]
+        with torch.cuda.device_of(computed):
+            gradient = _laid(gradient, of.layout)
+            of_computed, sums = _launch_maps(gradient, computed, p, q, of, factors)
+            of_shares = _launch_factors(sums, p, q, of, factors, own)
         return of_computed, *of_shares, None, *own
 
 
 def _launch_forward(
-    computed: Tensor, p: Tensor | None, q: Tensor | None, of: _Blended, parameters: Sequence[Tensor]
+    computed: Tensor,
+    p: Tensor | None,
+    q: Tensor | None,
+    of: _Blended,
+    factors: Sequence[Tensor | None],
 ) -> Tensor:
     y = _empty(computed, of.channels, of.frames, of.layout)
     area = math.prod(computed.shape[3:])
-    elements = min(4096, 8192 // of.computed_frames)
-    tile = of.tile(of.channels, area, elements, 64 if of.layout == CHANNELS_LAST else 128)
-    tiles = triton.cdiv(of.channels, tile['CHANNELS']) * triton.cdiv(area, tile['AREA'])
-    grid = tiles, triton.cdiv(of.frames, of.period), len(computed)
-    with torch.cuda.device_of(computed):
-        kernels.forward[grid](
-            computed, y, p, q, *itertools.chain(*_arguments(parameters, of)), *_four(of.kept, 0),
-            *of.packed, *_columns(p, q), of.channels, of.frames, area,
-            OWN=of.active[0], OVER=of.active[1], FRAMES=of.computed_frames, LAYOUT=of.layout,
-            **tile, num_warps=4,
-        )  # fmt: skip
+    grid, constants = _forward_launch(of, len(computed), area)
+    kernels.forward[grid](
+        computed, y, p, q, *factors, *_four(of.kept, 0), *of.packed, *_columns(p, q), of.channels,
+        of.frames, area, **constants, num_warps=4,
+    )  # fmt: skip
     return y
 
 
@@ -216,7 +273,7 @@ def _launch_maps(
     p: Tensor | None,
     q: Tensor | None,
     of: _Blended,
-    parameters: Sequence[Tensor],
+    factors: Sequence[Tensor | None],
 ) -> tuple[Tensor, Tensor]:
     """Gradient of what was computed, and sums over positions, (N, parts, rows, C).
 
@@ -226,23 +283,14 @@ def _launch_maps(
     n, channels, frames = computed.shape[:3]
     area = math.prod(computed.shape[3:])
     of_computed = _empty(computed, channels, frames, of.layout)
-    # Bytes side by side that a memory transaction reads; what a thread holds fits its registers.
-    line = 128 if of.layout != CHANNELS_LAST else 128 // computed.element_size()
-    tile = of.tile(channels, area, min(512, 1024 // of.computed_frames), line)
-    tiles = triton.cdiv(channels, tile['CHANNELS'])
-    items = triton.cdiv(area, tile['AREA']) * triton.cdiv(of.frames, of.period)
-    parts = min(items, triton.cdiv(_PROGRAMS, max(tiles * n, 1)))
-    rows = (of.active[0] * of.computed_frames + 1) * of.period
-    sums = computed.new_empty(n, parts, rows, of.channels, dtype=torch.float32)
-    own, _, over, _ = _arguments(parameters, of)
-    with torch.cuda.device_of(computed):
-        # Of one warp, which sums over positions without waiting for others.
-        kernels.backward_maps[tiles, parts, n](
-            gradient, computed, of_computed, sums, p, q, *own, *over, *_four(of.kept, 0),
-            *of.packed, *_columns(p, q), of.channels, of.frames, area,
-            OWN=of.active[0], OVER=of.active[1], FRAMES=of.computed_frames, LAYOUT=of.layout,
-            **tile, num_warps=1,
-        )  # fmt: skip
+    grid, constants = _maps_launch(of, n, area, computed.element_size(), _PROGRAMS)
+    sums = computed.new_empty(n, grid[1], of.rows, of.channels, dtype=torch.float32)
+    # Of one warp, which sums over positions without waiting for others.
+    kernels.backward_maps[grid](
+        gradient, computed, of_computed, sums, p, q, *factors[:MAX_OPTIONS],
+        *factors[2 * MAX_OPTIONS : 3 * MAX_OPTIONS], *_four(of.kept, 0), *of.packed,
+        *_columns(p, q), of.channels, of.frames, area, **constants, num_warps=1,
+    )  # fmt: skip
     return of_computed, sums
 
 
@@ -251,30 +299,31 @@ def _launch_factors(
     p: Tensor | None,
     q: Tensor | None,
     of: _Blended,
-    parameters: Sequence[Tensor],
-    into: Sequence[Tensor],
+    factors: Sequence[Tensor | None],
+    wanted: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
-    """Gradients of the shares; those of the parameters are written."""
+    """Gradients of the shares; those of factors are written where they are wanted."""
+    # All that is not wanted is written to one place, instead of by kernels of another kind.
+    pairs = list(zip(factors, wanted, strict=True))
+    sizes = [f.numel() for f, into in pairs if f is not None and into is None]
+    nowhere = sums.new_empty(max(sizes, default=0))
+    into = [nowhere if f is not None and to is None else to for f, to in pairs]
     n, parts, _, channels = sums.shape
-    steps = (2 ** (of.packed[1] >> 2 * b & 3) for b in range(of.active[1]))
-    tasks, block = of.active[0] + sum(steps), 32
-    tiles = triton.cdiv(channels, block)
+    tasks, block = of.tasks, 32
+    tiles = _pieces(channels, block)
     partial = sums.new_empty(n, tasks, tiles)
-    clips = min(8, triton.next_power_of_2(max(n, 1)))
     found = [None if share is None else torch.empty_like(share) for share in (p, q)]
     active = {'OWN': of.active[0], 'OVER': of.active[1]}
-    with torch.cuda.device_of(sums):
-        kernels.backward_factors[tiles, tasks](
-            sums, partial, p, q, *itertools.chain(*_arguments(parameters, of)),
-            *itertools.chain(*_arguments(into, of)), *_four(of.kept, 0), *of.packed,
-            *_columns(p, q), channels, n, parts, **active, FRAMES=of.computed_frames, CLIPS=clips,
-            CHANNELS=block, num_warps=2,
+    kernels.backward_factors[tiles, tasks](
+        sums, partial, p, q, *factors, *into, *_four(of.kept, 0), *of.packed, *_columns(p, q),
+        channels, n, parts, **active, FRAMES=of.computed_frames, CLIPS=min(8, _power_from(n)),
+        CHANNELS=block, num_warps=2,
+    )  # fmt: skip
+    if any(share is not None for share in found):
+        kernels.backward_shares[(n,)](
+            partial, *found, *of.packed, *_columns(p, q), tiles, tasks, **active, BLOCK=64,
+            num_warps=1,
         )  # fmt: skip
-        if any(share is not None for share in found):
-            kernels.backward_shares[(n,)](
-                partial, *found, *of.packed, *_columns(p, q), tiles, tasks, **active, BLOCK=64,
-                num_warps=1,
-            )  # fmt: skip
     return found
 
 

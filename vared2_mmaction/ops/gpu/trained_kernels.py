@@ -22,11 +22,17 @@ _PARTS = tl.constexpr(4)
 """Sums that are read at once."""
 _VARYING = ['channel', 'temporal', 'p_columns', 'q_columns', 'frames', 'clips', 'parts', 'tiles']
 """Numbers of which no kernel makes a kind of its own."""
+_ROWS = ['p', 'q']
+"""Shares, of which no kernel makes a kind by where their rows begin."""
 
 
 def _kernel(function: Any) -> Any:
     names = function.__code__.co_varnames[: function.__code__.co_argcount]
-    return triton.jit(function, do_not_specialize=[name for name in names if name in _VARYING])
+    return triton.jit(
+        function,
+        do_not_specialize=[name for name in names if name in _VARYING],
+        do_not_specialize_on_alignment=[name for name in names if name in _ROWS],
+    )
 
 
 @triton.jit

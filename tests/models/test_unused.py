@@ -1,0 +1,234 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""Every parameter has a gradient after a step, whatever of it was not executed.
+
+``DistributedDataParallel`` waits for all of them.
+"""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import nn
+
+from vared2_mmaction import dynamize, force_policy
+from vared2_mmaction.models import dynamic_layers, force_policies, masking
+from vared2_mmaction.models.dynamize import is_own_parameter
+from vared2_mmaction.models.random_gate import keyed_by
+from vared2_mmaction.ops import Modulation
+from vared2_mmaction.ops.unused import with_zero_gradients
+
+from ..compiling import needs_compiler
+from .backbones import STOCK, dynamic, listed
+
+SMALL = {'stage_blocks': (1, 1, 1, 1)}
+
+
+class PartlyUsedGate(nn.Module):
+    """Of another kind: all options open, by some of its parameters, or by none."""
+
+    def __init__(self, channel_options, constant):
+        super().__init__()
+        self.channel_options, self.constant = channel_options, constant
+        self.used, self.unused = (nn.Parameter(torch.ones(1)) for _ in range(2))
+
+    def macs(self):
+        return 0
+
+    def forward(self, x, temporal_options):
+        one = self.used.detach() if self.constant else self.used
+        numbers = (self.channel_options, temporal_options)
+        return Modulation(*((one / 2).expand(len(x), n) for n in numbers))
+
+
+def close(net, which):
+    """Gates that close options: 'dear' ones, 'cheap' ones, or others for 'each' clip."""
+    for layer in dynamic_layers(net).values():
+        gate = layer.gate
+        with torch.no_grad():
+            gate.fc2.bias.fill_(-5)
+            first = (0, gate.channel_options)
+            last = (gate.channel_options - 1, gate.channel_options + gate.temporal_options - 1)
+            if which == 'each':
+                gate.fc2.bias.zero_()
+                gate.fc2.weight.normal_(std=5)
+            else:
+                gate.fc2.bias[list(last if which == 'dear' else first)] = 5
+
+
+def forced_each(net):
+    layers = len(dynamic_layers(net))
+    return force_policies(net, torch.randint(3, (2, layers, 2)))
+
+
+def forced_some(net):
+    """A policy on every other layer."""
+    return force_policy(nn.ModuleList(list(dynamic_layers(net).values())[::2]), 1, 2)
+
+
+POLICIES = {
+    'free': lambda net: nullcontext(),
+    'dear closed': lambda net: close(net, 'dear') or nullcontext(),
+    'cheap closed': lambda net: close(net, 'cheap') or nullcontext(),
+    'mixed': lambda net: close(net, 'each') or nullcontext(),
+    'masking': masking,
+    'channel 0 temporal 0': lambda net: force_policy(net, 0, 0),
+    'channel 1 temporal 0': lambda net: force_policy(net, 1, 0),
+    'channel 0 temporal 2': lambda net: force_policy(net, 0, 2),
+    'channel 2 temporal 1': lambda net: force_policy(net, 2, 1),
+    'forced each': forced_each,
+    'forced some': forced_some,
+}
+OPTIONS = {
+    'default': {},
+    'block': {'gate_input': 'block'},
+    'block, stick': {'gate_input': 'block', 'saturation': 0.5},
+    'not normalised': {'normalise': False},
+    'depthwise channels': {'channel_operation': 'depthwise'},
+    'depthwise frames': {'temporal_operation': 'depthwise', 'gate_input': 'block'},
+    'channel only': {'temporal': 1},
+    'temporal only': {'channel': 1, 'gate_input': 'block'},
+    'recompute': {'recompute': True},
+}
+
+
+def step(net, x, context=None):
+    """Forward and backward pass; the names of parameters whose gradient is wrong."""
+    net.train()
+    with context or nullcontext():
+        features, decisions = net(x)
+        # Within the context, as checkpointed blocks are run again.
+        (sum(f.sum() for f in listed(features)) + decisions[..., 0].sum()).backward()
+    return [key for key, p in net.named_parameters() if p.requires_grad == (p.grad is None)]
+
+
+@pytest.mark.parametrize('policy', POLICIES)
+@pytest.mark.parametrize('options', OPTIONS)
+def test_every_policy_of_every_kind(options, policy):
+    net = dynamic('ResNet2Plus1d', OPTIONS[options], **SMALL)
+    assert step(net, torch.randn(2, 3, 8, 16, 16), POLICIES[policy](net)) == []
+
+
+@needs_compiler
+@pytest.mark.parametrize('policy', POLICIES)
+def test_compiled_blending(policy):
+    net = dynamic('ResNet2Plus1d', {'compiled': True, 'gate_input': 'block'}, **SMALL)
+    assert step(net, torch.randn(2, 3, 8, 16, 16), POLICIES[policy](net)) == []
+
+
+@pytest.mark.parametrize('policy', ['free', 'mixed', 'channel 1 temporal 0', 'forced some'])
+@pytest.mark.parametrize('options', ['default', 'block'])
+@pytest.mark.parametrize(
+    ('frames', 'clips', 'more'), [(8, 1, {}), (1, 2, {}), (8, 2, {'with_cp': True})], ids=str
+)
+def test_short_or_single_clips_and_checkpointed_blocks(options, policy, frames, clips, more):
+    net = dynamic('ResNet2Plus1d', OPTIONS[options], **SMALL, **more)
+    assert step(net, torch.randn(clips, 3, frames, 40, 40), POLICIES[policy](net)) == []
+
+
+@pytest.mark.parametrize('policy', ['free', 'dear closed', 'mixed', 'channel 2 temporal 1'])
+@pytest.mark.parametrize('name', ['ResNet', 'X3D', 'ResNet3dSlowFast'])
+def test_other_networks(name, policy):
+    net = dynamic(name, {'gate_input': 'block'})
+    assert step(net, torch.randn(STOCK[name][1]), POLICIES[policy](net)) == []
+
+
+@pytest.mark.parametrize('constant', [False, True])
+def test_gates_of_another_kind(constant):
+    net = dynamic('ResNet2Plus1d', **SMALL)
+    for layer in dynamic_layers(net).values():
+        layer.gate = PartlyUsedGate(len(layer.channel_options.kept), constant)
+    assert step(net, torch.randn(2, 3, 8, 16, 16)) == []
+
+
+def test_drawn_policies():
+    gate = {'type': 'RandomPolicyGate', 'thrift': 0.7}
+    net, x = dynamic('ResNet2Plus1d', {'gate': gate}, **SMALL), torch.randn(2, 3, 8, 16, 16)
+    assert step(net, x, keyed_by(x)) == []
+
+
+@pytest.mark.parametrize('policy', ['free', 'channel 1 temporal 0'])
+def test_what_is_frozen_gets_no_gradient(policy):
+    net = dynamic('ResNet2Plus1d', {'gate_input': 'block'}, frozen_stages=2, **SMALL)
+    for number, layer in enumerate(dynamic_layers(net).values()):
+        layer.gate.fc1.requires_grad_(number % 2 == 0)
+        layer.channel_options.requires_grad_(number % 3 == 0)
+        layer.weight.requires_grad_(number % 4 == 0)
+    assert step(net, torch.randn(2, 3, 8, 16, 16), POLICIES[policy](net)) == []
+
+
+class Unusual(nn.Module):
+    """Layers that run twice with other policies, without gradients, or never."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.twice, self.once, self.without, self.never = (
+            nn.Conv3d(4, 4, 3, padding=1) for _ in range(5)
+        )
+
+    def forward(self, x):
+        x = self.twice(self.stem(x))
+        x = self.twice(x[:, :, :2])  # of fewer frames, with fewer options
+        with torch.no_grad():
+            kept = self.without(x)
+        return self.once(x) + kept
+
+
+@pytest.mark.parametrize('policy', POLICIES)
+def test_layers_that_run_twice_without_gradients_or_never(policy):
+    net = dynamize(Unusual(), layers='twice|once|without|never')
+    for name in ('without', 'never'):
+        for parameter in (layer := net.get_submodule(name)).weight, layer.bias:
+            parameter.requires_grad_(False)  # a stock network would not train them either
+    x = torch.randn(2, 4, 8, 5, 5)
+    assert step(net, x, POLICIES[policy](net)) == []
+    never = [p.grad for p in net.never.parameters() if p.requires_grad]
+    assert never
+    assert not any(grad.any() for grad in never)
+
+
+@pytest.mark.parametrize('policy', ['dear closed', 'mixed', 'forced some'])
+def test_only_what_is_unused_has_a_gradient_of_zero(policy):
+    net, x = dynamic('ResNet2Plus1d', **SMALL), torch.randn(2, 3, 8, 16, 16)
+    net.norm_eval = True
+    gradients = []
+    for training in (False, True):
+        torch.manual_seed(0)
+        net.zero_grad()
+        net.train(training)
+        with POLICIES[policy](net):
+            features, decisions = net(x)
+        (features.sum() + decisions[..., 0].sum()).backward()
+        gradients.append({key: p.grad for key, p in net.named_parameters()})
+    evaluated, trained = gradients
+    assert None in evaluated.values()
+    for key, gradient in evaluated.items():
+        expected = torch.zeros_like(trained[key]) if gradient is None else gradient
+        torch.testing.assert_close(trained[key], expected)
+
+
+def test_nothing_is_kept_or_made_without_need():
+    x = torch.randn(3, dtype=torch.float64, requires_grad=True)
+    given = [nn.Parameter(torch.randn(n)) for n in (3, 1, 4)]
+    given.append(nn.Parameter(torch.randn(2, 3, 1)))
+    given += [nn.Parameter(torch.randn(2, 2, dtype=dtype)) for dtype in (torch.half, torch.double)]
+    frozen = nn.Parameter(torch.randn(2), requires_grad=False)
+    y = with_zero_gradients(x, iter([*given, frozen]))
+    assert torch.equal(y, x)
+    (y * given[0]).sum().backward()
+    assert torch.equal(x.grad, given[0].double())
+    assert torch.equal(given[0].grad, x.float())
+    for parameter in given[1:]:
+        assert torch.equal(parameter.grad, torch.zeros_like(parameter))
+    single = [p.grad.untyped_storage().data_ptr() for p in given[1:4]]
+    assert len(set(single)) == 1  # not copied
+    assert frozen.grad is None
+    assert with_zero_gradients(x, [frozen]) is x
+
+
+def test_own_parameters_are_gates_and_cheap_operations():
+    net = dynamize(Unusual(), layers='never')
+    own = {key for key, _ in net.named_parameters() if is_own_parameter(key)}
+    net(torch.randn(2, 4, 8, 5, 5))
+    net.train()
+    net(torch.randn(2, 4, 8, 5, 5))[1].sum().backward()
+    assert {key for key, p in net.named_parameters() if p.grad is not None} == own
