@@ -23,28 +23,12 @@ pytest.importorskip('triton')
 
 from vared2_mmaction.ops.gpu import layer as module
 from vared2_mmaction.ops.gpu.gates import DeviceGates
-from vared2_mmaction.ops.gpu.launch import INTERPRETED
 from vared2_mmaction.ops.gpu.layer import DeviceConv
 from vared2_mmaction.ops.gpu.padded import is_followed, padded_channels, widened
-from vared2_mmaction.ops.gpu.tiles import Tile
 
 pytestmark = needs_kernels
 TWO = ('odd', '2d')
 SAME = {'kernel_size': 3, 'padding': 1}
-LINES = [
-    *(case for case in CASES if case.name in ('plain', 'stick')),
-    Case(
-        'of frames',
-        {
-            'in_channels': 20,
-            'out_channels': 24,
-            **SAME,
-            'kernel_size': (1, 3, 3),
-            'padding': (0, 1, 1),
-        },
-    ),
-    Case('of a 2-D layer', {'in_channels': 4, 'out_channels': 7, **SAME}, rank=2),
-]
 NAMES = ('plain', 'odd', 'stride', 'dilation', 'one frame', 'one channel', 'stick', '2d')
 SERVED = [
     *(case for case in CASES if case.name in (*NAMES, 'vectors', 'four options', 'channel only')),
@@ -189,26 +173,6 @@ def test_stock_convolutions(rank, channels):
         with torch.autocast(DEVICE, HALF):
             torch.testing.assert_close(conv(x).float(), expected, rtol=0.05, atol=0.05)
     assert conv.compiled._made is not None
-
-
-@pytest.mark.parametrize('forced', [None, [[1, 1]], [[0, 2], [5, 0]]], ids=str)
-@pytest.mark.parametrize('case', LINES, ids=lambda case: case.name)
-def test_taps_of_a_line_share_what_is_read(case, forced, monkeypatch):
-    sizes = (16, 16, 16) if INTERPRETED else (64, 32, 32)
-    known = Tile(sizes, registers=None, lines=True)
-    monkeypatch.setattr(module, 'tiles', lambda dtype: [known])
-    layer, twin = pair(case)
-    x = inputs(case, layer, 3)
-    forced = None if forced is None else Forced(torch.tensor(forced)[torch.arange(3) % len(forced)])
-    layer.forced = twin.forced = forced
-    found = run(layer, x)
-    equal(found, run(twin, x))
-    assert isinstance(layer.compiled._made, tuple)  # it was by kernels
-    residual = torch.randn_like(found[0])
-    layer.relu = twin.relu = True
-    equal(run(layer, x, residual), run(twin, x, residual))
-    layer.skip = False
-    equal(run(layer, x), run(twin, x))
 
 
 @pytest.mark.parametrize('way', [0, 1, 2, 3])

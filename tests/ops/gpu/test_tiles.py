@@ -9,7 +9,7 @@ import torch
 pytest.importorskip('triton')
 
 from vared2_mmaction.ops.gpu import tiles
-from vared2_mmaction.ops.gpu.tiles import Tile, fastest
+from vared2_mmaction.ops.gpu.tiles import fastest
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 
@@ -60,8 +60,3 @@ def test_nothing_is_measured_while_a_graph_is_captured(monkeypatch):
     monkeypatch.setattr(tiles, 'INTERPRETED', False)
     monkeypatch.setattr(torch.cuda, 'is_current_stream_capturing', lambda: True)
     assert fastest('key', failing) == 0
-
-
-def test_rows_at_the_ends_of_a_tile_are_no_positions():
-    assert Tile((64, 32, 32)).positions == 64
-    assert Tile((64, 32, 32), lines=True).positions == 62

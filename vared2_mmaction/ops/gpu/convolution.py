@@ -36,7 +36,7 @@ def convolve(
     v_clip, v_temporal, forced_clip, channel_options, temporal_options, table_pair,
     table_options, floor, saturation, is_forced, skip, has_residual, relu, multiple, zero,
     GATED: tl.constexpr, BOUNDED: tl.constexpr, PLACED: tl.constexpr, DILATED: tl.constexpr,
-    ALIGNED: tl.constexpr, PRECISION: tl.constexpr, CLIPS: tl.constexpr, LINES: tl.constexpr,
+    ALIGNED: tl.constexpr, PRECISION: tl.constexpr, CLIPS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     clip = tl.arange(0, CLIPS)
@@ -62,9 +62,7 @@ def convolve(
     kept_c = tl.where(skip != 0, kept_channels(channels, option_c, multiple), channels)
     kept_t = tl.where(skip != 0, (frames + (1 << option_t) - 1) >> option_t, frames)
     across = tl.cdiv(kept_c, COLUMNS)
-    # Of neighbours in a line, a row at each end of a tile is there for the next row's sake.
-    INNER: tl.constexpr = ROWS - 2 if LINES else ROWS
-    tiles = tl.where(clip < clips, across * tl.cdiv(kept_t * area, INNER), 0)
+    tiles = tl.where(clip < clips, across * tl.cdiv(kept_t * area, ROWS), 0)
     ends = tl.cumsum(tiles, 0)
     depth = tl.arange(0, DEPTH)
     steps = tl.cdiv(channels_in, DEPTH)
@@ -79,7 +77,7 @@ def convolve(
         stride = 1 << temporal_option
         pace = tl.where(skip != 0, stride, 1)
         computed_frames = of_clip(kept_t, clip, here)
-        first_row = (local // columns) * INNER - (1 if LINES else 0)
+        first_row = (local // columns) * ROWS
         first_column = (local % columns) * COLUMNS
         row = first_row + tl.arange(0, ROWS)
         frame = _quotient(row, area)
@@ -94,17 +92,14 @@ def convolve(
         else:
             at = from_frame * x_frame + from_line * x_row + from_place * x_column
         rows = computed_frames * area
-        there = (row >= 0) & (row < rows)
+        there = row < rows
         seen = there.to(tl.int32)
         if BOUNDED:
             seen = _seen(from_frame, kernel_time, apart_time, frames_in, DILATED)
             seen |= _seen(from_line, kernel_height, apart_height, height_in, DILATED) << TAPS
-            if not LINES:
-                in_line = _seen(from_place, kernel_width, apart_width, width_in, DILATED)
-                seen |= in_line << 2 * TAPS
+            in_line = _seen(from_place, kernel_width, apart_width, width_in, DILATED)
+            seen |= in_line << 2 * TAPS
             seen = tl.where(there, seen, 0)
-        if LINES:
-            at += pad_width * x_column  # the middle one of the three taps of a line
         base = x + here.to(tl.int64) * x_clip
         whole = (channel_option == 0) & (temporal_option == 0) & (not blended)
         own_kernels = whole.to(tl.int32)
@@ -113,16 +108,11 @@ def convolve(
         from_x = at[:, None] + depth[None, :]
         from_kernels = (tl.arange(0, COLUMNS) * weight_row)[:, None] + depth[None, :]
         total = tl.zeros((ROWS, COLUMNS), tl.float32)
-        before, after = total, total
-        taps_in_line = 1 if LINES else kernel_width
-        tap_step = weight_tap * (3 if LINES else 1)
         tap, tap_time, tap_line, tap_place, block = zero, zero, zero, zero, zero
-        for _ in range(0, kernel_time * kernel_height * taps_in_line * steps):
+        for _ in range(0, kernel_time * kernel_height * kernel_width * steps):
             wanted = 1
             if BOUNDED:
-                wanted = (1 << tap_time) | (1 << (tap_line + TAPS))
-                if not LINES:
-                    wanted |= 1 << (tap_place + 2 * TAPS)
+                wanted = (1 << tap_time) | (1 << (tap_line + TAPS)) | (1 << (tap_place + 2 * TAPS))
             ahead = tap_time * apart_time * x_frame + tap_line * apart_height * x_row
             ahead += tap_place * apart_width * x_column
             first = block * DEPTH
@@ -131,30 +121,18 @@ def convolve(
                 mask=(seen & wanted == wanted)[:, None] & (first + depth < channels_in)[None, :],
                 other=0.0,
             )
-            of_tap = kernels + (tap * tap_step + first)
-            if LINES:  # what is read once is multiplied by three taps
-                b = tl.load(of_tap + from_kernels)
-                before = tl.dot(a, tl.trans(b), before, input_precision=PRECISION)
-                b = tl.load(of_tap + 2 * weight_tap + from_kernels)
-                after = tl.dot(a, tl.trans(b), after, input_precision=PRECISION)
-                of_tap += weight_tap
-            b = tl.load(of_tap + from_kernels)
+            b = tl.load(kernels + (tap * weight_tap + first) + from_kernels)
             total = tl.dot(a, tl.trans(b), total, input_precision=PRECISION)
             # The next channels, then the next tap: counting is cheaper than dividing.
             block, carry = _count(block, 1, steps)
             tap += carry
-            tap_place, carry = _count(tap_place, carry, taps_in_line)
+            tap_place, carry = _count(tap_place, carry, kernel_width)
             tap_line, carry = _count(tap_line, carry, kernel_height)
             tap_time += carry
         # Told apart from what is above by a zero, so that it is not kept during the loop.
         row = first_row + zero + tl.arange(0, ROWS)
         column = first_column + tl.arange(0, COLUMNS)
         stored = row < rows
-        if LINES:
-            total += _of_neighbour(before, row, width, -1)
-            total += _of_neighbour(after, row, width, 1)
-            inner = zero + tl.arange(0, ROWS)
-            stored &= (inner > 0) & (inner < ROWS - 1)
         total += tl.load(bias + own_kernels * whole_bias + column)[None, :]
         if invalid:
             total += float('nan')
@@ -208,16 +186,6 @@ def convolve(
                     made += own
                 to += area
                 factors += channels
-
-
-@triton.jit
-def _of_neighbour(values, row, width, step: tl.constexpr):
-    """Values of the previous or the next row of a tile, and zeros where lines begin or end."""
-    ROWS: tl.constexpr = values.shape[0]
-    place = row - _quotient(row, width) * width + step
-    index = tl.minimum(tl.maximum(tl.arange(0, ROWS) + step, 0), ROWS - 1)
-    found = tl.gather(values, tl.broadcast_to(index[:, None], values.shape), 0)
-    return tl.where(((place >= 0) & (place < width))[:, None], found, 0.0)
 
 
 @triton.jit

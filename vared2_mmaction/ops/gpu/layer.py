@@ -54,23 +54,16 @@ class _Launch(NamedTuple):
         """Launch; returns the output (N, C, T, H, W) and what is charged, (N, 5)."""
         y, charged, convolution, blending = self._arguments()
         if len(y):
-            columns, positions = tile.sizes[1], y[0, 0].numel()
-            across = triton.cdiv(y.shape[1], columns)
-            most = len(y) * across * triton.cdiv(positions, tile.positions)
+            rows, columns, _ = tile.sizes
+            positions = y[0, 0].numel()
+            most = len(y) * triton.cdiv(y.shape[1], columns) * triton.cdiv(positions, rows)
             with torch.cuda.device_of(y):
                 grid = (programs(y, tile, most),)
-                convolve[grid](*convolution, tile.lines, *tile.sizes, **tile.options)
+                convolve[grid](*convolution, *tile.sizes, **tile.options)
                 if blending is not None:
                     grid = (programs(y, BLENDING, len(y) * positions),)
                     blend[grid](*blending, *BLENDING.sizes[:2], **BLENDING.options)
         return y, charged
-
-    def tiles(self) -> list[Tile]:
-        """Tiles that can be launched."""
-        made, output = self.made, self.made.output(self.clips)
-        line = made.kernel[2], made.padding[2], made.dilation[2]
-        lines = line == (3, 1, 1) and self._is_placed(output)
-        return [tile for tile in tiles(self.clips.dtype) if lines or not tile.lines]
 
     def compile(self, of: Sequence[Tile]) -> None:
         """Compile what :meth:`go` launches with each tile, side by side. What cannot be compiled
@@ -79,8 +72,7 @@ class _Launch(NamedTuple):
 
         def warm_up(tile: Tile) -> None:
             with torch.cuda.device_of(y), suppress(RuntimeError, CompilationError):
-                arguments = (*convolution, tile.lines, *tile.sizes)
-                convolve.warmup(*arguments, grid=(1,), **tile.options)
+                convolve.warmup(*convolution, *tile.sizes, grid=(1,), **tile.options)
 
         with ThreadPoolExecutor(max(len(of), 1)) as pool:
             list(pool.map(warm_up, of))
@@ -221,7 +213,7 @@ class DeviceConv(Made):
         numbers = owner.num_options(x)
         decided = Decided(v, row, forced, numbers, self._costs(owner, made.output(clips), x.device))
         launch = _Launch(owner, made, _innermost(clips), decided, added, owner.relu)
-        of = launch.tiles()
+        of = tiles(x.dtype)
         y, charged = launch.go(of[fastest(launch.key, lambda: _candidates(launch, of))])
         return hand_over(y, owner._from_clips(y)), charged
 
@@ -252,7 +244,7 @@ class DeviceConv(Made):
         reads_vectors = owner.in_channels % 8 == 0 or is_followed(x)
         writes_vectors = owner.out_channels % 8 == 0 or residual is None
         usual = reads_vectors and writes_vectors
-        of = launch.tiles() if usual else []
+        of = tiles(dtype) if usual else ()
         calls: list[Callable[[], Any]] = [partial(launch.go, tile) for tile in of]
         calls += made.library_calls(owner, x, epilogue)
 

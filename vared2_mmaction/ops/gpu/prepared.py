@@ -17,7 +17,7 @@ from ..packed import version_of
 from .convolution import TAPS
 from .padded import narrowed, padded_channels, widened
 
-_ROWS, _DEPTH = 128, 256
+_ROWS, _DEPTH = 128, 128
 """Output channels, and bytes of input channels, that kernels are padded to: the largest tile."""
 
 

@@ -25,13 +25,6 @@ class Tile(NamedTuple):
     """Of a thread, at most."""
     resident: int = 3
     """Programs that a multiprocessor holds."""
-    lines: bool = False
-    """Whether what is read is multiplied by all three taps of a line at once."""
-
-    @property
-    def positions(self) -> int:
-        """Positions that it writes."""
-        return self.sizes[0] - 2 if self.lines else self.sizes[0]
 
     @property
     def options(self) -> dict[str, Any]:
@@ -43,34 +36,20 @@ class Tile(NamedTuple):
 
 
 _HALF = (
+    Tile((64, 64, 64), registers=128, resident=4),
+    Tile((64, 32, 64), stages=4, registers=128, resident=4),
     Tile((128, 64, 64)),
     Tile((128, 128, 64), 8, 3, 128, 2),
-    Tile((128, 64, 32), stages=4),
-    Tile((64, 64, 64), registers=128, resident=4),
-    Tile((64, 64, 128), registers=128, resident=2),
-    Tile((64, 32, 64), stages=4, registers=128, resident=4),
-    Tile((64, 32, 128), registers=128),
-    Tile((64, 64, 64), lines=True),
-    Tile((64, 64, 64), registers=224, resident=2, lines=True),
-    Tile((64, 32, 64), registers=128, lines=True),
 )
 _SINGLE = (
+    Tile((64, 64, 32), registers=128, resident=4),
+    Tile((64, 32, 32), stages=4, registers=128, resident=4),
     Tile((128, 64, 32)),
     Tile((128, 128, 32), 8, 3, 128, 2),
-    Tile((64, 64, 32), registers=128, resident=4),
-    Tile((64, 64, 64), registers=128, resident=2),
-    Tile((64, 32, 32), stages=4, registers=128, resident=4),
-    Tile((64, 32, 64), registers=128),
-    Tile((64, 64, 32), lines=True),
-    Tile((64, 64, 32), registers=224, resident=2, lines=True),
-    Tile((64, 32, 32), registers=128, lines=True),
 )
-_INTERPRETED = (
-    Tile((512, 64, 64), registers=None),
-    Tile((512, 64, 64), registers=None, lines=True),
-)
+_INTERPRETED = (Tile((512, 64, 32), registers=None),)
 BLENDING = Tile((512 if INTERPRETED else 32, 64, 1), registers=None, resident=2)
-_CALLS = 5
+_CALLS = 3
 _chosen: dict[Hashable, int] = {}
 
 
