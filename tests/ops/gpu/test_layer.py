@@ -242,6 +242,23 @@ def test_what_kernels_do_not_serve_goes_on_as_ever():
         torch.testing.assert_close(layer.double()(x.double()), twin.double()(x.double()))
 
 
+def test_what_kernels_cannot_address_is_not_served():
+    layer, _ = pair(SERVED[0])
+    run(layer, inputs(SERVED[0], layer))
+    made = layer.compiled._made
+
+    def fits(*shape, step=4):
+        frames, height, width = shape[2:]
+        sizes = (step * width * height * frames, 1, step * width * height, step * width, step)
+        return made.fits(torch.empty_strided(shape, sizes, device='meta'))
+
+    assert fits(1, 4, 4, 500, 500)
+    assert not fits(1, 4, 5, 500, 500)  # positions
+    assert fits(2, 4, 4, 64, 64, step=2**15)
+    assert not fits(2, 4, 4, 64, 64, step=2**17)
+    assert not fits(1025, 4, 4, 5, 5)
+
+
 def test_parameters_that_change_are_noticed():
     layer, twin = pair(SERVED[0])
     x = inputs(SERVED[0], layer)

@@ -190,7 +190,7 @@ def convolve(
 
 @triton.jit
 def _quotient(number, by):
-    """Whole quotient of numbers from 0 to 2^21, which takes few instructions in float32."""
+    """Whole quotient of numbers from 0 to 2^20, which takes few instructions in float32."""
     return ((number.to(tl.float32) + 0.5) * (1.0 / by)).to(tl.int32)
 
 

@@ -20,7 +20,7 @@ from ..lazy import Made
 from .blending import blend
 from .convolution import convolve
 from .launch import INTERPRETED, reads
-from .padded import empty_maps, hand_over, is_followed, padded_channels
+from .padded import empty_maps, extent, hand_over, is_followed, padded_channels
 from .prepared import Prepared
 from .tiles import BLENDING, Tile, fastest, programs, tiles
 
@@ -296,7 +296,7 @@ def _innermost(x: Tensor) -> Tensor:
 def _even(x: Tensor) -> Tensor:
     """Clips with channels innermost, and the same step from any position to the next."""
     follows = x.shape[2] == 1 or x.stride(2) == x.shape[3] * x.stride(3)
-    if x.stride(1) == 1 and _lies_even(x) and follows:
+    if x.stride(1) == 1 and _lies_even(x) and follows and extent(x[:1]) < 2**30:
         return x
     return empty_maps(x, x.shape[1], tuple(x.shape[2:])).copy_(x)
 

@@ -49,6 +49,12 @@ def is_followed(x: Tensor) -> bool:
     return getattr(x, _MARK, False)
 
 
+def extent(x: Tensor) -> int:
+    """Elements of the memory from the first of a tensor to the last."""
+    steps = zip(x.shape, x.stride(), strict=True)
+    return 1 + sum((size - 1) * step for size, step in steps if size > 1)
+
+
 def hand_over(x: Tensor, view: Tensor) -> Tensor:
     """The view, which is known to be followed by zeros where its base is."""
     return _marked(view) if is_followed(x) else view

@@ -15,7 +15,7 @@ from ..epilogue import Epilogue
 from ..forms import convolve, has_2d_form
 from ..packed import version_of
 from .convolution import TAPS
-from .padded import narrowed, padded_channels, widened
+from .padded import extent, narrowed, padded_channels, widened
 
 _ROWS, _DEPTH = 128, 128
 """Output channels, and bytes of input channels, that kernels are padded to: the largest tile."""
@@ -112,10 +112,10 @@ class Prepared(NamedTuple):
 
     def fits(self, x: Tensor) -> bool:
         """Whether kernels can address all of an input."""
-        positions = max(math.prod(x.shape[2:]), math.prod(self.output(x)))
-        elements = max(x[0].numel(), math.prod(self.output(x)) * self.weight.shape[1])
+        outputs = math.prod(self.output(x))
         few_taps = max(self.kernel) <= TAPS.value
-        return few_taps and positions < 2**21 and elements < 2**30 and len(x) <= 1024
+        elements = max(extent(x[:1]), outputs * self.weight.shape[1])
+        return few_taps and outputs < 2**20 and elements < 2**30 and len(x) <= 1024
 
     @property
     def geometry(self) -> tuple[tuple[int, ...], ...]:
