@@ -28,13 +28,14 @@ from vared2_mmaction.ops.gpu.padded import is_followed, padded_channels, widened
 
 pytestmark = needs_kernels
 TWO = ('odd', '2d')
+IN_BETWEEN = 'padding in between'
 SAME = {'kernel_size': 3, 'padding': 1}
 NAMES = ('plain', 'odd', 'stride', 'dilation', 'one frame', 'one channel', 'stick', '2d')
 SERVED = [
     *(case for case in CASES if case.name in (*NAMES, 'vectors', 'four options', 'channel only')),
     Case('padding before and after', {'in_channels': 3, 'out_channels': 6, **SAME}, frames=1),
     Case(
-        'padding in between',
+        IN_BETWEEN,
         {'in_channels': 3, 'out_channels': 6, **SAME, 'padding': 2, 'dilation': 2},
         frames=2,
     ),
@@ -202,14 +203,26 @@ def test_every_way_to_convolve_serves_channels_that_fill_no_vector(way, with_res
 
 
 def test_residuals_and_clips_may_lie_anyhow():
-    case = next(case for case in SERVED if case.name == 'vectors')
+    case = next(case for case in SERVED if case.name == 'plain')
     layer, twin = pair(case)
-    x = clips(case, 2).to(DEVICE)
-    y, _ = run(twin, x)
-    residual = torch.randn(2, *y.shape[2:], 3 * y.shape[1], device=DEVICE).movedim(-1, 1)
-    strided = torch.randn(2, 2 * x.shape[1], *x.shape[2:], device=DEVICE)[:, ::2]
-    for added in (residual[:, : y.shape[1]], residual[:, ::3], torch.randn_like(y).contiguous()):
-        equal(run(layer, strided, added), run(twin, strided, added))
+    clips_like = clips(case, 2)
+    y, _ = run(twin, clips_like.to(DEVICE))
+
+    def lying(like):
+        """Maps of a shape in all ways: of more channels, strided, cropped, channels first."""
+        number, channels, frames, height, width = like.shape
+        sizes = (number, frames + 1, height + 2, width + 3, 3 * channels)
+        maps = torch.randn(sizes, device=DEVICE).movedim(-1, 1)
+        cropped = maps[:, :, :frames]
+        yield cropped[..., :channels, :, :, :][..., :height, :width]
+        whole = torch.randn(number, frames, height, width, 3 * channels, device=DEVICE)
+        yield whole.movedim(-1, 1)[:, :channels]
+        yield whole.movedim(-1, 1)[:, ::3]
+        yield torch.randn(like.shape, device=DEVICE)
+
+    for x, residual in zip(lying(clips_like), lying(y), strict=True):
+        assert residual.shape == y.shape
+        equal(run(layer, x, residual), run(twin, x, residual))
 
 
 def test_weights_that_are_not_finite_are_seen_in_the_output():
@@ -240,6 +253,18 @@ def test_what_kernels_do_not_serve_goes_on_as_ever():
     assert layer.compiled._made is None
     with torch.no_grad():
         torch.testing.assert_close(layer.double()(x.double()), twin.double()(x.double()))
+
+
+@pytest.mark.parametrize(
+    ('name', 'taps'),
+    [('plain', (0, 3)), ('padding before and after', (1, 1)), (IN_BETWEEN, (1, 1))],
+)
+def test_taps_that_see_padding_only_are_left_out(name, taps):
+    case = next(case for case in SERVED if case.name == name)
+    layer, _ = pair(case)
+    x = inputs(case, layer)
+    run(layer, x)
+    assert layer.compiled._made.taps_in_time(x) == taps
 
 
 def test_what_kernels_cannot_address_is_not_served():
