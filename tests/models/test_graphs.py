@@ -22,12 +22,11 @@ from vared2_mmaction.models.execution import by_kernels, by_operations, can_exec
 from vared2_mmaction.models.graphs import Graphs
 from vared2_mmaction.ops import gpu
 
-from ..ops.gpu.device import needs_kernels
+from ..ops.gpu.device import EXACT, needs_kernels
 from .backbones import STOCK, dynamic
 from .test_backbones import clips, randomise, randomise_norms, relative
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
-EXACT = {'allow_tf32': False, 'deterministic': False, 'benchmark': False, 'enabled': True}
 
 
 def network(name, **options):

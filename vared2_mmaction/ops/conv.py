@@ -3,7 +3,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -280,7 +280,9 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         possible = self.compiled_blend and self.saturation is not None and self._affine
         return possible and compiled_blend.serves(z)
 
-    def _blend(self, z: Tensor, frames: int, parts: Any, group: Group) -> Tensor:
+    def _blend(
+        self, z: Tensor, frames: int, parts: Sequence[Tensor | None], group: Group
+    ) -> Tensor:
         """Blend what a group's dearest options compute, with what :meth:`_parts` returned."""
         if self._blends_compiled(z):
             options = (self.channel_options, self.temporal_options)

@@ -2,13 +2,13 @@
 """Dynamic convolutions that have taken in the normalisation behind them, for inference."""
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from .answer import Modulation
 from .cheap import PerChannelAffine
 from .compiled import Kernels, Options
 from .conv import DynamicConv2d, DynamicConv3d, Part
@@ -167,8 +167,10 @@ class _TwoKernels(_Tabulated):
         weight = self.folded_weight.view_as(kernels.weight)
         return kernels._replace(weight=weight, bias=self.folded_bias)
 
-    def _blend(self, z: Tensor, frames: int, modulation: Modulation, group: Group) -> Tensor:
-        y = super()._blend(z, frames, modulation, group)  # type: ignore[misc]
+    def _blend(
+        self, z: Tensor, frames: int, parts: Sequence[Tensor | None], group: Group
+    ) -> Tensor:
+        y = super()._blend(z, frames, parts, group)  # type: ignore[misc]
         scale, shift = self.norm.to(y.dtype)
         return torch.addcmul(shift, y, scale, out=None if torch.is_grad_enabled() else y)
 

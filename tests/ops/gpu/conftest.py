@@ -4,10 +4,11 @@
 import pytest
 import torch
 
+from .device import EXACT
+
 
 @pytest.fixture(autouse=True)
 def _exact():
     """Products of float32 that are not rounded to TF32, by kernels and by cuDNN."""
-    flags = {'allow_tf32': False, 'deterministic': False, 'benchmark': False, 'enabled': True}
-    with torch.backends.cudnn.flags(**flags):
+    with torch.backends.cudnn.flags(**EXACT):
         yield

@@ -22,7 +22,7 @@ def empty_maps(like: Tensor, channels: int, sizes: tuple[int, ...], zeros: bool 
         zeros: Whether to write the zeros; otherwise who writes the maps writes those too.
     """
     memory = like.new_empty(len(like), *sizes, padded_channels(channels))
-    if zeros:
+    if zeros and memory.shape[-1] > channels:
         memory[..., channels:].zero_()
     return narrowed(memory.movedim(-1, 1), channels)
 

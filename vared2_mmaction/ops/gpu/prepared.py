@@ -78,7 +78,7 @@ class Prepared(NamedTuple):
             own.stride,
             own.padding,
             own.dilation,
-            None if stock is None else _laid_out(stock, dtype),
+            None if stock is None else _cast(stock, dtype),
             None if stock is None else _with_zeros(stock, dtype),
             (parameters['weight'], parameters['bias']),
             version_of(parameters['weight']),
@@ -101,14 +101,7 @@ class Prepared(NamedTuple):
     def taps_in_time(self, x: Tensor) -> tuple[int, int]:
         """The first tap in time that sees any frame of clips, and how many there are from it to the
         last one: in the last stages of a network most see padding only."""
-        taps, stride, padding, dilation = (sizes[0] for sizes in self.geometry)
-        first = range(-padding, self.output(x)[0] * stride - padding, stride)
-        seeing = [
-            tap
-            for tap in range(taps)
-            if any(0 <= frame + tap * dilation < x.shape[2] for frame in first)
-        ]
-        return (seeing[0], seeing[-1] - seeing[0] + 1) if seeing else (0, taps)
+        return _taps_that_see(x.shape[2], self.output(x)[0], *(sizes[0] for sizes in self.geometry))
 
     def fits(self, x: Tensor) -> bool:
         """Whether kernels can address all of an input."""
@@ -154,24 +147,38 @@ class Prepared(NamedTuple):
         return max(self.padding) > 0
 
 
+@functools.lru_cache(maxsize=1024)
+def _taps_that_see(
+    frames: int, outputs: int, taps: int, stride: int, padding: int, dilation: int
+) -> tuple[int, int]:
+    """See :meth:`Prepared.taps_in_time`."""
+    first = range(-padding, outputs * stride - padding, stride)
+    seeing = [
+        tap for tap in range(taps) if any(0 <= frame + tap * dilation < frames for frame in first)
+    ]
+    return (seeing[0], seeing[-1] - seeing[0] + 1) if seeing else (0, taps)
+
+
 def _kernels(weight: Tensor, rows: int, depth: int) -> Tensor:
     channels, inputs = weight.shape[:2]
     taps = weight.flatten(2).transpose(1, 2)
     return F.pad(taps, (0, depth - inputs, 0, 0, 0, rows - channels)).contiguous()
 
 
+def _cast(kernels: Kernels, dtype: torch.dtype) -> Kernels:
+    weight = kernels.weight.to(dtype, memory_format=torch.channels_last_3d)
+    bias = None if kernels.bias is None else kernels.bias.to(dtype)
+    return kernels._replace(weight=weight, bias=bias)
+
+
 def _with_zeros(kernels: Kernels, dtype: torch.dtype) -> Kernels | None:
     """Kernels for maps with the zeros behind their channels, if there are such zeros."""
-    more = [padded_channels(n) - n for n in kernels.weight.shape[:2]]
-    return _laid_out(kernels, dtype, *more) if any(more) else None
-
-
-def _laid_out(kernels: Kernels, dtype: torch.dtype, outputs: int = 0, inputs: int = 0) -> Kernels:
-    """Kernels in one type, with so many more channels that are zero."""
+    outputs, inputs = (padded_channels(n) - n for n in kernels.weight.shape[:2])
+    if not outputs and not inputs:
+        return None
     weight = F.pad(kernels.weight, (0, 0) * 3 + (0, inputs, 0, outputs))
-    bias = None if kernels.bias is None else F.pad(kernels.bias, (0, outputs)).to(dtype)
-    weight = weight.to(dtype, memory_format=torch.channels_last_3d)
-    return kernels._replace(weight=weight, bias=bias)
+    bias = None if kernels.bias is None else F.pad(kernels.bias, (0, outputs))
+    return _cast(kernels._replace(weight=weight, bias=bias), dtype)
 
 
 def _bias(kernels: Any, rows: int) -> Tensor:
