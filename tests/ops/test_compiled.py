@@ -32,6 +32,7 @@ from vared2_mmaction.ops.compiled import (
     library,
 )
 from vared2_mmaction.ops.compiled_blend import serves
+from vared2_mmaction.ops.decision import COLUMNS, ChargedDecision, charge_on_host
 from vared2_mmaction.ops.epilogue import Epilogue
 from vared2_mmaction.ops.forced import Forced
 from vared2_mmaction.ops.fused import fold_norm
@@ -173,12 +174,8 @@ def test_gate_and_convolution_in_one_call(case, forced):
         assert layer.compiled.forward(layer, x, None) is not None
     torch.testing.assert_close(y, again, rtol=1e-4, atol=1e-4)
     found, wanted = (d.layers[layer.layer_name][0] for d in (decisions, expected))
-    assert found.cost == wanted.cost
-    for own, given in zip(found.answer.weights, wanted.answer.weights, strict=True):
-        for v, w in zip(own, given, strict=True):
-            assert v == pytest.approx(w, abs=1e-5)
-    for v, w in zip(found.answer.modulation, wanted.answer.modulation, strict=True):
-        torch.testing.assert_close(v.float(), w.float(), rtol=0, atol=1e-5)
+    assert isinstance(found, ChargedDecision)
+    assert list(map(tuple, found.charges)) == charge_on_host(wanted)
 
 
 @needs_compiler
@@ -194,10 +191,10 @@ def test_answers_of_gates_in_python():
         answered = GateStack(gates)(x)
         assert not answered.is_contiguous()
         for row, gate in enumerate(gates):
-            _, weights = layer.compiled.forward(layer, x, None, (answered, row))
-            expected = fetch(gate(x, 3)).weights
-            for own, other in zip(weights, expected, strict=True):
-                assert [*own[0], *own[1]] == pytest.approx([*other[0], *other[1]], abs=1e-5)
+            y, charges = layer.compiled.forward(layer, x, None, (answered, row))
+            expected, decision = layer.modulate(x, gate(x, 3))
+            torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+            assert list(map(tuple, charges)) == charge_on_host(decision)
 
 
 @needs_compiler
@@ -308,9 +305,9 @@ def test_what_is_counted_is_what_runs():
             layer(x)  # plans, which takes a convolution of its own
             with FlopCounterMode(display=False) as counter:
                 layer(x)
-        cost = decisions.layers[layer.layer_name][0].cost
-        executed = cost.unit * cost.channels[channel] * cost.frames[temporal]
-        assert counter.get_total_flops() // 2 == executed
+        charges = decisions.layers[layer.layer_name][0].charges[0]
+        assert charges[COLUMNS.index('executed')] == counter.get_total_flops() // 2
+        assert charges[-2:] == [channel, temporal]
 
 
 @needs_compiler

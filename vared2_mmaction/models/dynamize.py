@@ -104,7 +104,7 @@ class DynamicBackbone(nn.Module):
         segments = self.clip_length or 1
         clips = x.shape[0] // segments
         reported = [(name, d) for name, many in decisions.layers.items() for d in many]
-        if any(isinstance(d, ChargedDecision) for _, d in reported):
+        if any(_stayed_on_device(d) for _, d in reported):
             table = self._stack(decisions, clips, x.device)
         else:
             rows = list(self._rows(decisions, clips))
@@ -124,9 +124,9 @@ class DynamicBackbone(nn.Module):
             table = with_zero_gradients(table, self._untrained(decisions))
         if self.clip_length is None:
             return table
-        table = table.repeat_interleave(segments, 0)
-        table[..., -1] = torch.arange(segments, device=x.device).repeat(clips)[:, None]
-        return table
+        table = table.unsqueeze(1).repeat(1, segments, 1, 1)
+        table[..., -1] = torch.arange(segments, device=x.device)[:, None]
+        return table.flatten(0, 1)
 
     def _stack(self, decisions: Decisions, clips: int, device: torch.device) -> Tensor:
         """The same as :meth:`_rows`, of decisions that stayed on the device."""
@@ -143,8 +143,7 @@ class DynamicBackbone(nn.Module):
         fixed = decisions.fixed / max(clips, 1)
         yield [(fixed, fixed, *_ZEROS[2:])] * clips
         for name in self.dynamic_layers:
-            known: Any = decisions.layers.get(name, ())
-            runs = [charge_on_host(d) for d in known]
+            runs = [charge_on_host(d) for d in decisions.layers.get(name, ())]
             # A layer that is run more than once has one row, the sum.
             summed = runs[0] if len(runs) == 1 else [_sum(clip) for clip in zip(*runs, strict=True)]
             yield [(*row, 0.0) for row in summed] or [_ZEROS] * clips
@@ -257,9 +256,13 @@ def build_dynamic_backbone(backbone: dict, dynamic: Mapping[str, Any] | None = N
     return dynamize(MODELS.build(backbone), **(dynamic or {}))
 
 
+def _stayed_on_device(decision: LayerDecision | ChargedDecision) -> bool:
+    return isinstance(decision, ChargedDecision) and isinstance(decision.charges, Tensor)
+
+
 def _charged(decision: LayerDecision | ChargedDecision, device: torch.device) -> Tensor:
-    if isinstance(decision, ChargedDecision):
-        return decision.table
+    if isinstance(decision, ChargedDecision) and isinstance(decision.charges, Tensor):
+        return decision.charges
     return torch.tensor(charge_on_host(decision), dtype=torch.float64, device=device)
 
 

@@ -10,6 +10,7 @@ from mmcv.cnn import ConvModule
 from torch import Tensor, nn
 
 from ..ops import DynamicConv2d, DynamicConv3d
+from ..ops.chain import convolve_in_turn
 from .blocks import insert_mixin, parts_of
 from .forms import FormedConv2d, FormedConv3d
 
@@ -27,11 +28,8 @@ class FusedResidual(nn.Module):
     """What is called one after the other."""
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x
-        for stage in self.stages[:-1]:
-            y = stage(y)
         downsample: Any = self.downsample
-        y = self.stages[-1](y, x if downsample is None else downsample(x))
+        y = convolve_in_turn(self.stages, x, x if downsample is None else downsample(x))
         if getattr(self, 'non_local', False):
             y = self.non_local_block(y)  # type: ignore[operator]
         return y

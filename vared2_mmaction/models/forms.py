@@ -31,6 +31,7 @@ class _Formed(nn.modules.conv._ConvNd):
     relu: bool
     """Whether ReLU follows at once, in a fused network."""
     clip_rows, skip = 1, True
+    gate = gate_stack = forced = None
 
     def _convolve(self, clips: Tensor, residual: Tensor | None) -> Tensor:
         """Convolve (N, C, T, H, W), and do what follows."""

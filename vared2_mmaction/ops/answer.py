@@ -72,12 +72,3 @@ def fetch(modulation: Modulation) -> Answer:
     channels = modulation.channel.shape[1]
     rows = torch.cat(modulation, 1).tolist()
     return Answer([(row[:channels], row[channels:]) for row in rows], lambda: modulation)
-
-
-def known(weights: Sequence[Weights]) -> Answer:
-    """An answer that was found on the host."""
-    return Answer(
-        weights,
-        lambda: Modulation(*map(torch.tensor, map(list, zip(*weights, strict=True)))),
-        constant=True,
-    )

@@ -28,6 +28,7 @@ from torch.utils import cpp_extension
 
 from . import packed
 from .answer import Weights
+from .decision import Charges
 from .epilogue import Epilogue
 from .forms import convolve, has_2d_form
 from .gate import GRID
@@ -60,6 +61,9 @@ class Options(NamedTuple):
     saturation: float
     multiple: int = 1
     """See :func:`~vared2_mmaction.ops.kept`."""
+    costs: tuple[int, int, int, int] = (0, 0, 0, 0)
+    """Multiply-adds of an element that is convolved, of one that is rebuilt in either dimension,
+    and of the gate."""
 
 
 def can_compile() -> bool:
@@ -177,8 +181,10 @@ class _Layer(NamedTuple):
     """The compiled layer of some kernels."""
 
     native: Any
+    decides: bool
+    """Whether the layer has a gate."""
     gates: Any
-    """The layer's own gate, if it has one."""
+    """The layer's own gate, if there is compiled code for it and no block decides."""
     floor: float
     weight: Tensor
     bias: Tensor | None
@@ -194,15 +200,16 @@ class _Layer(NamedTuple):
             len(options.tables[0]),
             [table for tables in options.tables for table in tables],
             options.saturation,
+            options.costs,
             kernels[:2],
             whole[:2],
             list(map(list, kernels[2:])),
             owner.clip_rows,
         )
-        stack, gate = (getattr(owner, name, None) for name in ('gate_stack', 'gate'))
+        stack, gate = owner.gate_stack, owner.gate
         gates = None if stack is None else stack.compiled.native(stack)
         floor = getattr(gate, 'floor', 0.0)  # of other gates the weights are given
-        return cls(native, gates, floor, weight, bias, version_of(weight), {})
+        return cls(native, gate is not None, gates, floor, weight, bias, version_of(weight), {})
 
     def serves(self, weight: Tensor, bias: Tensor | None) -> bool:
         """Whether the parameters are as they were."""
@@ -250,14 +257,53 @@ class _Layer(NamedTuple):
         return False
 
 
+class Executed(NamedTuple):
+    """What layers made of an input, one after the other."""
+
+    layers: int
+    """How many of them were executed."""
+    y: Tensor
+    charges: Sequence[Charges]
+    """What each of them charges the clips; nothing if it is a stock convolution."""
+    missing: tuple[int, ...] | None
+    """What the next one has to plan first."""
+
+
+def execute(
+    layers: Sequence[tuple[Any, tuple[Tensor, int] | None]], x: Tensor, residual: Tensor | None
+) -> Executed:
+    """Convolve by one layer after the other, in one call, as far as there is compiled code.
+
+    Args:
+        layers: Each with what gates of a block have answered for it; see
+            :meth:`CompiledConv.forward`.
+        x: Input of the first, (N, C, T, H, W) or (N T, C, H, W).
+        residual: Added to the output of the last, of its shape.
+
+    Raises:
+        FloatingPointError: If weights of the first layer are not finite; one behind it is left.
+        ValueError: If options are forced for another number of clips.
+    """
+    steps: list[Any] = []
+    for layer, answered in layers:
+        step = layer.compiled.step(layer, x, answered)
+        if step is None:
+            break
+        steps.append(step)
+    if not steps:
+        return Executed(0, x, (), None)
+    added = residual if len(steps) == len(layers) else None
+    return Executed(*library().execute(steps, x, added))
+
+
 class CompiledConv(Made):
     """The convolution of one layer by compiled code.
 
     The layer, a dynamic one or a stock one in its fastest form, is handed over with every call. It
     has ``kernels(whole)``, what it convolves with where nothing is blended or rebuilt or elsewhere,
     as :class:`Kernels`; ``options()``, an :class:`Options`; its ``plans``, whose packed kernels are
-    used; ``relu``, ``skip`` and ``clip_rows``; and for :meth:`forward` a ``gate_stack`` and what is
-    ``forced``.
+    used; ``relu``, ``skip`` and ``clip_rows``; its ``gate`` and ``gate_stack``, None for a stock
+    one; and what is ``forced``.
 
     Where there is no compiled code for an input, the layer goes on as ever: with gradients, under
     autocast, for other types than float32 and other layouts than channels-last.
@@ -274,36 +320,44 @@ class CompiledConv(Made):
         x: Tensor,
         residual: Tensor | None,
         answered: tuple[Tensor, int] | None = None,
-    ) -> tuple[Tensor, list[Weights]] | None:
+    ) -> tuple[Tensor, Charges] | None:
         """Decide by a gate, or as is forced, and convolve.
 
         Args:
-            owner: The layer.
+            owner: The layer, a dynamic one.
             x: Input, (N, C, T, H, W) or (N T, C, H, W).
             residual: Added to the output, of its shape.
             answered: What gates of a block have answered, (N, layers, 2, options), and which of
                 them is the layer's. Without it the layer's own gate is asked.
 
         Returns:
-            Output and the weights of each clip, or None where there is no compiled code.
+            Output and what each clip is charged, or None where there is no compiled code.
 
         Raises:
             FloatingPointError: If weights are not finite.
             ValueError: If options are forced for another number of clips.
         """
-        made, clips = self._current(owner), x.shape[0] // owner.clip_rows
-        gates = answered or (made.gates, 0)
-        if gates[0] is None or clips * owner.clip_rows != len(x):
+        while True:
+            found = execute([(owner, answered)], x, residual)
+            if found.layers:
+                return found.y, found.charges[0]
+            if found.missing is None or not self._current(owner).plan(owner, x, found.missing):
+                return None
+
+    def step(self, owner: Any, x: Tensor, answered: tuple[Tensor, int] | None) -> Any:
+        """A call as compiled code is told of it; None where it cannot be.
+
+        Args:
+            owner: The layer.
+            x: Its input, or that of a layer before it, of as many rows.
+            answered: See :meth:`forward`.
+        """
+        made, (clips, rest) = self._current(owner), divmod(x.shape[0], owner.clip_rows)
+        gates, row = answered or (made.gates, 0)
+        if rest or x.dim() != made.weight.dim() or (made.decides and gates is None):
             return None
         forced = None if owner.forced is None else owner.forced.pairs(clips)
-        while True:
-            y, weights = made.native.forward(
-                *gates, made.floor, x, forced, residual, owner.relu, owner.skip
-            )
-            if isinstance(y, Tensor):
-                return y, weights
-            if y is None or not made.plan(owner, x, y):
-                return None
+        return made.native, gates, row, made.floor, forced, owner.relu, owner.skip
 
     def modulate(
         self, owner: Any, x: Tensor, weights: Sequence[Weights], epilogue: Epilogue

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from . import compiled_blend, recompute
-from .answer import Answer, Modulation, fetch, known
+from .answer import Answer, Modulation, fetch
 from .cheap import ChannelOptions, TemporalOptions
 from .decision import ChargedDecision, LayerConstants, LayerCost, LayerDecision, layer_cost, report
 from .epilogue import NOTHING, Epilogue
@@ -130,7 +130,7 @@ class _DynamicConv(nn.modules.conv._ConvNd):
 
     def _forward_compiled(
         self, x: Tensor, residual: Tensor | None
-    ) -> tuple[Tensor, LayerDecision | ChargedDecision] | None:
+    ) -> tuple[Tensor, ChargedDecision] | None:
         if self.compiled is None:
             return None
         try:
@@ -141,10 +141,8 @@ class _DynamicConv(nn.modules.conv._ConvNd):
             raise FloatingPointError(f'{self.layer_name}: {error}') from error
         if found is None:
             return None
-        y, weights = found
-        if isinstance(weights, Tensor):
-            return y, ChargedDecision(weights)
-        return y, LayerDecision(known(weights), self._cost(self._clip_frames(x), y))
+        y, charges = found
+        return y, ChargedDecision(charges)
 
     def _forward(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, LayerDecision]:
         clips = self._to_clips(x)
@@ -377,10 +375,6 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         """Rows of the input that are a clip."""
         raise NotImplementedError
 
-    def _clip_frames(self, x: Tensor) -> int:
-        """Frames of each clip of an input."""
-        raise NotImplementedError
-
     def _to_clips(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
@@ -400,9 +394,6 @@ class DynamicConv3d(_DynamicConv, nn.Conv3d):
     @property
     def clip_rows(self) -> int:
         return 1
-
-    def _clip_frames(self, x: Tensor) -> int:
-        return x.shape[2]
 
     def _to_clips(self, x: Tensor) -> Tensor:
         if x.dim() != 5:
@@ -431,9 +422,6 @@ class DynamicConv2d(_DynamicConv, nn.Conv2d):
 
     @property
     def clip_rows(self) -> int:
-        return self.num_segments
-
-    def _clip_frames(self, x: Tensor) -> int:
         return self.num_segments
 
     def _to_clips(self, x: Tensor) -> Tensor:

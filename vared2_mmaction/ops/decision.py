@@ -23,6 +23,8 @@ from .answer import Answer, Weights
 from .blend import sharing
 
 COLUMNS = ('executed', 'static', 'overhead', 'p_c', 'p_t')
+Charges = Sequence[Sequence[float]]
+"""What one layer charges each clip: its ``COLUMNS``."""
 
 
 class LayerCost(NamedTuple):
@@ -91,10 +93,10 @@ class LayerDecision(NamedTuple):
 
 
 class ChargedDecision(NamedTuple):
-    """Decision of one layer for N clips that never came to the host."""
+    """Decision of one layer for N clips that was charged where it was made."""
 
-    table: Tensor
-    """What is charged, (N, 5) in float64; the columns are ``COLUMNS``."""
+    charges: Charges | Tensor
+    """What is charged; (N, 5) in float64 if it never came to the host."""
 
 
 @dataclass
@@ -150,8 +152,11 @@ def charge(decisions: Sequence[LayerDecision], device: torch.device | None = Non
     return table + gradient_of_charge(decisions, device) if torch.is_grad_enabled() else table
 
 
-def charge_on_host(decision: LayerDecision) -> list[tuple[float, ...]]:
-    """``COLUMNS`` of one layer for each clip."""
+def charge_on_host(decision: LayerDecision | ChargedDecision) -> Charges:
+    """What one layer charges each clip, which is known on the host."""
+    if isinstance(decision, ChargedDecision):
+        assert not isinstance(decision.charges, Tensor)
+        return decision.charges
     return [_charge(decision.cost, weights) for weights in decision.answer.weights]
 
 

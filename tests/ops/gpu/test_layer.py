@@ -70,7 +70,7 @@ def run(layer, x, *residual):
         y = layer(x, *residual)
     (decision,) = decisions.layers[layer.layer_name]
     if isinstance(decision, ChargedDecision):
-        return y, decision.table.cpu()
+        return y, decision.charges.cpu()
     return y, torch.tensor(charge_on_host(decision), dtype=torch.float64)
 
 

@@ -232,7 +232,7 @@ class DeviceConv(Made):
             Output, or None where kernels do not serve or the layer has options, which are decided
             on the host where it is told their weights.
         """
-        if hasattr(owner, 'gate') or not reads(x):
+        if owner.gate is not None or not reads(x):
             return None
         dtype, x = _computed_in(x)
         made = self._current(owner, dtype)

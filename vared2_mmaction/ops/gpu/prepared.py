@@ -65,7 +65,7 @@ class Prepared(NamedTuple):
         sizes = (channels, _ROWS), (inputs, _DEPTH // dtype.itemsize)
         rows, depth = (-(-n // p) * p for n, p in sizes)
         parameters = owner._parameters
-        stock = None if hasattr(owner, 'gate') else whole
+        stock = whole if owner.gate is None else None
         return cls(
             torch.stack([_kernels(k.weight.to(dtype), rows, depth) for k in both]),
             torch.stack([_bias(k, rows) for k in both]),

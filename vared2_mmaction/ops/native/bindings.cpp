@@ -7,8 +7,9 @@
 #include <torch/csrc/jit/frontend/tracer.h>
 #include <torch/csrc/utils/pybind.h>
 
-#include <cmath>
+#include <tuple>
 
+#include "chain.h"
 #include "clips.h"
 #include "gates.h"
 #include "layer.h"
@@ -31,55 +32,42 @@ bool serves(const at::Tensor& x) {
          !at::autocast::is_autocast_enabled(at::kCPU) && !torch::jit::tracer::isTracing();
 }
 
-void check_finite(const std::vector<Weights>& weights) {
-  for (const Weights& clip : weights)
-    for (const std::vector<float>& dimension : clip)
-      for (float v : dimension)
-        if (!std::isfinite(v)) {
-          PyErr_SetString(PyExc_FloatingPointError, "the weights of the gate are not finite");
-          throw py::error_already_set();
-        }
-}
-
 bool serves(const at::Tensor& x, const std::optional<at::Tensor>& residual) {
   return serves(x) && (!residual || serves(*residual));
-}
-
-// Output, or the key of the plan that is missing.
-py::object execute(const Layer& layer, const at::Tensor& x, const std::vector<Weights>& weights,
-                   const std::optional<at::Tensor>& residual, bool relu, bool skip) {
-  std::variant<at::Tensor, PlanKey> found;
-  {
-    py::gil_scoped_release released;
-    found = layer.execute(x, weights, {residual ? &*residual : nullptr, relu}, skip);
-  }
-  if (auto* key = std::get_if<PlanKey>(&found)) return py::tuple(py::cast(*key));
-  return py::cast(std::get<at::Tensor>(found));
 }
 
 // Output, the key of the plan that is missing, or None where there is no compiled code.
 py::object modulate(const Layer& layer, const at::Tensor& x, const std::vector<Weights>& weights,
                     const std::optional<at::Tensor>& residual, bool relu, bool skip) {
   if (!serves(x, residual)) return py::none();
-  check_finite(weights);
-  return execute(layer, x, weights, residual, relu, skip);
+  std::variant<at::Tensor, PlanKey> found;
+  {
+    py::gil_scoped_release released;
+    const Epilogue epilogue{residual ? &*residual : nullptr, relu};
+    found = layer.execute(x, layer.decide(weights), epilogue, skip);
+  }
+  if (auto* key = std::get_if<PlanKey>(&found)) return py::tuple(py::cast(*key));
+  return py::cast(std::get<at::Tensor>(found));
 }
 
-// What `modulate` returns, and the weights, which are forced or what gate number `gate` answers:
-// one of `gates`, which see the same input, or of some that have answered.
-py::tuple forward(const Layer& layer, const std::variant<const Gates*, at::Tensor>& gates,
-                  int64_t gate, float floor, const at::Tensor& x,
-                  const std::optional<std::vector<std::array<int64_t, 2>>>& forced,
-                  const std::optional<at::Tensor>& residual, bool relu, bool skip) {
-  if (!serves(x, residual)) return py::make_tuple(py::none(), py::none());
-  const auto* asked = std::get_if<const Gates*>(&gates);
-  const at::Tensor answered =
-      asked ? (*asked)->weigh(x, layer.segments()) : std::get<1>(gates).to(at::kFloat).contiguous();
-  std::vector<Weights> weights = layer.open(answered, gate, floor, x);
-  if (forced) layer.force(*forced, weights);
-  check_finite(weights);
-  py::object y = execute(layer, x, weights, residual, relu, skip);
-  return py::make_tuple(std::move(y), weights);
+// What Python tells of a step.
+using Told = std::tuple<const Layer*, Step::Asked, int64_t, float,
+                        std::optional<std::vector<std::array<int64_t, 2>>>, bool, bool>;
+
+// How many of some steps were executed, output, what each charges, and the key of the plan that the
+// next is missing.
+py::tuple execute_steps(const std::vector<Told>& told, const at::Tensor& x,
+                        const std::optional<at::Tensor>& residual) {
+  Executed found{0, x, {}, {}};
+  if (serves(x, residual)) {
+    std::vector<Step> steps;
+    for (const auto& [layer, gates, gate, floor, forced, relu, skip] : told)
+      steps.push_back({layer, gates, gate, floor, forced, relu, skip});
+    py::gil_scoped_release released;
+    found = execute(steps, x, residual ? &*residual : nullptr);
+  }
+  py::object missing = found.missing ? py::object(py::tuple(py::cast(*found.missing))) : py::none();
+  return py::make_tuple(found.steps, found.y, found.charges, std::move(missing));
 }
 
 void add_plan(Layer& layer, const PlanKey& key, int64_t step, const Sizes& size,
@@ -113,6 +101,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
           py::gil_scoped_release released;
           return blend_backward(gradient, computed, scales, {kept, channel, temporal, frames});
         });
+  m.def("execute", &execute_steps);
+  py::register_exception<NotFinite>(m, "NotFinite", PyExc_FloatingPointError);
   m.def("lies_dense", &lies_dense);
   m.def("can_tile", &Layer::can_tile);
   py::class_<Gates>(m, "Gates")
@@ -122,18 +112,18 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
           py::call_guard<py::gil_scoped_release>());
   py::class_<Layer>(m, "Layer")
       .def(py::init([](std::vector<int64_t> kept, int64_t temporal, std::vector<at::Tensor> tables,
-                       double saturation, std::pair<at::Tensor, std::optional<at::Tensor>> kernels,
+                       double saturation, std::array<int64_t, 4> costs,
+                       std::pair<at::Tensor, std::optional<at::Tensor>> kernels,
                        std::pair<at::Tensor, std::optional<at::Tensor>> whole,
                        std::array<std::array<int64_t, 3>, 3> sizes, int64_t segments) {
         const Kernels own{kernels.first, kernels.second};
         const auto size = own.weight.sizes();
         const Window window{{size[2], size[3], size[4]}, sizes[0], sizes[1], sizes[2]};
         return std::make_unique<Layer>(Factors{std::move(kept), temporal, std::move(tables)},
-                                       saturation, own, Kernels{whole.first, whole.second}, window,
-                                       segments);
+                                       saturation, Costs{costs[0], costs[1], costs[2], costs[3]},
+                                       own, Kernels{whole.first, whole.second}, window, segments);
       }))
       .def("tensors", &Layer::tensors)
       .def("add_plan", &add_plan)
-      .def("modulate", &modulate)
-      .def("forward", &forward);
+      .def("modulate", &modulate);
 }

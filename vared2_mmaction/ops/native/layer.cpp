@@ -31,10 +31,11 @@ std::vector<float> opened(const float* answered, int64_t number, float floor) {
 
 }  // namespace
 
-Layer::Layer(Factors factors, double saturation, const Kernels& kernels, const Kernels& whole,
-             const Window& window, int64_t segments)
+Layer::Layer(Factors factors, double saturation, const Costs& costs, const Kernels& kernels,
+             const Kernels& whole, const Window& window, int64_t segments)
     : factors_(std::move(factors)),
       saturation_(saturation),
+      costs_(costs),
       inputs_(kernels.weight.size(1)),
       window_(window),
       segments_(segments),
@@ -117,6 +118,37 @@ Shares Layer::share(const std::vector<float>& weights) const {
   return found;
 }
 
+std::vector<Policy> Layer::decide(const std::vector<Weights>& weights) const {
+  std::vector<Policy> policies;
+  for (const Weights& clip : weights) {
+    for (const std::vector<float>& dimension : clip)
+      for (float v : dimension)
+        if (!std::isfinite(v)) throw NotFinite();
+    policies.push_back({share(clip[0]), share(clip[1])});
+  }
+  return policies;
+}
+
+std::vector<Charge> Layer::charge(const at::Tensor& x, const std::vector<Policy>& policies) const {
+  const Clips out = window_.output(clips_of(x, segments_), factors_.channels());
+  auto frames_of = [&](int64_t option) { return ((out.frames - 1) >> option) + 1; };
+  std::vector<Charge> charges;
+  for (const auto& [channel, temporal] : policies) {
+    const int64_t frames = frames_of(temporal.dearest());
+    int64_t rebuilding = 0;  // multiply-adds for a position
+    for (int64_t i : channel.options)
+      rebuilding += (out.channels - factors_.kept[i]) * frames * costs_.channel;
+    for (int64_t j : temporal.options)
+      rebuilding += (out.frames - frames_of(j)) * out.channels * costs_.temporal;
+    const int64_t element = out.area() * costs_.element;  // of a channel of a frame
+    charges.push_back({factors_.kept[channel.dearest()] * frames * element,
+                       out.channels * out.frames * element,
+                       rebuilding * out.area() + costs_.gate, channel.dearest(),
+                       temporal.dearest()});
+  }
+  return charges;
+}
+
 bool Layer::by_tiles(const Clips& in, const Clips& out, const std::vector<Policy>& policies,
                      bool skip, bool adds) const {
   // Modes, such as those that count operations, see those of PyTorch.
@@ -190,20 +222,18 @@ Recipe Layer::recipe(const Policy& policy, bool skip) const {
 }
 
 std::variant<at::Tensor, PlanKey> Layer::execute(const at::Tensor& x,
-                                                 const std::vector<Weights>& weights,
+                                                 const std::vector<Policy>& policies,
                                                  const Epilogue& epilogue, bool skip) const {
   at::AutoDispatchBelowADInplaceOrView without_autograd;
   const Clips clips = clips_of(x, segments_), out = window_.output(clips, factors_.channels());
-  TORCH_CHECK(static_cast<int64_t>(weights.size()) == clips.number, "expected the weights of ",
-              clips.number, " clips, got ", weights.size());
+  TORCH_CHECK(static_cast<int64_t>(policies.size()) == clips.number, "expected the weights of ",
+              clips.number, " clips, got ", policies.size());
   TORCH_CHECK(clips.channels == inputs_, "expected ", inputs_, " channels, got ", clips.channels);
   TORCH_CHECK(std::min({out.frames, out.rows, out.columns}) > 0, "clips of ", clips.frames, " x ",
               clips.rows, " x ", clips.columns, " are smaller than the kernels");
   const at::Tensor* residual = epilogue.residual;
   TORCH_CHECK(residual == nullptr || clips_of(*residual, segments_) == out,
               "a residual of another shape");
-  std::vector<Policy> policies;
-  for (const Weights& v : weights) policies.push_back({share(v[0]), share(v[1])});
   const bool tiled = by_tiles(clips, out, policies, skip, residual != nullptr);
   std::vector<Group> groups = divide(clips, policies, tiled);
   if (!tiled) {

@@ -12,6 +12,7 @@
 #include <mutex>
 #include <optional>
 #include <shared_mutex>
+#include <stdexcept>
 #include <variant>
 #include <vector>
 
@@ -27,6 +28,14 @@ namespace vared2 {
 // Weights of the channel options of a clip, and of its temporal options.
 using Weights = std::array<std::vector<float>, 2>;
 
+// What a layer charges a clip: the columns are `decision.COLUMNS`.
+using Charge = std::array<int64_t, 5>;
+
+// A gate gave a clip a weight that is no number, or infinite.
+struct NotFinite : std::runtime_error {
+  NotFinite() : std::runtime_error("the weights of the gate are not finite") {}
+};
+
 // What a plan is for: number of clips, frames, rows and columns of the input, channel and temporal
 // option, and whether nothing is blended or rebuilt.
 using PlanKey = std::array<int64_t, 7>;
@@ -40,8 +49,8 @@ class Layer {
  public:
   // Kernels, (C', C, k_t, k_h, k_w), and bias are those of whatever is blended or rebuilt, and
   // those of the whole layer; clips of a 2-D network have `segments` frames.
-  Layer(Factors factors, double saturation, const Kernels& kernels, const Kernels& whole,
-        const Window& window, int64_t segments);
+  Layer(Factors factors, double saturation, const Costs& costs, const Kernels& kernels,
+        const Kernels& whole, const Window& window, int64_t segments);
 
   // Whether kernels of so many input channels can be executed tile by tile, in any window.
   static bool can_tile(int64_t inputs);
@@ -59,10 +68,16 @@ class Layer {
   void force(const std::vector<std::array<int64_t, 2>>& options,
              std::vector<Weights>& weights) const;
 
+  // What each clip gets. Throws NotFinite.
+  std::vector<Policy> decide(const std::vector<Weights>& weights) const;
+
   // The output, in as many dimensions as the input, or what has to be planned first.
   std::variant<at::Tensor, PlanKey> execute(const at::Tensor& x,
-                                            const std::vector<Weights>& weights,
+                                            const std::vector<Policy>& policies,
                                             const Epilogue& epilogue, bool skip) const;
+
+  // What clips of an input are charged.
+  std::vector<Charge> charge(const at::Tensor& x, const std::vector<Policy>& policies) const;
 
   int64_t segments() const { return segments_; }
   // Kernels as tiles need them, which take memory beside the layer's own.
@@ -95,6 +110,7 @@ class Layer {
 
   Factors factors_;
   double saturation_;
+  Costs costs_;
   int64_t inputs_;
   Window window_;
   int64_t segments_;

@@ -53,4 +53,10 @@ struct Factors {
   }
 };
 
+// Multiply-adds of an element that is convolved, of one that is rebuilt in either dimension, and of
+// the gate; see `decision.LayerConstants`.
+struct Costs {
+  int64_t element, channel, temporal, gate;
+};
+
 }  // namespace vared2

@@ -6,6 +6,7 @@
 #include <ATen/record_function.h>
 
 #include <algorithm>
+#include <atomic>
 #include <numeric>
 #include <utility>
 
@@ -31,6 +32,16 @@ void add_product(int64_t positions, int64_t channels, int64_t inputs, const floa
 #else
   TORCH_CHECK(false, "this PyTorch has no products of float32");
 #endif
+}
+
+// Work for 0 to number - 1, each by the thread that is free: tiles at the ends of clips have fewer
+// taps, and threads are disturbed by what else runs.
+template <class Work>
+void share_out(int64_t number, const Work& work) {
+  std::atomic<int64_t> next{0};
+  at::parallel_for(0, std::min<int64_t>(number, at::get_num_threads()), 1, [&](int64_t, int64_t) {
+    for (int64_t i = next++; i < number; i = next++) work(i);
+  });
 }
 
 }  // namespace
@@ -175,22 +186,21 @@ void TiledConvolution::convolve(const float* x, const Clips& in, const Part& par
                                 const Receive& receive) const {
   RECORD_FUNCTION(kRecorded, c10::ArrayRef<const c10::IValue>());
   const int64_t threads = at::get_num_threads(), blocks = divided(part.channels, kBlock);
-  const Grid grid(window_, in, part, threads);
+  // Where taps lie in other frames, the first and last frames of a clip have fewer.
+  const Grid grid(window_, in, part, window_.kernel[0] > 1 ? 2 * threads : threads);
   const int64_t room = grid.positions_of_tile() * part.channels;
   const at::Tensor rooms = at::empty({threads, room}, kernels_.options());
   float* const first_room = rooms.mutable_data_ptr<float>();
-  at::parallel_for(0, grid.tiles(), 1, [&](int64_t from, int64_t to) {
+  share_out(grid.tiles(), [&](int64_t tile) {
     float* z = first_room + at::get_thread_num() * room;
-    for (int64_t tile = from; tile < to; ++tile) {
-      const auto [begin, end] = grid.runs_of(tile);
-      for (int64_t block = 0; block < blocks; ++block) compute(x, grid, begin, end, block, z);
-      const int64_t origin = grid.start(begin), last = grid.start(end);
-      for (int64_t p = origin; p < last;) {  // frame by frame
-        const int64_t frame = p / grid.area, next = std::min(last, (frame + 1) * grid.area);
-        receive(z + (p - origin) * part.channels, frame / grid.frames, frame % grid.frames,
-                p % grid.area, next - p);
-        p = next;
-      }
+    const auto [begin, end] = grid.runs_of(tile);
+    for (int64_t block = 0; block < blocks; ++block) compute(x, grid, begin, end, block, z);
+    const int64_t origin = grid.start(begin), last = grid.start(end);
+    for (int64_t p = origin; p < last;) {  // frame by frame
+      const int64_t frame = p / grid.area, next = std::min(last, (frame + 1) * grid.area);
+      receive(z + (p - origin) * part.channels, frame / grid.frames, frame % grid.frames,
+              p % grid.area, next - p);
+      p = next;
     }
   });
 }
@@ -207,14 +217,12 @@ at::Tensor TiledConvolution::convolve(const float* x, const Clips& in, const Par
       at::empty({clips, grid.frames, grid.area, part.channels}, kernels_.options());
   float* z = computed.mutable_data_ptr<float>();
   const bool by_block = kernels_.numel() > clips * in.clip();
-  at::parallel_for(0, tiles * blocks, 1, [&](int64_t from, int64_t to) {
-    for (int64_t i = from; i < to; ++i) {
-      // What is larger is read once: kernels block after block, or the input tile after tile.
-      const int64_t tile = by_block ? i % tiles : i / blocks;
-      const int64_t block = by_block ? i / tiles : i % blocks;
-      const auto [begin, end] = grid.runs_of(tile);
-      compute(x, grid, begin, end, block, z + grid.start(begin) * part.channels);
-    }
+  share_out(tiles * blocks, [&](int64_t i) {
+    // What is larger is read once: kernels block after block, or the input tile after tile.
+    const int64_t tile = by_block ? i % tiles : i / blocks;
+    const int64_t block = by_block ? i / tiles : i % blocks;
+    const auto [begin, end] = grid.runs_of(tile);
+    compute(x, grid, begin, end, block, z + grid.start(begin) * part.channels);
   });
   return computed;
 }
