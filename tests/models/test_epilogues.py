@@ -11,7 +11,7 @@ from torch import nn
 
 from vared2_mmaction.models import accelerate, fuse
 from vared2_mmaction.models.blocks import Checkpointed, Deciding, parts_of
-from vared2_mmaction.models.epilogues import FusedResidual
+from vared2_mmaction.models.residual import FusedResidual
 
 from .backbones import STOCK, dynamic, stock
 

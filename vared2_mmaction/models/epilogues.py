@@ -7,32 +7,17 @@ from mmaction.models.backbones.resnet import BasicBlock, Bottleneck
 from mmaction.models.backbones.resnet3d import BasicBlock3d, Bottleneck3d
 from mmaction.models.common import Conv2plus1d
 from mmcv.cnn import ConvModule
-from torch import Tensor, nn
+from mmengine.model import Sequential
+from torch import nn
 
 from ..ops import DynamicConv2d, DynamicConv3d
-from ..ops.chain import convolve_in_turn
 from .blocks import insert_mixin, parts_of
 from .forms import FormedConv2d, FormedConv3d
+from .residual import FusedResidual, FusedStage
 
 # Exact types: what another one's forward does is not known.
 _BLOCKS = (BasicBlock, Bottleneck, BasicBlock3d, Bottleneck3d)
-
-
-class FusedResidual(nn.Module):
-    """Mixin: a residual block whose last convolution adds the residual and applies ReLU.
-
-    Modules between the block and its convolutions, which have nothing left to do, are not called.
-    """
-
-    stages: tuple[nn.Module, ...]
-    """What is called one after the other."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        downsample: Any = self.downsample
-        y = convolve_in_turn(self.stages, x, x if downsample is None else downsample(x))
-        if getattr(self, 'non_local', False):
-            y = self.non_local_block(y)  # type: ignore[operator]
-        return y
+_STAGES = (nn.Sequential, Sequential)
 
 
 def fuse_epilogues(model: nn.Module) -> None:
@@ -50,6 +35,9 @@ def fuse_epilogues(model: nn.Module) -> None:
             _take_relu(module, 'activate', _stages(module, activated=False))
     for module in modules:
         _fuse_residual(module)
+    for module in modules:
+        if type(module) in _STAGES and any(isinstance(m, FusedResidual) for m in module.children()):
+            insert_mixin(module, FusedStage)
 
 
 def _take_relu(owner: nn.Module, name: str, stages: tuple[nn.Module, ...]) -> None:
@@ -68,6 +56,8 @@ def _fuse_residual(block: Any) -> None:
     last: Any = stages[-1]
     if _takes_epilogue(last) and not last.relu:
         last.relu, block.relu, block.stages = True, nn.Identity(), stages
+        downsample = block.downsample
+        block.beside = () if downsample is None else _stages(downsample)
         insert_mixin(block, FusedResidual)
 
 

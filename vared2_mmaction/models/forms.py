@@ -55,7 +55,8 @@ class _Formed(nn.modules.conv._ConvNd):
 
     def options(self) -> Options:
         """See :class:`~vared2_mmaction.ops.compiled.CompiledConv`."""
-        return Options((self.out_channels,), ((self.weight.new_empty(0),),), math.inf)
+        costs = (math.prod(self.weight.shape[1:]), 0, 0, 0)
+        return Options((self.out_channels,), ((self.weight.new_empty(0),),), math.inf, costs=costs)
 
 
 class FormedConv2d(_Formed, nn.Conv2d):

@@ -10,15 +10,17 @@ applied. The sources are compiled when they are first asked for.
 
 import functools
 import hashlib
+import itertools
 import math
 import os
 import platform
 import shutil
 import sys
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -183,7 +185,7 @@ class _Layer(NamedTuple):
     native: Any
     decides: bool
     """Whether the layer has a gate."""
-    gates: Any
+    gate: Any
     """The layer's own gate, if there is compiled code for it and no block decides."""
     floor: float
     weight: Tensor
@@ -207,9 +209,9 @@ class _Layer(NamedTuple):
             owner.clip_rows,
         )
         stack, gate = owner.gate_stack, owner.gate
-        gates = None if stack is None else stack.compiled.native(stack)
+        own = None if stack is None else stack.compiled.native(stack)
         floor = getattr(gate, 'floor', 0.0)  # of other gates the weights are given
-        return cls(native, gate is not None, gates, floor, weight, bias, version_of(weight), {})
+        return cls(native, gate is not None, own, floor, weight, bias, version_of(weight), {})
 
     def serves(self, weight: Tensor, bias: Tensor | None) -> bool:
         """Whether the parameters are as they were."""
@@ -257,43 +259,68 @@ class _Layer(NamedTuple):
         return False
 
 
+class Block(NamedTuple):
+    """Layers that are executed one after the other, each with a :class:`CompiledConv`."""
+
+    layers: Sequence[Any]
+    beside: Sequence[Any] = ()
+    """Layers that make what the last of the others adds; none add the input of the block."""
+    adds: bool = True
+    """Whether the last layer adds anything."""
+    deciding: Any = None
+    """Compiled gates that see the input of the block, or what they have answered, (N, layers, 2,
+    options)."""
+    rows: Mapping[Any, int] = MappingProxyType({})
+    """Which of these gates decides for a layer; others have their own."""
+
+    def executed(self) -> Iterator[Any]:
+        """Layers in the order of their execution."""
+        return itertools.chain(self.layers[:-1], self.beside, self.layers[-1:])
+
+    def told(self, x: Tensor) -> tuple | None:
+        """The block as compiled code is told of it; None where it cannot be."""
+        steps, beside = (
+            [layer.compiled.step(layer, x, self.rows.get(layer)) for layer in layers]
+            for layers in (self.layers, self.beside)
+        )
+        if None in steps or None in beside:
+            return None
+        return steps[:-1], beside, steps[-1], self.adds, self.deciding
+
+
 class Executed(NamedTuple):
-    """What layers made of an input, one after the other."""
+    """What blocks made of an input, one after the other."""
 
-    layers: int
-    """How many of them were executed."""
+    blocks: int
+    """How many of them were executed as a whole."""
     y: Tensor
+    """Output of the last layer that was executed, not counting those beside others."""
+    entered: Tensor
+    """Input of the first block that was not executed as a whole, or output of the last."""
     charges: Sequence[Charges]
-    """What each of them charges the clips; nothing if it is a stock convolution."""
+    """What every layer that was executed charges the clips; a stock convolution all as one."""
     missing: tuple[int, ...] | None
-    """What the next one has to plan first."""
+    """What the next layer has to plan first."""
 
 
-def execute(
-    layers: Sequence[tuple[Any, tuple[Tensor, int] | None]], x: Tensor, residual: Tensor | None
-) -> Executed:
-    """Convolve by one layer after the other, in one call, as far as there is compiled code.
+def execute(blocks: Sequence[Block], x: Tensor, residual: Tensor | None = None) -> Executed:
+    """Execute blocks one after the other, in one call, as far as there is compiled code.
+
+    What a block makes and nobody else sees is overwritten by the next.
 
     Args:
-        layers: Each with what gates of a block have answered for it; see
-            :meth:`CompiledConv.forward`.
+        blocks: The blocks.
         x: Input of the first, (N, C, T, H, W) or (N T, C, H, W).
-        residual: Added to the output of the last, of its shape.
+        residual: What the first block adds instead of its input, of the shape of its output.
 
     Raises:
         FloatingPointError: If weights of the first layer are not finite; one behind it is left.
         ValueError: If options are forced for another number of clips.
     """
-    steps: list[Any] = []
-    for layer, answered in layers:
-        step = layer.compiled.step(layer, x, answered)
-        if step is None:
-            break
-        steps.append(step)
-    if not steps:
-        return Executed(0, x, (), None)
-    added = residual if len(steps) == len(layers) else None
-    return Executed(*library().execute(steps, x, added))
+    told = list(itertools.takewhile(lambda one: one is not None, (b.told(x) for b in blocks)))
+    if not told:
+        return Executed(0, x, x, (), None)
+    return Executed(*library().execute(told, x, residual))
 
 
 class CompiledConv(Made):
@@ -337,27 +364,33 @@ class CompiledConv(Made):
             FloatingPointError: If weights are not finite.
             ValueError: If options are forced for another number of clips.
         """
+        block = Block([owner], adds=residual is not None)
+        if answered is not None:
+            block = block._replace(deciding=answered[0], rows={owner: answered[1]})
         while True:
-            found = execute([(owner, answered)], x, residual)
-            if found.layers:
+            found = execute([block], x, residual)
+            if found.blocks:
                 return found.y, found.charges[0]
             if found.missing is None or not self._current(owner).plan(owner, x, found.missing):
                 return None
 
-    def step(self, owner: Any, x: Tensor, answered: tuple[Tensor, int] | None) -> Any:
-        """A call as compiled code is told of it; None where it cannot be.
+    def step(self, owner: Any, x: Tensor, row: int | None) -> tuple | None:
+        """A layer as compiled code is told of it; None where it cannot be.
 
         Args:
             owner: The layer.
             x: Its input, or that of a layer before it, of as many rows.
-            answered: See :meth:`forward`.
+            row: Which of the gates of a block decides for it; None if its own does, or none.
         """
         made, (clips, rest) = self._current(owner), divmod(x.shape[0], owner.clip_rows)
-        gates, row = answered or (made.gates, 0)
-        if rest or x.dim() != made.weight.dim() or (made.decides and gates is None):
+        gate = made.gate if row is None else None
+        if rest or x.dim() != made.weight.dim():
+            return None
+        if made.decides and gate is None and row is None:
             return None
         forced = None if owner.forced is None else owner.forced.pairs(clips)
-        return made.native, gates, row, made.floor, forced, owner.relu, owner.skip
+        relu, skip = owner.relu, owner.skip
+        return made.native, made.decides, gate, row or 0, made.floor, forced, relu, skip
 
     def modulate(
         self, owner: Any, x: Tensor, weights: Sequence[Weights], epilogue: Epilogue

@@ -135,7 +135,7 @@ class _DynamicConv(nn.modules.conv._ConvNd):
             return None
         try:
             joint = open_decision(self)
-            answered = None if joint is None else joint.row(self)
+            answered = None if joint is None else (joint.weights, joint.rows[self])
             found = self.compiled.forward(self, x, residual, answered)
         except FloatingPointError as error:
             raise FloatingPointError(f'{self.layer_name}: {error}') from error

@@ -7,7 +7,7 @@ stock blocks pass nothing but features, so what was decided reaches the layers t
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -29,10 +29,13 @@ class Joint:
         stack: The gates as one module, if they have been made one.
     """
 
+    rows: Mapping[nn.Module, int]
+    """Which of the gates is a layer's."""
+
     def __init__(
         self, layers: Sequence[nn.Module], clips: Tensor, stack: GateStack | None = None
     ) -> None:
-        self._layers = tuple(layers)
+        self.rows = {layer: row for row, layer in enumerate(layers)}
         self._gates: list[SoftModulationGate] = [layer.gate for layer in layers]  # type: ignore[misc]
         self._v = _weigh(self._gates, clips) if stack is None else stack(clips)
         self._opened: dict[int, Tensor] = {}
@@ -42,13 +45,11 @@ class Joint:
     def _fetched(self) -> list[list[list[list[float]]]]:
         return self._v.tolist()  # the one time that the host waits for the device
 
-    def row(self, layer: nn.Module) -> tuple[Tensor, int]:
-        """Weights before any option is switched off, (N, layers, 2, options), and the number of
-        a layer."""
-        return self._v, self._layers.index(layer)
-
-    def __contains__(self, layer: nn.Module) -> bool:
-        return layer in self._layers
+    @property
+    def weights(self) -> Tensor:
+        """Weights before any option is switched off, (N, layers, 2, options), in the order of
+        :attr:`rows`."""
+        return self._v
 
     def answer(self, layer: nn.Module, temporal_options: int) -> Answer:
         """What the gate of one of the layers answers.
@@ -57,7 +58,7 @@ class Joint:
             layer: The layer.
             temporal_options: Number of temporal options that the length of its output allows.
         """
-        row = self._layers.index(layer)
+        row = self.rows[layer]
         gate = self._gates[row]
         numbers = (gate.channel_options, temporal_options)
         weights = [
@@ -126,4 +127,4 @@ def joint_answer(layer: nn.Module, temporal_options: int) -> Answer | None:
 def open_decision(layer: nn.Module) -> Joint | None:
     """The open decision that a layer is part of."""
     joint = _joint.get()
-    return joint if joint is not None and layer in joint else None
+    return joint if joint is not None and layer in joint.rows else None

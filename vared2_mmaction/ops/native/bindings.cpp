@@ -50,24 +50,38 @@ py::object modulate(const Layer& layer, const at::Tensor& x, const std::vector<W
   return py::cast(std::get<at::Tensor>(found));
 }
 
-// What Python tells of a step.
-using Told = std::tuple<const Layer*, Step::Asked, int64_t, float,
-                        std::optional<std::vector<std::array<int64_t, 2>>>, bool, bool>;
+// What Python tells of a step, and of a block.
+using ToldStep = std::tuple<const Layer*, bool, const Gates*, int64_t, float,
+                            std::optional<std::vector<std::array<int64_t, 2>>>, bool, bool>;
+using ToldBlock = std::tuple<std::vector<ToldStep>, std::vector<ToldStep>, ToldStep, bool,
+                             Block::Deciding>;
 
-// How many of some steps were executed, output, what each charges, and the key of the plan that the
-// next is missing.
-py::tuple execute_steps(const std::vector<Told>& told, const at::Tensor& x,
-                        const std::optional<at::Tensor>& residual) {
-  Executed found{0, x, {}, {}};
+Step step_of(const ToldStep& told) {
+  const auto& [layer, decides, gate, row, floor, forced, relu, skip] = told;
+  return {layer, decides, gate, row, floor, forced, relu, skip};
+}
+
+std::vector<Step> steps_of(const std::vector<ToldStep>& told) {
+  std::vector<Step> steps;
+  for (const ToldStep& each : told) steps.push_back(step_of(each));
+  return steps;
+}
+
+// How many blocks were executed, output of the last step, input of the next block, what each step
+// charges, and the key of the plan that the next step is missing.
+py::tuple execute_blocks(const std::vector<ToldBlock>& told, const at::Tensor& x,
+                         const std::optional<at::Tensor>& residual) {
+  Executed found;
+  found.y = found.entered = x;
   if (serves(x, residual)) {
-    std::vector<Step> steps;
-    for (const auto& [layer, gates, gate, floor, forced, relu, skip] : told)
-      steps.push_back({layer, gates, gate, floor, forced, relu, skip});
+    std::vector<Block> blocks;
+    for (const auto& [first, beside, last, adds, deciding] : told)
+      blocks.push_back({steps_of(first), steps_of(beside), step_of(last), adds, deciding});
     py::gil_scoped_release released;
-    found = execute(steps, x, residual ? &*residual : nullptr);
+    found = execute(blocks, x, residual);
   }
   py::object missing = found.missing ? py::object(py::tuple(py::cast(*found.missing))) : py::none();
-  return py::make_tuple(found.steps, found.y, found.charges, std::move(missing));
+  return py::make_tuple(found.blocks, found.y, found.entered, found.charges, std::move(missing));
 }
 
 void add_plan(Layer& layer, const PlanKey& key, int64_t step, const Sizes& size,
@@ -101,7 +115,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
           py::gil_scoped_release released;
           return blend_backward(gradient, computed, scales, {kept, channel, temporal, frames});
         });
-  m.def("execute", &execute_steps);
+  m.def("execute", &execute_blocks);
   py::register_exception<NotFinite>(m, "NotFinite", PyExc_FloatingPointError);
   m.def("lies_dense", &lies_dense);
   m.def("can_tile", &Layer::can_tile);

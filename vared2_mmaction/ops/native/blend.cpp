@@ -88,7 +88,7 @@ void Recipe::add(int64_t phase, size_t a, size_t b, float share, const float* sc
           source.scale[c - segment.begin] += share * scale[c];
 }
 
-// One sum of a segment: up to four sources, before what follows, are read in one loop.
+// One sum of a segment: up to four sources are read in one loop, with what follows.
 template <bool kResidual, bool kRelu, int kSources>
 inline void write_sum(const float* const* w, const float* const* z, const float* b, const float* r,
                       int64_t length, float* y) {
@@ -118,9 +118,9 @@ inline void write_sums(size_t number, const float* const* w, const float* const*
       return write_sum<kResidual, kRelu, 3>(w, z, b, r, length, y);
     case 4:
       return write_sum<kResidual, kRelu, 4>(w, z, b, r, length, y);
-    default:
-      write_sum<false, false, 4>(w, z, b, r, length, y);
-      return write_sums<kResidual, kRelu>(number - 4, w + 4, z + 4, y, r, length, y);
+    default:  // the residual first: it may be what is overwritten
+      write_sum<kResidual, false, 4>(w, z, b, r, length, y);
+      return write_sums<false, kRelu>(number - 4, w + 4, z + 4, y, nullptr, length, y);
   }
 }
 

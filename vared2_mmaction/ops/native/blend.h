@@ -31,11 +31,12 @@ class Recipe {
   bool local() const;
 
   // Write the frames that one computed frame makes, at positions side by side, of a local recipe.
-  // `residual`, which may be null, and `out` begin at the first position of a clip's first frame.
+  // `residual`, which may be null or `out`, and `out` begin at the first position of a clip's first
+  // frame.
   void write_made(const float* computed, int64_t frame, int64_t frames, int64_t area,
                   int64_t positions, const float* residual, bool relu, float* out) const;
 
-  // Write one clip; `residual` may be null. `computed` and `out` lie as T H W C.
+  // Write one clip; `residual` may be null or `out`. `computed` and `out` lie as T H W C.
   void write(const float* computed, int64_t frames, int64_t area, const float* residual, bool relu,
              float* out) const;
 
@@ -78,7 +79,7 @@ class Recipe {
   std::vector<float> shift_;  // (phases, C)
 };
 
-// Write what is computed as a whole, with what follows it; `residual` may be null.
+// Write what is computed as a whole, with what follows it; `residual` may be null or `out`.
 void finish(const float* computed, int64_t elements, const float* residual, bool relu, float* out);
 
 }  // namespace vared2

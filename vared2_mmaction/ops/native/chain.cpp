@@ -1,48 +1,110 @@
 // Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 #include "chain.h"
 
+#include <utility>
+
 namespace vared2 {
 
 namespace {
 
-std::vector<Policy> decide(const Step& step, const at::Tensor& x) {
-  const Layer& layer = *step.layer;
-  if (!step.decides()) {
-    const Weights whole{{{1.0f}, {1.0f}}};
-    return layer.decide(std::vector<Weights>(clips_of(x, layer.segments()).number, whole));
+// Executes the steps of one block, and notes what they charge.
+class Execution {
+ public:
+  Execution(const Block& block, Executed& found) : block_(block), found_(found) {}
+
+  // The output of a step; nothing if it was not executed.
+  std::optional<at::Tensor> run(const Step& step, const at::Tensor& x, const Epilogue& epilogue) {
+    std::vector<Policy> policies;
+    try {
+      policies = decide(step, x);
+    } catch (const NotFinite&) {
+      if (found_.charges.empty()) throw;
+      return std::nullopt;
+    }
+    auto made = step.layer->execute(x, policies, epilogue, step.skip);
+    if (const auto* key = std::get_if<PlanKey>(&made)) {
+      found_.missing = *key;
+      return std::nullopt;
+    }
+    found_.charges.push_back(charge(step, x, policies));
+    return std::get<at::Tensor>(std::move(made));
   }
-  const auto* own = std::get_if<const Gates*>(&step.gates);
-  const at::Tensor answered = own != nullptr
-                                  ? (*own)->weigh(x, layer.segments())
-                                  : std::get<at::Tensor>(step.gates).to(at::kFloat).contiguous();
-  std::vector<Weights> weights = layer.open(answered, step.gate, step.floor, x);
-  if (step.forced) layer.force(*step.forced, weights);
-  return layer.decide(weights);
+
+ private:
+  std::vector<Policy> decide(const Step& step, const at::Tensor& x) {
+    const Layer& layer = *step.layer;
+    if (!step.decides) {
+      const Weights whole{{{1.0f}, {1.0f}}};
+      const int64_t clips = clips_of(x, layer.segments()).number;
+      return layer.decide(std::vector<Weights>(clips, whole));
+    }
+    const at::Tensor& answered =
+        step.gate == nullptr ? of_block(layer) : step.gate->weigh(x, layer.segments());
+    std::vector<Weights> weights = layer.open(answered, step.row, step.floor, x);
+    if (step.forced) layer.force(*step.forced, weights);
+    return layer.decide(weights);
+  }
+
+  static std::vector<Charge> charge(const Step& step, const at::Tensor& x,
+                                    const std::vector<Policy>& policies) {
+    if (step.decides) return step.layer->charge(x, policies);
+    std::vector<Charge> each = step.layer->charge(x, {policies.front()});
+    for (int64_t& macs : each.front()) macs *= static_cast<int64_t>(policies.size());
+    return each;
+  }
+
+  // What the gates of the block answer, which are asked once.
+  const at::Tensor& of_block(const Layer& layer) {
+    if (!answered_.defined()) {
+      if (const auto* gates = std::get_if<const Gates*>(&block_.deciding))
+        answered_ = (*gates)->weigh(found_.entered, layer.segments());
+      else
+        answered_ = std::get<at::Tensor>(block_.deciding).to(at::kFloat).contiguous();
+    }
+    return answered_;
+  }
+
+  const Block& block_;
+  Executed& found_;
+  at::Tensor answered_;
+};
+
+// Whether a block was executed as a whole.
+bool execute(const Block& block, const std::optional<at::Tensor>& given, Executed& found) {
+  Execution execution(block, found);
+  const at::Tensor& x = found.entered;
+  for (const Step& step : block.first) {
+    auto y = execution.run(step, found.y, {nullptr, step.relu});
+    if (!y) return false;
+    found.y = *std::move(y);
+  }
+  at::Tensor residual = given.value_or(x);
+  for (const Step& step : block.beside) {
+    auto r = execution.run(step, residual, {nullptr, step.relu});
+    if (!r) return false;
+    residual = *std::move(r);
+  }
+  // Nobody else sees what was made here, but the last step may read it.
+  const bool own = !block.beside.empty() || (found.blocks > 0 && !given);
+  const bool overwrites = own && !found.y.is_alias_of(residual);
+  const Step& last = block.last;
+  auto y = execution.run(last, found.y,
+                         {block.adds ? &residual : nullptr, last.relu, block.adds && overwrites});
+  if (!y) return false;
+  found.y = *std::move(y);
+  return true;
 }
 
 }  // namespace
 
-Executed execute(const std::vector<Step>& steps, const at::Tensor& x, const at::Tensor* residual) {
-  Executed found{0, x, {}, {}};
-  for (const Step& step : steps) {
-    const bool last = &step == &steps.back();
-    std::vector<Policy> policies;
-    try {
-      policies = decide(step, found.y);
-    } catch (const NotFinite&) {
-      if (found.steps == 0) throw;
-      break;
-    }
-    auto made =
-        step.layer->execute(found.y, policies, {last ? residual : nullptr, step.relu}, step.skip);
-    if (const auto* key = std::get_if<PlanKey>(&made)) {
-      found.missing = *key;
-      break;
-    }
-    found.charges.emplace_back();
-    if (step.decides()) found.charges.back() = step.layer->charge(found.y, policies);
-    found.y = std::get<at::Tensor>(std::move(made));
-    ++found.steps;
+Executed execute(const std::vector<Block>& blocks, const at::Tensor& x,
+                 const std::optional<at::Tensor>& residual) {
+  Executed found;
+  found.y = found.entered = x;
+  for (const Block& block : blocks) {
+    if (!execute(block, found.blocks == 0 ? residual : std::nullopt, found)) break;
+    found.entered = found.y;
+    ++found.blocks;
   }
   return found;
 }

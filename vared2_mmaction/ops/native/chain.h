@@ -1,5 +1,6 @@
 // Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
-// Layers that are executed one after the other, so that the host has nothing to do between them.
+// Blocks of layers that are executed one after the other, so that the host has nothing to do between
+// them, and maps that nobody else sees are overwritten.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -17,30 +18,37 @@ namespace vared2 {
 
 // A layer, and what decides for it.
 struct Step {
-  // Gates that see the input of the layer, or what gates of a block have answered; nothing where
-  // there is no choice.
-  using Asked = std::variant<std::monostate, const Gates*, at::Tensor>;
-
   const Layer* layer;
-  Asked gates;
-  int64_t gate;  // which of them is meant
+  bool decides;       // whether the layer has a choice
+  const Gates* gate;  // its own, which sees its input; null where gates of the block decide
+  int64_t row;        // which of the gates of the block is the layer's
   float floor;
   std::optional<std::vector<std::array<int64_t, 2>>> forced;  // options, of all clips or of each
   bool relu, skip;
+};
 
-  bool decides() const { return !std::holds_alternative<std::monostate>(gates); }
+struct Block {
+  // Gates that see the input of the block, or what they have answered.
+  using Deciding = std::variant<std::monostate, const Gates*, at::Tensor>;
+
+  std::vector<Step> first, beside;
+  Step last;
+  bool adds;  // whether the last step adds what the steps beside the others make of the input
+  Deciding deciding;
 };
 
 struct Executed {
-  int64_t steps;  // that were executed
-  at::Tensor y;
-  std::vector<std::vector<Charge>> charges;  // of each step's clips, none where it had no choice
-  std::optional<PlanKey> missing;            // what the next step has to be told first
+  int64_t blocks = 0;  // that were executed as a whole
+  at::Tensor y;        // output of the last step that was executed, none of those beside others
+  at::Tensor entered;  // input of the next block
+  // Of each clip, by each step that was executed; of all clips as one, where it had no choice.
+  std::vector<std::vector<Charge>> charges;
+  std::optional<PlanKey> missing;  // what the next step has to be told first
 };
 
-// Execute steps, as far as they go. The residual, which may be null, is added by the last of them.
-// Throws NotFinite for the first step; steps behind it are left to be executed alone, which tells
-// the layer.
-Executed execute(const std::vector<Step>& steps, const at::Tensor& x, const at::Tensor* residual);
+// Execute blocks, as far as they go. A residual that is given is what the first block adds. Throws
+// NotFinite for the first step; steps behind it are left to be executed alone, which names the layer.
+Executed execute(const std::vector<Block>& blocks, const at::Tensor& x,
+                 const std::optional<at::Tensor>& residual);
 
 }  // namespace vared2

@@ -13,6 +13,8 @@ namespace {
 
 constexpr int64_t kAhead = 6;  // reads that are under way: they are pages apart
 constexpr int64_t kLine = 16;  // numbers that lie in a line of the cache
+constexpr int64_t kPart = 64;  // channels whose sums stay in registers
+constexpr int64_t kSums = 32;  // and outputs of a product
 
 struct Line {
   int64_t first, step;
@@ -26,12 +28,35 @@ Line line(int64_t size, int64_t grid) {
   return {(size - 1) % step / 2, step};
 }
 
-// y += x W for W of (inputs, outputs): the inner loop runs over outputs, which lie side by side.
-void add_product(const float* x, const float* w, int64_t inputs, int64_t outputs, float* y) {
-  for (int64_t i = 0; i < inputs; ++i, w += outputs) {
-    const float factor = x[i];
+// y += x W for W of (inputs, outputs), whose rows are `stride` apart.
+void add_product(const float* x, const float* w, int64_t inputs, int64_t outputs, int64_t stride,
+                 float* y) {
+  for (; outputs >= kSums; outputs -= kSums, w += kSums, y += kSums) {
+    float sums[kSums] = {};
+    for (int64_t i = 0; i < inputs; ++i)
 #pragma omp simd
-    for (int64_t o = 0; o < outputs; ++o) y[o] += factor * w[o];
+      for (int64_t o = 0; o < kSums; ++o) sums[o] += x[i] * w[i * stride + o];
+    for (int64_t o = 0; o < kSums; ++o) y[o] += sums[o];
+  }
+  for (int64_t i = 0; i < inputs; ++i)
+    for (int64_t o = 0; o < outputs; ++o) y[o] += x[i] * w[i * stride + o];
+}
+
+// Add up channels of positions, and what they change by from frame to frame.
+void add_up(const std::vector<const float*>& reads, int64_t frames, int64_t channels, bool moving,
+            float* mean, float* motion) {
+  const int64_t number = static_cast<int64_t>(reads.size());
+  for (int64_t i = -kAhead; i < number; ++i) {
+    if (i + kAhead < number)
+      for (int64_t k = 0; k < channels; k += kLine) __builtin_prefetch(reads[i + kAhead] + k);
+    if (i < 0) continue;
+    const float* p = reads[i];
+#pragma omp simd
+    for (int64_t k = 0; k < channels; ++k) mean[k] += p[k];
+    if (!moving || i % frames == 0) continue;
+    const float* before = reads[i - 1];
+#pragma omp simd
+    for (int64_t k = 0; k < channels; ++k) motion[k] += std::fabs(p[k] - before[k]);
   }
 }
 
@@ -54,47 +79,42 @@ at::Tensor Gates::weigh(const at::Tensor& input, int64_t segments) const {
   at::Tensor weights = at::empty({clips.number, layers(), 2, outputs() / 2}, first_.options());
   float* to = weights.mutable_data_ptr<float>();
   at::parallel_for(0, clips.number, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> described(2 * clips.channels), hidden(first_.size(1));
+    std::vector<float> hidden(first_.size(1));
     for (int64_t n = begin; n < end; ++n) {
-      describe(x + n * clips.clip(), clips, described.data());
       std::copy_n(shift_.const_data_ptr<float>(), hidden.size(), hidden.data());
-      add_product(described.data(), first_.const_data_ptr<float>(), first_.size(0), first_.size(1),
-                  hidden.data());
+      add_hidden(x + n * clips.clip(), clips, hidden.data());
       answer(hidden.data(), to + n * layers() * outputs());
     }
   });
   return weights;
 }
 
-void Gates::describe(const float* x, const Clips& clips, float* mean) const {
-  const int64_t channels = clips.channels;
-  float* motion = mean + channels;
+void Gates::add_hidden(const float* x, const Clips& clips, float* hidden) const {
   const Line down = line(clips.rows, grid_), across = line(clips.columns, grid_);
-  std::fill_n(mean, channels, 0.0f);
-  std::fill_n(motion, channels, 0.0f);
   std::vector<const float*> reads;  // of each position all frames
   for (int64_t r = down.first; r < clips.rows; r += down.step)
     for (int64_t c = across.first; c < clips.columns; c += across.step)
       for (int64_t t = 0; t < clips.frames; ++t)
         reads.push_back(x + t * clips.frame() + (r * clips.columns + c) * clips.channels);
-  const int64_t number = static_cast<int64_t>(reads.size());
-  for (int64_t i = -kAhead; i < number; ++i) {
-    if (i + kAhead < number)
-      for (int64_t k = 0; k < channels; k += kLine) __builtin_prefetch(reads[i + kAhead] + k);
-    if (i < 0) continue;
-    const float* p = reads[i];
-#pragma omp simd
-    for (int64_t k = 0; k < channels; ++k) mean[k] += p[k];
-    if (!motion_ || i % clips.frames == 0) continue;
-    const float* before = reads[i - 1];
-#pragma omp simd
-    for (int64_t k = 0; k < channels; ++k) motion[k] += std::fabs(p[k] - before[k]);
-  }
   const int64_t positions = down.number(clips.rows) * across.number(clips.columns);
   const int64_t differences = std::max<int64_t>(positions * (clips.frames - 1), 1);
-  for (int64_t k = 0; k < channels; ++k) {
-    mean[k] /= static_cast<float>(positions * clips.frames);
-    motion[k] /= static_cast<float>(differences);
+  const int64_t width = first_.size(1);
+  const float* weight = first_.const_data_ptr<float>();
+  const float* of_motion = weight + clips.channels * width;
+  for (int64_t from = 0; from < clips.channels; from += kPart) {
+    const int64_t channels = std::min(kPart, clips.channels - from);
+    float mean[kPart] = {}, motion[kPart] = {};
+    if (channels == kPart)  // of a known number, so that they stay in registers
+      add_up(reads, clips.frames, kPart, motion_, mean, motion);
+    else
+      add_up(reads, clips.frames, channels, motion_, mean, motion);
+    for (const float*& p : reads) p += channels;
+    for (int64_t k = 0; k < channels; ++k) {
+      mean[k] /= static_cast<float>(positions * clips.frames);
+      motion[k] /= static_cast<float>(differences);
+    }
+    add_product(mean, weight + from * width, channels, width, width, hidden);
+    if (motion_) add_product(motion, of_motion + from * width, channels, width, width, hidden);
   }
 }
 
@@ -104,7 +124,7 @@ void Gates::answer(float* hidden, float* weights) const {
   std::copy_n(beta_.const_data_ptr<float>(), layers() * outputs(), weights);
   const float* second = second_.const_data_ptr<float>();
   for (int64_t l = 0; l < layers(); ++l)
-    add_product(hidden + l * each, second + l * each * outputs(), each, outputs(),
+    add_product(hidden + l * each, second + l * each * outputs(), each, outputs(), outputs(),
                 weights + l * outputs());
   for (int64_t o = 0; o < layers() * outputs(); ++o) weights[o] = std::tanh(weights[o]);
 }

@@ -23,8 +23,8 @@ class Gates {
   at::Tensor weigh(const at::Tensor& x, int64_t segments) const;
 
  private:
-  // Means of the channels of a clip, then their motion.
-  void describe(const float* x, const Clips& clips, float* mean) const;
+  // Add what means of the channels of a clip, and their motion, contribute to hidden features.
+  void add_hidden(const float* x, const Clips& clips, float* hidden) const;
   // Weights from hidden features, which are overwritten.
   void answer(float* hidden, float* weights) const;
 

@@ -247,7 +247,7 @@ std::variant<at::Tensor, PlanKey> Layer::execute(const at::Tensor& x,
   }
   if (!tiled && groups.size() == 1 && groups[0].whole)
     return as_clips(groups[0].plan->convolve(x, clips, groups[0].rows, epilogue), out, x.dim());
-  Output y(out, x.options(), residual, epilogue.relu);
+  Output y(out, x.options(), epilogue);
   for (const Group& group : groups) {
     const Recipes made = recipes(group, policies, skip);
     if (!tiled) {

@@ -5,13 +5,13 @@
 
 namespace vared2 {
 
-Output::Output(const Clips& clips, const at::TensorOptions& options, const at::Tensor* residual,
-               bool relu)
+Output::Output(const Clips& clips, const at::TensorOptions& options, const Epilogue& epilogue)
     : clips_(clips),
-      written_(at::empty({clips.elements()}, options)),
+      written_(epilogue.overwrites ? epilogue.residual->as_strided({clips.elements()}, {1})
+                                   : at::empty({clips.elements()}, options)),
       to_(written_.mutable_data_ptr<float>()),
-      added_(residual == nullptr ? nullptr : residual->const_data_ptr<float>()),
-      relu_(relu) {}
+      added_(epilogue.residual == nullptr ? nullptr : epilogue.residual->const_data_ptr<float>()),
+      relu_(epilogue.relu) {}
 
 void Output::write(const at::Tensor& computed, const std::vector<int64_t>& rows,
                    const Recipes& recipes) {

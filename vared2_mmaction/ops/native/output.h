@@ -10,6 +10,7 @@
 
 #include "blend.h"
 #include "clips.h"
+#include "planned.h"
 #include "tiles.h"
 
 namespace vared2 {
@@ -19,9 +20,7 @@ using Recipes = std::vector<std::shared_ptr<const Recipe>>;
 
 class Output {
  public:
-  // A residual, which may be null, is added; then ReLU is applied.
-  Output(const Clips& clips, const at::TensorOptions& options, const at::Tensor* residual,
-         bool relu);
+  Output(const Clips& clips, const at::TensorOptions& options, const Epilogue& epilogue);
 
   // Write some clips from all that was computed of them.
   void write(const at::Tensor& computed, const std::vector<int64_t>& rows, const Recipes& recipes);

@@ -20,6 +20,7 @@ struct View {
 struct Epilogue {
   const at::Tensor* residual = nullptr;
   bool relu = false;
+  bool overwrites = false;  // whether the output may take the place of the residual
 };
 
 // How clips of one geometry are convolved: frames are taken, viewed and convolved.
