@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from vared2_mmaction.ops.compiled import can_compile
+from vared2_mmaction.ops.library import can_compile
 
 needs_compiler = pytest.mark.skipif(
     not (can_compile() and torch.backends.mkldnn.is_available()),

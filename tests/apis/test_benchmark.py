@@ -11,7 +11,7 @@ from vared2_mmaction import static_cost
 from vared2_mmaction.apis import benchmark, flops
 from vared2_mmaction.apis.operations import convolution_time
 from vared2_mmaction.models import dynamic_layers, force_policies, force_policy
-from vared2_mmaction.ops.compiled import can_compile
+from vared2_mmaction.ops.library import can_compile
 
 from ..loading import load_tool
 

@@ -10,7 +10,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from vared2_mmaction.apis.memory import peak_bytes
 from vared2_mmaction.models import accelerate, dynamic_layers, force_policies, fuse, residual
 from vared2_mmaction.models.residual import FusedResidual, FusedStage
-from vared2_mmaction.ops import compiled, packed
+from vared2_mmaction.ops import chain, packed
 
 from ..compiling import needs_compiler
 from .backbones import STOCK, dynamic, listed, stock
@@ -49,7 +49,7 @@ def calls(monkeypatch):
     seen = []
 
     def execute(blocks, *args):
-        found = compiled.execute(blocks, *args)
+        found = chain.execute(blocks, *args)
         seen.append(([len(list(block.executed())) for block in blocks], found.blocks))
         return found
 

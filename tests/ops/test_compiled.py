@@ -18,24 +18,17 @@ from vared2_mmaction.ops import (
     Modulation,
     SoftModulationGate,
     collect,
-    compiled,
     compiled_blend,
     packed,
 )
 from vared2_mmaction.ops.answer import fetch
-from vared2_mmaction.ops.compiled import (
-    CompiledConv,
-    CompiledGates,
-    build_folder,
-    can_compile,
-    is_compilable,
-    library,
-)
+from vared2_mmaction.ops.compiled import CompiledConv, CompiledGates, is_compilable
 from vared2_mmaction.ops.compiled_blend import serves
 from vared2_mmaction.ops.decision import COLUMNS, ChargedDecision, charge_on_host
 from vared2_mmaction.ops.epilogue import Epilogue
 from vared2_mmaction.ops.forced import Forced
 from vared2_mmaction.ops.fused import fold_norm
+from vared2_mmaction.ops.library import build_folder, can_compile, library
 from vared2_mmaction.ops.plan import Plans
 from vared2_mmaction.ops.stack import GateStack
 
@@ -490,7 +483,7 @@ def test_a_build_that_was_killed_stops_nobody():
     library()
     lock = build_folder() / 'lock'  # of PyTorch, which waits until it is gone
     lock.touch()
-    code = 'from vared2_mmaction.ops.compiled import library; library()'
+    code = 'from vared2_mmaction.ops.library import library; library()'
     try:
         subprocess.run([sys.executable, '-c', code], check=True, timeout=300)
     finally:
@@ -500,7 +493,7 @@ def test_a_build_that_was_killed_stops_nobody():
 @needs_compiler
 def test_sources_that_do_not_compile(monkeypatch, tmp_path):
     (tmp_path / 'wrong.cpp').write_text('#error wrong\n')
-    monkeypatch.setattr(compiled, 'SOURCES', tmp_path)
+    monkeypatch.setattr('vared2_mmaction.ops.library.SOURCES', tmp_path)
     monkeypatch.setenv('TORCH_EXTENSIONS_DIR', str(tmp_path))
     with pytest.raises(RuntimeError, match='needs a C.. compiler(.|\n)*#error wrong'):
         library.__wrapped__()

@@ -8,14 +8,8 @@ import torch
 from torch import nn
 
 from ..ops import gpu
-from ..ops.compiled import (
-    CompiledConv,
-    CompiledGates,
-    can_compile,
-    is_compilable,
-    library,
-    tells_kernels,
-)
+from ..ops.compiled import CompiledConv, CompiledGates, is_compilable, tells_kernels
+from ..ops.library import can_compile, library
 
 
 class Execution(NamedTuple):

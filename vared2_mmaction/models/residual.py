@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from ..ops import DynamicConv2d, DynamicConv3d
-from ..ops.compiled import Block, CompiledConv, CompiledGates, execute
+from ..ops.chain import Block, execute
+from ..ops.compiled import CompiledConv, CompiledGates
 from ..ops.decision import COLUMNS, ChargedDecision, Charges, report, report_fixed
 from ..ops.joint import open_decision
 from .blocks import Deciding

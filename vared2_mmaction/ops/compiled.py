@@ -5,40 +5,27 @@ What a layer does beside its convolution is little, and in Python that little ta
 convolution of small maps: the gate, the grouping of clips, the views for oneDNN. Here all of it is
 done by ``native/*.cpp``, which also convolve tile by tile, where the processor has the products for
 that, and write each output element once: blended or rebuilt, with the residual added and ReLU
-applied. The sources are compiled when they are first asked for.
+applied. What follows each other is executed by one call; see :mod:`.chain`.
 """
 
 import functools
-import hashlib
-import itertools
 import math
-import os
-import platform
-import shutil
-import sys
-import sysconfig
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from types import MappingProxyType
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from filelock import FileLock
 from torch import Tensor
-from torch.utils import cpp_extension
 
 from . import packed
 from .answer import Weights
+from .chain import Block, execute
 from .decision import Charges
 from .epilogue import Epilogue
 from .forms import convolve, has_2d_form
 from .gate import GRID
 from .lazy import Made
+from .library import library
 from .packed import version_of
-
-SOURCES = Path(__file__).with_name('native')
-_FLAGS = ['-O3', '-march=native', '-fopenmp', '-std=c++20']
 
 
 class Kernels(NamedTuple):
@@ -66,71 +53,6 @@ class Options(NamedTuple):
     costs: tuple[int, int, int, int] = (0, 0, 0, 0)
     """Multiply-adds of an element that is convolved, of one that is rebuilt in either dimension,
     and of the gate."""
-
-
-def can_compile() -> bool:
-    """Whether there is a C++ compiler."""
-    command = os.environ.get('CXX', '').split() or ['c++']  # with options, perhaps
-    return shutil.which(command[0]) is not None
-
-
-@functools.cache
-def library() -> Any:
-    """The compiled code. Compiling takes about half a minute, once a machine and PyTorch.
-
-    Raises:
-        RuntimeError: If it cannot be compiled.
-    """
-    folder = build_folder()
-    files = [str(path) for path in sorted(SOURCES.glob('*.cpp'))]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # One process builds, and the others wait. PyTorch's own lock is a file that a process which
-        # is killed leaves behind, for which all others would wait forever.
-        with FileLock(folder / 'building'), _scripts_on_path():
-            (folder / 'lock').unlink(missing_ok=True)
-            return cpp_extension.load(
-                folder.name, files, extra_cflags=_FLAGS, build_directory=str(folder)
-            )
-    except (RuntimeError, OSError, ImportError) as error:
-        raise RuntimeError(
-            'compiled=True needs a C++ compiler (g++ or clang++ with OpenMP; CXX names it) and '
-            f'ninja: {error}'
-        ) from error
-
-
-def build_folder() -> Path:
-    """Where the compiled code is kept.
-
-    What sources, PyTorch, Python or processors differ in is compiled apart: a cache may be shared
-    by several machines.
-    """
-    texts = (f'{path}\n{path.read_text()}' for path in sorted(SOURCES.glob('*.*')))
-    python = str(sys.implementation.cache_tag)
-    identity = '\n'.join((torch.__version__, python, _instructions(), *_FLAGS, *texts))
-    name = f'vared2_{hashlib.sha256(identity.encode()).hexdigest()[:16]}'
-    root = os.environ.get('TORCH_EXTENSIONS_DIR') or cpp_extension.get_default_build_root()
-    return Path(root, name)
-
-
-def _instructions() -> str:
-    """What tells processors with other instructions apart."""
-    try:
-        lines = Path('/proc/cpuinfo').read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith(('flags', 'Features'))), '')
-
-
-@contextmanager
-def _scripts_on_path() -> Iterator[None]:
-    """With ninja of an environment that is not activated."""
-    before = os.environ.get('PATH', '')
-    os.environ['PATH'] = os.pathsep.join((before, sysconfig.get_path('scripts')))
-    try:
-        yield
-    finally:
-        os.environ['PATH'] = before
 
 
 def is_compilable(layer: Any) -> bool:
@@ -257,70 +179,6 @@ class _Layer(NamedTuple):
                 )
                 return True
         return False
-
-
-class Block(NamedTuple):
-    """Layers that are executed one after the other, each with a :class:`CompiledConv`."""
-
-    layers: Sequence[Any]
-    beside: Sequence[Any] = ()
-    """Layers that make what the last of the others adds; none add the input of the block."""
-    adds: bool = True
-    """Whether the last layer adds anything."""
-    deciding: Any = None
-    """Compiled gates that see the input of the block, or what they have answered, (N, layers, 2,
-    options)."""
-    rows: Mapping[Any, int] = MappingProxyType({})
-    """Which of these gates decides for a layer; others have their own."""
-
-    def executed(self) -> Iterator[Any]:
-        """Layers in the order of their execution."""
-        return itertools.chain(self.layers[:-1], self.beside, self.layers[-1:])
-
-    def told(self, x: Tensor) -> tuple | None:
-        """The block as compiled code is told of it; None where it cannot be."""
-        steps, beside = (
-            [layer.compiled.step(layer, x, self.rows.get(layer)) for layer in layers]
-            for layers in (self.layers, self.beside)
-        )
-        if None in steps or None in beside:
-            return None
-        return steps[:-1], beside, steps[-1], self.adds, self.deciding
-
-
-class Executed(NamedTuple):
-    """What blocks made of an input, one after the other."""
-
-    blocks: int
-    """How many of them were executed as a whole."""
-    y: Tensor
-    """Output of the last layer that was executed, not counting those beside others."""
-    entered: Tensor
-    """Input of the first block that was not executed as a whole, or output of the last."""
-    charges: Sequence[Charges]
-    """What every layer that was executed charges the clips; a stock convolution all as one."""
-    missing: tuple[int, ...] | None
-    """What the next layer has to plan first."""
-
-
-def execute(blocks: Sequence[Block], x: Tensor, residual: Tensor | None = None) -> Executed:
-    """Execute blocks one after the other, in one call, as far as there is compiled code.
-
-    What a block makes and nobody else sees is overwritten by the next.
-
-    Args:
-        blocks: The blocks.
-        x: Input of the first, (N, C, T, H, W) or (N T, C, H, W).
-        residual: What the first block adds instead of its input, of the shape of its output.
-
-    Raises:
-        FloatingPointError: If weights of the first layer are not finite; one behind it is left.
-        ValueError: If options are forced for another number of clips.
-    """
-    told = list(itertools.takewhile(lambda one: one is not None, (b.told(x) for b in blocks)))
-    if not told:
-        return Executed(0, x, x, (), None)
-    return Executed(*library().execute(told, x, residual))
 
 
 class CompiledConv(Made):

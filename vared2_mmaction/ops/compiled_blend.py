@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import gpu
 from .cheap import ChannelOptions, TemporalOptions
-from .compiled import library
+from .library import library
 
 
 def serves(computed: Tensor) -> bool:
