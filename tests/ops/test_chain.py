@@ -55,7 +55,7 @@ def test_blocks(kind):
         'beside': [Block([a, b], [c]), Block([d], [c, a]), Block([b])],
         'nothing added': [Block([a], adds=False), Block([b], [c], adds=False), Block([c, d])],
     }[kind]
-    x = clips(Case('input', SIZES, 6), 2)
+    x = clips(Case('input', SIZES, 6), 2, height=60)  # of so many tiles that they read each other
     before = x.clone()
     found = run(blocks, x)
     assert found.blocks == len(blocks)
