@@ -6,7 +6,7 @@ that compiled code has made and no module was given can be overwritten by what f
 """
 
 from collections.abc import Iterable, Sequence
-from itertools import takewhile
+from itertools import chain, takewhile
 from typing import Any
 
 from torch import Tensor, nn
@@ -105,9 +105,8 @@ def _execute_blocks(modules: Sequence[Any], x: Tensor) -> tuple[Tensor, int]:
         found = execute(blocks, x)
     except FloatingPointError:
         return x, 0  # called, the layer says its name
-    charges = iter(found.charges)
-    for block in blocks[: found.blocks]:
-        _report(block.executed(), charges)
+    whole = blocks[: found.blocks]
+    _report(chain.from_iterable(block.executed() for block in whole), found.charges)
     return found.entered, found.blocks
 
 

@@ -132,8 +132,8 @@ class _Tabulated:
         """What weights weigh; see :class:`~vared2_mmaction.ops.compiled.CompiledConv`."""
         kept, number = self.channel_options.kept, self.temporal_options.num_options
         tables = [[self._table(i, j) for j in range(number)] for i in range(len(kept))]
-        kernel, _, operations, gate, _ = self.constants
-        costs = (kernel, *operations, gate)
+        constants = self.constants
+        costs = (constants.kernel, *constants.macs_per_element, constants.gate)
         return Options(kept, tables, self.saturation, self.channel_options.multiple, costs)
 
     def kernels(self: Any, whole: bool) -> Kernels:

@@ -34,9 +34,8 @@ class Execution {
   std::vector<Policy> decide(const Step& step, const at::Tensor& x) {
     const Layer& layer = *step.layer;
     if (!step.decides) {
-      const Weights whole{{{1.0f}, {1.0f}}};
-      const int64_t clips = clips_of(x, layer.segments()).number;
-      return layer.decide(std::vector<Weights>(clips, whole));
+      const Shares only{{0}, {1.0f}};
+      return std::vector<Policy>(clips_of(x, layer.segments()).number, Policy{only, only});
     }
     const at::Tensor& answered =
         step.gate == nullptr ? of_block(layer) : step.gate->weigh(x, layer.segments());
@@ -85,7 +84,7 @@ bool execute(const Block& block, const std::optional<at::Tensor>& given, Execute
     residual = *std::move(r);
   }
   // Nobody else sees what was made here, but the last step may read it.
-  const bool own = !block.beside.empty() || (found.blocks > 0 && !given);
+  const bool own = !block.beside.empty() || found.blocks > 0;
   const bool overwrites = own && !found.y.is_alias_of(residual);
   const Step& last = block.last;
   auto y = execution.run(last, found.y,
