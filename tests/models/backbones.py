@@ -66,6 +66,17 @@ STOCK: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
         {'depth': 18, 'pretrained': None, 'pretrained2d': False, 'num_segments': 4},
         (8, 3, 32, 32),
     ),
+    'TANet': (
+        {
+            'depth': 50,
+            'num_segments': 4,
+            'num_stages': 2,
+            'strides': (1, 2),
+            'dilations': (1, 1),
+            'out_indices': (1,),
+        },
+        (8, 3, 32, 32),
+    ),
     'C3D': ({'out_dim': 512}, (2, 3, 16, 16, 16)),
 }
 NAMED = ('ResNet', 'ResNet3d', 'ResNet2Plus1d', 'X3D')

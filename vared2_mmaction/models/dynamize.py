@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from mmaction.models.common import TAM
 from mmaction.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
@@ -90,6 +91,8 @@ class DynamicBackbone(nn.Module):
                 module, DynamicConv2d | DynamicConv3d
             ):
                 module.register_forward_hook(report_convolution)
+            if isinstance(module, TAM):
+                module.register_forward_hook(_report_aggregation)
             if getattr(module, 'with_cp', False) and module is not self:
                 checkpoint_without_reentry(module)
 
@@ -274,3 +277,8 @@ def _sum(rows: Iterable[tuple[float, ...]]) -> tuple[float, ...]:
 def report_convolution(conv: nn.Module, args: Any, output: Tensor) -> None:
     shape: Any = conv.weight.shape
     report_fixed(output.numel() * math.prod(shape[1:]))
+
+
+def _report_aggregation(tam: TAM, args: tuple, output: Tensor) -> None:
+    """Charge the convolution over frames whose kernels TANet makes from its maps."""
+    report_fixed(output.numel() * tam.adaptive_kernel_size)

@@ -34,10 +34,8 @@ def fuse_epilogues(model: nn.Module) -> None:
         if isinstance(module, ConvModule) and module.with_activation:
             _take_relu(module, 'activate', _stages(module, activated=False))
     for module in modules:
-        _fuse_residual(module)
-    for module in modules:
-        if type(module) in _STAGES and any(isinstance(m, FusedResidual) for m in module.children()):
-            insert_mixin(module, FusedStage)
+        if type(module) in _STAGES:
+            _fuse_stage(module)
 
 
 def _take_relu(owner: nn.Module, name: str, stages: tuple[nn.Module, ...]) -> None:
@@ -46,6 +44,15 @@ def _take_relu(owner: nn.Module, name: str, stages: tuple[nn.Module, ...]) -> No
     if type(getattr(owner, name)) is nn.ReLU and _takes_epilogue(conv):
         conv.relu = True
         setattr(owner, name, nn.Identity())
+
+
+def _fuse_stage(stage: nn.Module) -> None:
+    """Fuse the residual blocks of a sequence, which calls them; others, such as those of TANet,
+    may be taken apart by what they are in."""
+    for block in stage.children():
+        _fuse_residual(block)
+    if any(isinstance(block, FusedResidual) for block in stage.children()):
+        insert_mixin(stage, FusedStage)
 
 
 def _fuse_residual(block: Any) -> None:
