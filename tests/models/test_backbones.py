@@ -6,6 +6,8 @@ import pickle
 
 import pytest
 import torch
+from mmaction.registry import MODELS
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -141,6 +143,18 @@ def test_policies_of_a_dump_can_be_replayed():
             pass
 
 
+def of_convolutions(counter):
+    """Multiply-adds of the convolutions of each module, without those whose kernels TANet makes
+    from its maps, which are no parameters."""
+    counted = {
+        module: operations.get(torch.ops.aten.convolution, 0) // 2
+        for module, operations in counter.get_flop_counts().items()
+    }
+    own = [m for m in counted if m.endswith('.tam')]
+    counted['Global'] -= sum(counted[m] - counted[f'{m}.L'] for m in own)
+    return counted
+
+
 @pytest.mark.parametrize('name', STOCK)
 def test_compute_equals_what_is_executed(name):
     """Convolutions for convolutions, to the last multiply-add, for a clip alone."""
@@ -152,16 +166,12 @@ def test_compute_equals_what_is_executed(name):
     clip = torch.randn(shape[0] // 2, *shape[1:])
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         _, decisions = net(clip)
-    counted = {
-        module: operations.get(torch.ops.aten.convolution, 0) // 2
-        for module, operations in counter.get_flop_counts().items()
-    }
+    counted = of_convolutions(counter)
     cheap = sum(
         n for m, n in counted.items() if m.endswith(('channel_options', 'temporal_options'))
     )
-    convolutions = counted['Global'] - cheap
     cost = decisions[0].sum(0)
-    assert cost[0].item() == convolutions
+    assert cost[0].item() == counted['Global'] - cheap
     gates = sum(layer.gate.macs() for layer in dynamic_layers(net).values())
     assert cost[2].item() == cheap + gates
     assert 0 < cost[0] / cost[1] <= 1
@@ -169,10 +179,31 @@ def test_compute_equals_what_is_executed(name):
     twin.eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         twin(clip)
+    assert cost[1].item() == of_convolutions(counter)['Global']
     counts = counter.get_flop_counts()['Global']
-    assert cost[1].item() == counts[torch.ops.aten.convolution] // 2
     assert static_cost(net, clip.shape) == sum(counts.values()) // 2
     assert static_cost(twin, clip.shape) == sum(counts.values()) // 2
+
+
+@pytest.mark.parametrize('groups', [1, 2])
+def test_transposed_convolutions_are_charged_and_folded(groups):
+    upward = nn.ConvTranspose3d(6, 4, 3, stride=2, groups=groups)
+    net = dynamize(
+        nn.Sequential(nn.Conv3d(3, 6, 1), nn.BatchNorm3d(6), upward, nn.BatchNorm3d(4)),
+        layers='0',
+    )
+    randomise_norms(net)
+    net.eval()
+    fused, clip = fuse(net), torch.randn(1, 3, 4, 5, 6)
+    # PyTorch folds no norm into the groups of a transposed convolution.
+    left = [n for n, m in fused.named_modules() if isinstance(m, _BatchNorm)]
+    assert left == ([] if groups == 1 else ['3'])
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        features, decisions = net(clip)
+    counts = of_convolutions(counter)
+    assert decisions[0, 0, 0] == sum(n for m, n in counts.items() if m.endswith('.2'))
+    with torch.no_grad():
+        assert relative(fused(clip)[0], features) <= 1e-4
 
 
 @pytest.mark.parametrize('name', STOCK)
@@ -354,6 +385,11 @@ def test_2d_backbones_need_the_number_of_segments():
     net = dynamic('ResNet')
     with pytest.raises(ValueError, match=r'layer1\.0\.conv1\.conv: .* num_segments is 4'):
         net(torch.randn(6, 3, 32, 32))
+    # C2D takes clips, whose frames it puts side by side itself.
+    small = {'num_stages': 1, 'strides': (1,), 'dilations': (1,), 'out_indices': (0,)}
+    net = dynamize(MODELS.build({'type': 'mmaction.C2D', 'depth': 50, **small}), num_segments=4)
+    with pytest.raises(ValueError, match=r'C2D.*: expected frames \(N \* 4, .*\(2, 3, 4, 32, 32\)'):
+        net(torch.randn(2, 3, 4, 32, 32))
 
 
 def test_pooled_segments_of_tsm():

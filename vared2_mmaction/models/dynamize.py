@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from mmaction.models.common import TAM
 from mmaction.registry import MODELS
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from ..ops import DynamicConv2d, DynamicConv3d, collect, report_fixed
 from ..ops.decision import (
@@ -56,7 +55,7 @@ class DynamicFeatures(NamedTuple):
     decisions: Tensor
     """(N, 1 + layers, 6) in float64, a row for each clip; from a 2-D backbone (N T, ...), a row
     for each frame, alike within a clip. Columns: ``DECISION_COLUMNS``. The first layer stands
-    for all that is not dynamic; costs are multiply-adds a clip."""
+    for all convolutions that are not dynamic; costs are multiply-adds a clip."""
 
 
 class DynamicBackbone(nn.Module):
@@ -91,14 +90,21 @@ class DynamicBackbone(nn.Module):
                 module, DynamicConv2d | DynamicConv3d
             ):
                 module.register_forward_hook(report_convolution)
-            if isinstance(module, TAM):
-                module.register_forward_hook(_report_aggregation)
             if getattr(module, 'with_cp', False) and module is not self:
                 checkpoint_without_reentry(module)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> DynamicFeatures:
-        """Extract features; arguments are those of the stock backbone."""
+        """Extract features; arguments are those of the stock backbone.
+
+        Raises:
+            ValueError: If a 2-D backbone gets no frames (N T, C, H, W).
+        """
         scope = recomputing() if self.recompute and torch.is_grad_enabled() else nullcontext()
+        if self.clip_length is not None and x.dim() != 4:
+            raise ValueError(
+                f'{type(self).__name__}: expected frames (N * {self.clip_length}, C, H, W) for its '
+                f'convolutions in 2-D, got {tuple(x.shape)}'
+            )
         with collect() as decisions, scope:
             features = super().forward(channels_last(x), *args, **kwargs)
         return DynamicFeatures(features, self._tabulate(decisions, x))
@@ -276,9 +282,5 @@ def _sum(rows: Iterable[tuple[float, ...]]) -> tuple[float, ...]:
 
 def report_convolution(conv: nn.Module, args: Any, output: Tensor) -> None:
     shape: Any = conv.weight.shape
-    report_fixed(output.numel() * math.prod(shape[1:]))
-
-
-def _report_aggregation(tam: TAM, args: tuple, output: Tensor) -> None:
-    """Charge the convolution over frames whose kernels TANet makes from its maps."""
-    report_fixed(output.numel() * tam.adaptive_kernel_size)
+    each = args[0] if isinstance(conv, _ConvTransposeNd) else output  # meets so many weights
+    report_fixed(each.numel() * math.prod(shape[1:]))

@@ -12,7 +12,7 @@ from mmaction.models.common import Conv2plus1d
 from mmcv.cnn import ConvModule
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..ops import DynamicConv2d, DynamicConv3d, SoftModulationGate
@@ -62,7 +62,8 @@ def fuse(model: nn.Module, compiled: bool | Execution = False) -> nn.Module:
         if isinstance(conv, DynamicConv2d | DynamicConv3d):
             fold_norm(conv, norm)
         else:
-            folded: Any = fuse_conv_bn_eval(conv, norm)  # type: ignore[type-var, arg-type]
+            transposed = isinstance(conv, _ConvTransposeNd)
+            folded: Any = fuse_conv_bn_eval(conv, norm, transposed)  # type: ignore[type-var, arg-type]
             conv.weight, conv.bias = folded.weight, folded.bias
         setattr(owner, norm_name, nn.Identity())
     for gate in fused.modules():
@@ -107,7 +108,7 @@ def _pairs(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
             pairs = itertools.pairwise(name for name, _ in module.named_children())
         for conv_name, norm_name in pairs:
             conv, norm = module.get_submodule(conv_name), module.get_submodule(norm_name)
-            if isinstance(conv, _ConvNd) and _foldable(norm, conv.out_channels):
+            if isinstance(conv, _ConvNd) and _foldable(norm, conv):
                 yield module, conv_name, norm_name
 
 
@@ -120,9 +121,10 @@ def _last_convolution(conv: nn.Module) -> str | None:
     return '.net' if isinstance(conv, TemporalShift) else None
 
 
-def _foldable(norm: nn.Module, channels: int) -> bool:
+def _foldable(norm: nn.Module, conv: _ConvNd) -> bool:
     return (
         isinstance(norm, _BatchNorm)
         and norm.running_mean is not None
-        and norm.num_features == channels
+        and norm.num_features == conv.out_channels
+        and not (isinstance(conv, _ConvTransposeNd) and conv.groups > 1)
     )
