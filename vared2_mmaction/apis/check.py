@@ -11,7 +11,7 @@ from mmengine.config import Config
 
 from ..installation import DETECTION_MISSING, has_detection
 from ..models.dynamize import DynamicBackbone, build_dynamic_backbone
-from ..models.heads import BudgetPart
+from ..models.heads import BudgetPart, build_budget_head
 from ..models.layers import DynamicOptions
 from ..models.neck import SoftModulationGateNeck
 
@@ -59,13 +59,17 @@ def _check_model(model: dict) -> None:
             f'model.backbone: SoftModulationGateNeck needs a dynamic backbone (VARED2...), got '
             f'{backbone["type"]}'
         )
-    key, known = ('cls_head', 'VARED2TSNHead, VARED2I3DHead or VARED2X3DHead')
+    key, known = 'cls_head', 'VARED2TSNHead, VARED2I3DHead, VARED2X3DHead or VARED2Head'
     if detection:
         key, known = 'roi_head', 'VARED2AVARoIHead'
     head = model.get(key)
-    if dynamic and (head is None or not _is(head, BudgetPart, model.get('_scope_'))):
+    if dynamic and not (head and _has_budget(head, model.get('_scope_'))):
         found = head and head['type']
         raise ValueError(f'model.{key}: a dynamic backbone needs {known}, got {found}')
+
+
+def _has_budget(head: dict, scope: str | None) -> bool:
+    return _class(head, scope) is build_budget_head or _is(head, BudgetPart, scope)
 
 
 def _class(config: dict, scope: str | None = None) -> Any:

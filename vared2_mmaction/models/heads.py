@@ -1,14 +1,16 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """Stock heads that also see the compute of each view."""
 
+import inspect
 from typing import Any
 
 import torch
-from mmaction.models.heads import I3DHead, TSNHead, X3DHead
+from mmaction.models.heads import BaseHead, I3DHead, TSNHead, X3DHead
 from mmaction.registry import MODELS
 from mmaction.structures import ActionDataSample
 from torch import Tensor, nn
 
+from .blocks import derive
 from .neck import ModulatedFeatures
 
 
@@ -25,6 +27,9 @@ class BudgetPart(nn.Module):
 
     def __init__(self, *args: Any, loss_budget: dict | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._take_budget(loss_budget)
+
+    def _take_budget(self, loss_budget: dict | None) -> None:
         self.loss_budget = MODELS.build({'type': 'ComputationBudgetLoss', **(loss_budget or {})})
 
     def _budget_losses(self, x: ModulatedFeatures, correct: Tensor) -> dict[str, Tensor]:
@@ -100,3 +105,35 @@ class VARED2I3DHead(BudgetHead, I3DHead):
 @MODELS.register_module()
 class VARED2X3DHead(BudgetHead, X3DHead):
     """X3D's head with the budget loss."""
+
+
+@MODELS.register_module(name='VARED2Head')
+def build_budget_head(head: dict, loss_budget: dict | None = None) -> nn.Module:
+    """Any stock classification head, such as SlowFast's, with the budget loss, from a config.
+
+    Args:
+        head: Config of the stock head.
+        loss_budget: Config of the budget loss.
+
+    Raises:
+        TypeError: If the head is none, has losses of its own, or classifies frame by frame, as
+            TSM's does: the neck hands over the mean of a clip's segments.
+    """
+    stock = MODELS.build(head)
+    kind: Any = type(stock)
+    if not isinstance(stock, BaseHead):
+        raise TypeError(f'VARED2Head: expected a classification head, got {kind.__name__}')
+    if (kind.loss, kind.predict) != (BaseHead.loss, BaseHead.predict):
+        raise TypeError(
+            f'VARED2Head: {kind.__name__} has a loss or predictions of its own; expected a head '
+            'with those of BaseHead'
+        )
+    frames = 'num_segs' in inspect.signature(kind.forward).parameters
+    if frames and kind is not TSNHead:
+        raise TypeError(
+            f'VARED2Head: {kind.__name__} classifies frame by frame, but SoftModulationGateNeck '
+            'averages them; VARED2TSNHead classifies the mean'
+        )
+    stock.__class__ = derive(BudgetHead, kind)
+    stock._take_budget(loss_budget)
+    return stock

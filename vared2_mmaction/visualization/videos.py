@@ -158,7 +158,7 @@ def _detected(found: Detections, keyframe: Keyframe) -> _Answer:
 
 
 def _check_keys(sample: Mapping[str, Any], answer: str, where: str) -> None:
-    kind, heads = 'recognizer', 'VARED2TSNHead, VARED2I3DHead, VARED2X3DHead'
+    kind, heads = 'recognizer', 'VARED2TSNHead, VARED2I3DHead, VARED2X3DHead, VARED2Head'
     keys = [answer, 'gt_label']
     if answer == 'pred_instances':
         kind, heads = 'detector', 'VARED2AVARoIHead'
