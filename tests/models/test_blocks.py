@@ -1,6 +1,9 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """Blocks that decide for their layers together."""
 
+import collections
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -124,6 +127,29 @@ def test_stock_blocks_come_back_and_keep_checkpointing():
             assert isinstance(block, Checkpointed) == checkpointing
         with force_policy(net, 1, 1):  # the original still decides
             assert (net.eval() or net)(torch.randn(STOCK['ResNet3d'][1]))[1][:, 1:, 3].eq(1).all()
+
+
+@pytest.mark.parametrize('gate_input', ['layer', 'block'])
+@pytest.mark.parametrize('name', ['ResNet3d', 'TANet', 'ResNet3dSlowFast', 'X3D'])
+def test_what_calls_the_parts_of_a_block_runs_again_in_the_backward_pass(name, gate_input):
+    if name == 'ResNet3dSlowFast':
+        config = copy.deepcopy(STOCK[name][0])
+        for pathway in ('slow_pathway', 'fast_pathway'):
+            config[pathway]['with_cp'] = True
+        net = dynamic(name, {'gate_input': gate_input}, **config)
+    else:
+        net = dynamic(name, {'gate_input': gate_input}, with_cp=True)
+    runs = collections.Counter()
+    for layer in dynamic_layers(net).values():
+        layer.register_forward_hook(lambda layer, *_: runs.update([layer]))
+    net.train()
+    features, decisions = net(torch.randn(STOCK[name][1]))
+    assert set(runs.values()) == {1}
+    (sum(f.sum() for f in listed(features)) + decisions[..., 0].sum()).backward()
+    assert set(runs.values()) == {2}
+    assert sum(isinstance(m, Checkpointed) for m in net.modules()) == len(
+        {block_of(name) for name in net.dynamic_layers}
+    )
 
 
 @pytest.mark.parametrize(

@@ -88,10 +88,16 @@ class Checkpointed(nn.Module):
         return super().forward(*args)
 
 
-def checkpoint_without_reentry(block: nn.Module) -> None:
-    """Replace a stock block's own checkpointing, in place."""
-    block.with_cp = False  # type: ignore[assignment]
-    block.__class__ = derive(Checkpointed, type(block))
+def checkpoint_without_reentry(backbone: nn.Module) -> None:
+    """Replace the checkpointing of a stock backbone's blocks, in place."""
+    saving = [n for n, module in backbone.named_modules() if getattr(module, 'with_cp', False)]
+    for name in saving:
+        if any(inner.startswith(f'{name}.' if name else '') for inner in saving if inner != name):
+            continue  # a backbone, or a pathway of one
+        backbone.get_submodule(name).with_cp = False  # type: ignore[assignment]
+        # What a block is in may call the block's parts itself, as in TANet.
+        block = backbone.get_submodule(block_of(f'{name}.') or name)
+        block.__class__ = derive(Checkpointed, type(block))
 
 
 def _make_derived(mixin: Any, stock: Any) -> type[nn.Module]:

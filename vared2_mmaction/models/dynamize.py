@@ -85,13 +85,12 @@ class DynamicBackbone(nn.Module):
         if options.gate_input == 'block':
             decide_together(self, self.dynamic_layers)
         use_forms(self)
-        for module in list(self.modules()):
+        checkpoint_without_reentry(self)
+        for module in self.modules():
             if isinstance(module, _ConvNd) and not isinstance(
                 module, DynamicConv2d | DynamicConv3d
             ):
                 module.register_forward_hook(report_convolution)
-            if getattr(module, 'with_cp', False) and module is not self:
-                checkpoint_without_reentry(module)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> DynamicFeatures:
         """Extract features; arguments are those of the stock backbone.
