@@ -158,6 +158,13 @@ def test_stock_parts_around_a_dynamic_backbone_explain_themselves():
     train_step(model, data)
 
 
+def test_pooled_segments_are_refused():
+    model, data = recognizer('ResNet'), batch('ResNet', 2)
+    model.backbone = dynamic('ResNetTSM', temporal_pool=True)
+    with pytest.raises(ValueError, match=r'of 2 clips, got \(1, 512, 4, .*\(temporal_pool\)'):
+        train_step(model, data)
+
+
 def test_checkpoint_of_another_network_is_refused(tmp_path):
     from mmengine.runner import load_checkpoint
 

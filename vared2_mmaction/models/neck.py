@@ -49,9 +49,16 @@ class SoftModulationGateNeck(BaseModule):
 
         Raises:
             TypeError: If x is not what a dynamic backbone returns.
+            ValueError: If features and decisions are of different numbers of clips.
         """
         features, decisions = _unpack(x)
         if decisions.dim() == 4:
+            if len(features) != len(decisions):
+                raise ValueError(
+                    f'SoftModulationGateNeck: expected features of {len(decisions)} clips, got '
+                    f'{tuple(features.shape)}: Recognizer2D cannot tell the clips of a backbone apart '
+                    'that pools segments (temporal_pool)'
+                )
             features = features.mean(2, keepdim=True)
             first = decisions[0, 0, :, DECISION_COLUMNS.index('segment')] == 0
             decisions = decisions[:, :, first].transpose(1, 2).flatten(0, 1)
