@@ -56,8 +56,8 @@ class SoftModulationGateNeck(BaseModule):
             if len(features) != len(decisions):
                 raise ValueError(
                     f'SoftModulationGateNeck: expected features of {len(decisions)} clips, got '
-                    f'{tuple(features.shape)}: Recognizer2D cannot tell the clips of a backbone apart '
-                    'that pools segments (temporal_pool)'
+                    f'{tuple(features.shape)}: Recognizer2D cannot tell the clips apart of a '
+                    'backbone that pools segments (temporal_pool)'
                 )
             features = features.mean(2, keepdim=True)
             first = decisions[0, 0, :, DECISION_COLUMNS.index('segment')] == 0
