@@ -73,6 +73,7 @@ def test_chunks_of_views():
         results.append(sample)
     torch.testing.assert_close(results[0].pred_score, results[1].pred_score)
     assert torch.equal(results[0].policy, results[1].policy)
+    assert results[0].policy.shape == (3, len(model.backbone.dynamic_layers), 2)
 
 
 def test_copies_and_pickles_are_of_the_same_class():
