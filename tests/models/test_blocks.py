@@ -152,6 +152,14 @@ def test_what_calls_the_parts_of_a_block_runs_again_in_the_backward_pass(name, g
     )
 
 
+def test_a_backbone_that_checkpoints_itself_is_left_alone():
+    net = nn.Sequential(nn.Conv3d(3, 4, 1))
+    net.with_cp = True
+    dynamize(net, layers='0')
+    assert net.with_cp
+    assert not isinstance(net, Checkpointed)
+
+
 @pytest.mark.parametrize(
     ('layer', 'block'),
     [

@@ -90,10 +90,10 @@ class Checkpointed(nn.Module):
 
 def checkpoint_without_reentry(backbone: nn.Module) -> None:
     """Replace the checkpointing of a stock backbone's blocks, in place."""
-    saving = [n for n, module in backbone.named_modules() if getattr(module, 'with_cp', False)]
+    saving = [n for n, part in backbone.named_modules() if n and getattr(part, 'with_cp', False)]
     for name in saving:
-        if any(inner.startswith(f'{name}.' if name else '') for inner in saving if inner != name):
-            continue  # a backbone, or a pathway of one
+        if any(inner.startswith(f'{name}.') for inner in saving):
+            continue  # a pathway of the backbone
         backbone.get_submodule(name).with_cp = False  # type: ignore[assignment]
         # What a block is in may call the block's parts itself, as in TANet.
         block = backbone.get_submodule(block_of(f'{name}.') or name)

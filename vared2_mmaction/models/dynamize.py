@@ -98,12 +98,12 @@ class DynamicBackbone(nn.Module):
         Raises:
             ValueError: If a 2-D backbone gets no frames (N T, C, H, W).
         """
-        scope = recomputing() if self.recompute and torch.is_grad_enabled() else nullcontext()
         if self.clip_length is not None and x.dim() != 4:
             raise ValueError(
                 f'{type(self).__name__}: expected frames (N * {self.clip_length}, C, H, W) for its '
                 f'convolutions in 2-D, got {tuple(x.shape)}'
             )
+        scope = recomputing() if self.recompute and torch.is_grad_enabled() else nullcontext()
         with collect() as decisions, scope:
             features = super().forward(channels_last(x), *args, **kwargs)
         return DynamicFeatures(features, self._tabulate(decisions, x))
