@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .forms import as_clips, as_frames
 from .mix import Mix, Region, Source
 from .options import kept
 
@@ -77,13 +78,13 @@ class DepthwiseSpatial(nn.Module):
     def rebuild(self, x: Tensor, region: Region, maps: slice, factors: tuple) -> Source:
         """Rebuild maps; see :meth:`PerChannelAffine.rebuild`."""
         (scale,) = factors
-        source = x[region].transpose(1, 2)
-        n, frames, groups = source.shape[:3]
+        source = x[region]
+        groups, frames = source.shape[1:3]
         # Over frames in 2-D: several times as fast as the same convolution in 3-D.
         y = F.conv2d(
-            source.flatten(0, 1), self.weight[maps], self.bias[maps], padding=1, groups=groups
+            as_frames(source), self.weight[maps], self.bias[maps], padding=1, groups=groups
         )
-        y = y.view(n, frames, *y.shape[1:]).transpose(1, 2)
+        y = as_clips(y, frames)
         return Source(y, _EVERYTHING, None if scale is None else scale.expand(-1, groups))
 
 

@@ -17,7 +17,7 @@ from .cheap import ChannelOptions, TemporalOptions
 from .decision import ChargedDecision, LayerConstants, LayerCost, LayerDecision, layer_cost, report
 from .epilogue import NOTHING, Epilogue
 from .forced import Forced
-from .forms import Conv2d, convolve
+from .forms import Conv2d, as_clips, as_frames, convolve
 from .gate import SoftModulationGate
 from .groups import Group, assemble, consecutive, divide, group_by_policy
 from .joint import Joint, joint_answer, open_decision
@@ -430,10 +430,10 @@ class DynamicConv2d(_DynamicConv, nn.Conv2d):
                 f'{self.layer_name}: expected frames (N * {self.num_segments}, C, H, W), because '
                 f'num_segments is {self.num_segments}, got {tuple(x.shape)}'
             )
-        return x.view(-1, self.num_segments, *x.shape[1:]).transpose(1, 2)
+        return as_clips(x, self.num_segments)
 
     def _from_clips(self, y: Tensor) -> Tensor:
-        return y.transpose(1, 2).flatten(0, 1)
+        return as_frames(y)
 
     def _output_frames(self, frames: int) -> int:
         return frames

@@ -26,6 +26,31 @@ def layout(x: Tensor) -> str:
     return 'frames' if x.stride(2) > x.stride(1) else 'contiguous'
 
 
+def settled(x: Tensor) -> Tensor:
+    """Clips (N, C, T, H, W) with the strides that their layout gives to dimensions of size one.
+
+    A view gives them any, and kernels that are not ours take a tensor for what its strides say: the
+    backward pass of BatchNorm in PyTorch 2.13 is wrong where they belong to no layout.
+    """
+    if 1 not in x.shape:
+        return x
+    axes = _AXES[layout(x)]
+    ordered = x.permute(axes)  # a view of what lies dense has no choice
+    return ordered.view(ordered.shape).permute([axes.index(axis) for axis in range(5)])
+
+
+def as_frames(clips: Tensor) -> Tensor:
+    """Clips (N, C, T, H, W) as frames (N T, C, H, W), a view where that can be."""
+    if layout(clips) == 'channels last':  # as they lie, or a single frame would not say so
+        return clips.movedim(1, -1).flatten(0, 1).movedim(-1, 1)
+    return clips.transpose(1, 2).flatten(0, 1)
+
+
+def as_clips(frames: Tensor, length: int) -> Tensor:
+    """Frames (N T, C, H, W) as clips (N, C, T, H, W) of a length T."""
+    return settled(frames.view(len(frames) // length, length, *frames.shape[1:]).transpose(1, 2))
+
+
 def empty_clips(shape: tuple[int, ...], like: Tensor) -> Tensor:
     """Clips without content, (N, C, T, H, W), in the layout, type and device of others."""
     axes = _AXES[layout(like)]
@@ -147,14 +172,8 @@ def max_pool(
 
 def _over_frames(x: Tensor, step: int, operation: Callable[[Tensor], Tensor]) -> Tensor:
     """Apply an operation on (N T, C, H, W) to every step-th frame of clips."""
-    frames = x.transpose(1, 2)[:, ::step]
-    is_view = frames.shape[0] == 1 or frames.stride(0) == frames.shape[1] * frames.stride(1)
-    if is_view or layout(x) != 'channels last':
-        flat = frames.flatten(0, 1)
-    else:  # the copy keeps the layout
-        flat = frames.movedim(2, -1).flatten(0, 1).movedim(-1, 1)
-    y = operation(flat)
-    return y.view(*frames.shape[:2], *y.shape[1:]).transpose(1, 2)
+    y = operation(as_frames(x[:, :, ::step]))
+    return as_clips(y, -(-x.shape[2] // step))
 
 
 def _over_time(x: Tensor, operation: Callable[[Tensor], Tensor]) -> Tensor:
@@ -162,4 +181,4 @@ def _over_time(x: Tensor, operation: Callable[[Tensor], Tensor]) -> Tensor:
     # Flattened behind the channels, a batch of one would get a stride that hides the layout.
     lines = x.movedim(1, -1).flatten(2, 3).movedim(-1, 1)
     y = operation(lines)
-    return y.view(*y.shape[:3], *x.shape[3:])
+    return settled(y.view(*y.shape[:3], *x.shape[3:]))

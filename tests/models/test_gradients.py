@@ -1,0 +1,98 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""Gradients of the full policy against the stock networks, whatever the batch and the clip, and the
+strides of what stock modules are given."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from vared2_mmaction import force_policy
+from vared2_mmaction.models import accelerate
+
+from .backbones import STOCK, dynamic, listed, stock
+
+BATCHES, FRAMES = (1, 2), (4, 8, 16)
+FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+SEGMENTS = ('ResNet', 'ResNetTSM', 'TANet')  # clips have as many frames as there are segments
+FLAT = {'num_stages': 2, 'strides': (1, 2), 'dilations': (1, 1), 'out_indices': (1,)}
+SIZE = 40  # so that the last of four stages has more than one position
+
+
+def cases(name):
+    """Keyword arguments of a backbone, and shapes that it takes."""
+    for frames, clips in itertools.product((1, *FRAMES), BATCHES):
+        if frames == 1 and name != 'ResNet':
+            continue
+        if name in SEGMENTS:
+            kwargs = FLAT if name != 'ResNetTSM' else {}
+            yield {'num_segments': frames, **kwargs}, (clips * frames, 3, 16, 16)
+        elif name == 'C3D' and frames == 16:  # its linear layers want this size
+            yield {}, STOCK[name][1]
+            yield {}, (1, *STOCK[name][1][1:])
+        elif name != 'C3D' and (name != 'ResNet3dSlowFast' or frames == 16):
+            yield {}, (clips, 3, frames, SIZE, SIZE)
+
+
+def gradients(net, x):
+    """Gradients of the parameters and the input, and the largest of each."""
+    x = x.clone(memory_format=torch.preserve_format).requires_grad_()
+    with torch.random.fork_rng():
+        found = net(x)
+    features = found if isinstance(found, torch.Tensor) else getattr(found, 'features', found)
+    sum(f.square().mean() for f in listed(features)).backward()
+    grads = {name: p.grad for name, p in net.named_parameters()} | {'input': x.grad}
+    net.zero_grad()
+    return grads
+
+
+def as_laid_out(x):
+    """Whether strides are those of one of PyTorch's memory formats, dimensions of size one too."""
+    formats = (torch.contiguous_format, FORMATS[x.dim()])
+    return any(
+        x.stride() == torch.empty(x.shape, device='meta').to(memory_format=f).stride()
+        for f in formats
+    )
+
+
+def watch_strides(net):
+    """Note inputs of stock normalisations, activations and pools with strides of no layout."""
+    odd = []
+
+    def note(name, args):
+        if not as_laid_out(args[0]):
+            odd.append((name, tuple(args[0].shape), args[0].stride()))
+
+    watched = (nn.BatchNorm2d, nn.BatchNorm3d, nn.MaxPool2d, nn.MaxPool3d)
+    for name, module in net.named_modules():
+        if isinstance(module, watched):
+            module.register_forward_pre_hook(lambda m, args, name=name: note(name, args))
+    return odd
+
+
+@pytest.mark.parametrize('name', STOCK)
+def test_gradients_of_the_full_policy_are_the_stock_networks(name):
+    for kwargs, shape in cases(name):
+        net = dynamic(name, **kwargs).double()
+        if name == 'ResNet':  # the stock one knows frames only
+            kwargs.pop('num_segments')
+        twin, quick = stock(name, **kwargs).double(), accelerate(stock(name, **kwargs).double())
+        for other in (net, quick):
+            other.load_state_dict(twin.state_dict(), strict=False)
+        x = torch.randn(shape, dtype=torch.float64)
+        expected = gradients(twin, x)
+        odd = watch_strides(net)
+        runs = [(quick, torch.contiguous_format), (net, torch.contiguous_format)]
+        runs.append((net, FORMATS[x.dim()]))
+        if name == 'C3D':  # takes as long as all others together
+            del runs[0], runs[len(x) - 1]
+        for other, layout in runs:
+            with force_policy(net, 0, 0):
+                found = gradients(other, x.contiguous(memory_format=layout))
+            for key, wanted in expected.items():
+                limit = 1e-6 * wanted.abs().max() + 1e-15
+                assert (found[key] - wanted).abs().max() <= limit, (key, shape, layout)
+        with force_policy(net, 1, 1):
+            net(x)
+        assert odd == []
