@@ -158,6 +158,21 @@ def test_stock_parts_around_a_dynamic_backbone_explain_themselves():
     train_step(model, data)
 
 
+@pytest.mark.parametrize(('clips', 'frames'), [(8, 6), (4, 6), (4, 3), (4, 2), (2, 1), (2, 10)])
+def test_clips_of_another_length_are_refused(clips, frames):
+    model = recognizer('ResNet')  # of 4 segments
+    data = batch('ResNet', clips)
+    data['inputs'] = [torch.randn(frames, 3, 32, 32) for _ in range(clips)]
+    whole = clips * frames % 4 == 0  # otherwise the backbone itself cannot divide them
+    message = f'num_segments=4, .* clips of {frames} frames' if whole else 'num_segments=4, got'
+    model.eval()
+    with torch.no_grad(), pytest.raises(ValueError, match=message):
+        model.test_step(data)
+    model.train()
+    with pytest.raises(ValueError, match=message):
+        train_step(model, data)
+
+
 def test_pooled_segments_are_refused():
     model, data = recognizer('ResNet'), batch('ResNet', 2)
     model.backbone = dynamic('ResNetTSM', temporal_pool=True)

@@ -148,7 +148,7 @@ def run(network: Callable[[Any], Any], batch: dict[str, Any], path: str) -> Acti
     """
     try:
         (sample,) = network(batch)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, FloatingPointError) as error:
         found = f'input of shape {tuple(batch["inputs"][0].shape)}'
         raise ValueError(f'VIDEO={path!r}: the network fails on {found}: {error}') from error
     return sample

@@ -69,10 +69,13 @@ class VARED2AVARoIHead(BudgetPart, AVARoIHead):
         """Stock detections; the compute of each clip is put on its data sample.
 
         Arguments as for :meth:`loss`. As in the stock head, one clip at a time.
+
+        Raises:
+            FloatingPointError: If scores are not finite; names the clip.
         """
         modulated = self._from_neck(x)
         results = super().predict(modulated.features, rpn_results_list, data_samples, **kwargs)
-        self._note_compute(modulated, data_samples)
+        self._note_compute(modulated, data_samples, [result.scores for result in results])
         return results
 
     def _from_neck(self, x: Any) -> ModulatedFeatures:

@@ -96,12 +96,12 @@ class DynamicBackbone(nn.Module):
         """Extract features; arguments are those of the stock backbone.
 
         Raises:
-            ValueError: If a 2-D backbone gets no frames (N T, C, H, W).
+            ValueError: If a 2-D backbone gets something else than frames (N T, C, H, W) of whole clips.
         """
-        if self.clip_length is not None and x.dim() != 4:
+        if self.clip_length is not None and (x.dim() != 4 or len(x) % self.clip_length):
             raise ValueError(
                 f'{type(self).__name__}: expected frames (N * {self.clip_length}, C, H, W) for its '
-                f'convolutions in 2-D, got {tuple(x.shape)}'
+                f'convolutions in 2-D and num_segments={self.clip_length}, got {tuple(x.shape)}'
             )
         scope = recomputing() if self.recompute and torch.is_grad_enabled() else nullcontext()
         with collect() as decisions, scope:

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from .blocks import derive
 from .neck import ModulatedFeatures
 
+_NAMES = ('filename', 'frame_dir', 'img_key', 'video_id')
+"""Where pipelines keep what a sample is called."""
+
 
 class BudgetPart(nn.Module):
     """Mixin: a stock head that holds the computation-budget loss.
@@ -39,7 +42,18 @@ class BudgetPart(nn.Module):
         loss = self.loss_budget(ratio, correct)
         return {'loss_budget': loss, 'compute_ratio': ratio.detach().mean().float()}
 
-    def _note_compute(self, x: ModulatedFeatures, samples: list[ActionDataSample]) -> None:
+    def _note_compute(
+        self, x: ModulatedFeatures, samples: list[ActionDataSample], scores: list[Tensor]
+    ) -> None:
+        """Put compute and policy on samples; ``scores`` are those of each, checked before."""
+        finite = torch.stack([score.isfinite().all() for score in scores]).tolist()
+        if not all(finite):
+            number = finite.index(False)
+            name = next(filter(None, map(samples[number].get, _NAMES)), f'number {number}')
+            raise FloatingPointError(
+                f'{type(self).__name__}: the scores of video {name!r} are not finite: expected '
+                'finite weights in the checkpoint and finite frames'
+            )
         views = len(x.ratio) // len(samples)
         ratios = x.ratio.view(-1, views).mean(1).tolist()
         costs = (x.cost.view(-1, views, 3).mean(1) / 1e9).tolist()
@@ -76,10 +90,14 @@ class BudgetHead(BudgetPart):
     def predict(
         self, feats: Any, data_samples: list[ActionDataSample], **kwargs: Any
     ) -> list[ActionDataSample]:
-        """Stock predictions with the compute of each video."""
+        """Stock predictions with the compute of each video.
+
+        Raises:
+            FloatingPointError: If scores are not finite; names the video.
+        """
         x = self._modulated(feats)
         samples = super().predict(x, data_samples, **kwargs)  # type: ignore[misc]
-        self._note_compute(x, samples)
+        self._note_compute(x, samples, [sample.pred_score for sample in samples])
         return samples
 
     def _correct(self, scores: Tensor, data_samples: list[ActionDataSample]) -> Tensor:

@@ -49,7 +49,8 @@ class SoftModulationGateNeck(BaseModule):
 
         Raises:
             TypeError: If x is not what a dynamic backbone returns.
-            ValueError: If features and decisions are of different numbers of clips.
+            ValueError: If features and decisions are of different numbers of clips, or clips have
+                another number of frames than the backbone's clips.
         """
         features, decisions = _unpack(x)
         if decisions.dim() == 4:
@@ -60,11 +61,22 @@ class SoftModulationGateNeck(BaseModule):
                     'backbone that pools segments (temporal_pool)'
                 )
             features = features.mean(2, keepdim=True)
-            first = decisions[0, 0, :, DECISION_COLUMNS.index('segment')] == 0
-            decisions = decisions[:, :, first].transpose(1, 2).flatten(0, 1)
+            decisions = decisions[:, :, _starts(decisions)].transpose(1, 2).flatten(0, 1)
         cost = decisions[..., :3].sum(1)
         policy = decisions[:, 1:, 3:5].detach().long()
         return ModulatedFeatures(features, cost[:, 0] / cost[:, 1], cost.detach(), policy), {}
+
+
+def _starts(decisions: Tensor) -> Tensor:
+    """Which of T frames is the first of a clip, (T,), of decisions (N, 1 + layers, T, 6)."""
+    segments = decisions[:, 0, :, DECISION_COLUMNS.index('segment')]
+    if segments[:, 0].any():  # frames of several clips shared a gate
+        raise ValueError(
+            f'SoftModulationGateNeck: expected clips whose number of frames is a multiple of '
+            f"num_segments={int(segments.max()) + 1}, the backbone's, got clips of "
+            f'{segments.shape[1]} frames'
+        )
+    return segments[0] == 0
 
 
 def _unpack(x: Any) -> tuple[Any, Tensor]:

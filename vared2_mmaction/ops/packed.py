@@ -1,6 +1,7 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """2-D convolutions whose kernels stay in the layout that oneDNN computes with."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -39,11 +40,14 @@ class PackedCall(NamedTuple):
         """Convolve maps of the shape that it was made for, (N, C, H, W)."""
         x = x.contiguous(memory_format=torch.channels_last)
         residual, relu = epilogue
+        joined = relu and _is_finite(x) and (residual is None or _is_finite(residual))
         parameters = (self.kernels, self.bias, *self.sizes, self.groups)
         if residual is None:
-            return _convolve(x, *parameters, 'relu' if relu else 'none', [], '')
-        after = 'relu' if relu else None
-        return _convolve_and_add(x, residual, *parameters, 'add', 1.0, after, [], '')
+            y = _convolve(x, *parameters, 'relu' if joined else 'none', [], '')
+        else:
+            after = 'relu' if joined else None
+            y = _convolve_and_add(x, residual, *parameters, 'add', 1.0, after, [], '')
+        return y.relu_() if relu and not joined else y
 
 
 class PackedConv2d:
@@ -129,6 +133,12 @@ def is_served(x: Tensor, weight: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
     )
+
+
+def _is_finite(x: Tensor) -> bool:
+    """Whether there is neither NaN nor an infinity in a tensor, of which oneDNN's ReLU would make
+    zero."""
+    return math.isfinite(x.sum())
 
 
 def _alike(*packed: Tensor) -> bool:

@@ -6,6 +6,9 @@
 
 #include <algorithm>
 #include <cstring>
+#include <functional>
+
+#include "blend.h"
 
 namespace vared2 {
 
@@ -43,26 +46,48 @@ at::Tensor gather(const at::Tensor& x, const Clips& clips, const std::vector<int
   return copied;
 }
 
+// Whether a tensor, dense in memory, holds neither NaN nor infinities.
+bool is_finite(const float* x, int64_t elements) {
+  const float sum = at::parallel_reduce(
+      0, elements, 1 << 15, 0.0f,
+      [&](int64_t begin, int64_t end, float found) {
+#pragma omp simd reduction(+ : found)
+        for (int64_t e = begin; e < end; ++e) found += 0.0f * x[e];  // NaN unless finite
+        return found;
+      },
+      std::plus<float>());
+  return sum == 0;
+}
+
 }  // namespace
 
 at::Tensor Plan::convolve(const at::Tensor& x, const Clips& clips, const std::vector<int64_t>& rows,
                           const Epilogue& epilogue) const {
   const bool lies = step == 1 && neighbours(rows);
-  const at::Tensor maps =
-      lies ? as_view(x, view, rows.front() * clips.clip())
-           : as_view(gather(x, clips, rows, step), view, 0);
-  torch::jit::Stack stack{maps};
-  if (epilogue.residual != nullptr)
-    stack.emplace_back(as_view(*epilogue.residual, convolved, 0));
+  const at::Tensor taken = lies ? x : gather(x, clips, rows, step);
+  const int64_t offset = lies ? rows.front() * clips.clip() : 0;
+  const at::Tensor* residual = epilogue.residual;
+  // oneDNN's ReLU makes zero of NaN, which then nobody would see.
+  const bool joined =
+      epilogue.relu &&
+      is_finite(taken.const_data_ptr<float>() + offset,
+                lies ? static_cast<int64_t>(rows.size()) * clips.clip() : taken.numel()) &&
+      (residual == nullptr || is_finite(residual->const_data_ptr<float>(), residual->numel()));
+  torch::jit::Stack stack{as_view(taken, view, offset)};
+  if (residual != nullptr) stack.emplace_back(as_view(*residual, convolved, 0));
   stack.insert(stack.end(), arguments.begin(), arguments.end());
-  const c10::IValue after = epilogue.relu ? c10::IValue("relu") : c10::IValue();
   const c10::List<std::optional<at::Scalar>> none;
-  if (epilogue.residual == nullptr) {
-    torch::jit::push(stack, epilogue.relu ? "relu" : "none", none, "");
-    return call("", stack);
+  if (residual == nullptr)
+    torch::jit::push(stack, joined ? "relu" : "none", none, "");
+  else
+    torch::jit::push(stack, "add", at::Scalar(1.0), joined ? c10::IValue("relu") : c10::IValue(),
+                     none, "");
+  at::Tensor y = call(residual == nullptr ? "" : "binary", stack);
+  if (epilogue.relu && !joined) {
+    float* written = y.mutable_data_ptr<float>();
+    finish(written, y.numel(), nullptr, true, written);
   }
-  torch::jit::push(stack, "add", at::Scalar(1.0), after, none, "");
-  return call("binary", stack);
+  return y;
 }
 
 }  // namespace vared2
