@@ -96,7 +96,8 @@ class DynamicBackbone(nn.Module):
         """Extract features; arguments are those of the stock backbone.
 
         Raises:
-            ValueError: If a 2-D backbone gets something else than frames (N T, C, H, W) of whole clips.
+            ValueError: If a 2-D backbone gets something else than frames (N T, C, H, W) of whole
+                clips.
         """
         if self.clip_length is not None and (x.dim() != 4 or len(x) % self.clip_length):
             raise ValueError(

@@ -15,7 +15,10 @@ from .epilogue import NOTHING, Epilogue
 MAX_SHAPES = 64
 """For how many shapes and strides, times parts of the kernels, a layer packs kernels; where there
 are more, packing takes longer than it saves."""
-_DTYPES = (torch.float32, torch.bfloat16)
+# oneDNN refuses bfloat16 where the processor has no instructions for it.
+_BFLOAT16 = torch.backends.cpu.get_cpu_capability().startswith('AVX512')
+DTYPES = (torch.float32, torch.bfloat16) if _BFLOAT16 else (torch.float32,)
+"""Types of which kernels are packed on this processor."""
 
 
 class _Kernels(NamedTuple):
@@ -123,7 +126,7 @@ def is_served(x: Tensor, weight: Tensor) -> bool:
         x.device.type == 'cpu'
         and not torch.is_grad_enabled()
         and x.dtype == weight.dtype
-        and x.dtype in _DTYPES
+        and x.dtype in DTYPES
         and x.shape[1] > 1
         and x.stride(1) == 1
         and x.numel() > 0
