@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from ..ops import SoftModulationGate
 from ..ops.joint import Joint, deciding
 from ..ops.stack import GateStack
+from ..ops.watched import is_watched
 
 _RESIDUAL_BLOCK = re.compile(r'(.*\.)?layer\d+\.\d+(?=\.)')
 
@@ -41,6 +42,13 @@ class Deciding(nn.Module):
                 f'at the input of the block, got shape {tuple(x.shape)}; with '
                 "dynamic.gate_input='layer' every gate sees the input of its own layer"
             )
+        stacked = self.gate_stack is not None and self.gate_stack.is_watched()
+        for layer in self.decides_for:
+            if is_watched(layer.gate) or stacked:
+                raise RuntimeError(
+                    f'{layer.layer_name}.gate: hooks of gates that decide together would not be '
+                    "called: expected dynamic.gate_input='layer'"
+                )
         with deciding(Joint(self.decides_for, clips, self.gate_stack)):
             return super().forward(x, *args, **kwargs)
 

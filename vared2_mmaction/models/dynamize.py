@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from mmaction.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from typing_extensions import Self
 
 from ..ops import DynamicConv2d, DynamicConv3d, collect, report_fixed
 from ..ops.decision import (
@@ -26,6 +27,7 @@ from ..ops.unused import with_zero_gradients
 from .blocks import checkpoint_without_reentry, decide_together, derive
 from .forms import channels_last, use_forms
 from .layers import DynamicOptions, clip_length, make_layers_dynamic
+from .wrapped import is_wrapper
 
 OWN_PARTS = ('gate', 'channel_options', 'temporal_options')
 DECISION_COLUMNS = (*COLUMNS, 'segment')
@@ -68,6 +70,8 @@ class DynamicBackbone(nn.Module):
     dynamic_layers: tuple[str, ...]
     clip_length: int | None
     """Frames of a clip in a 2-D backbone; None in a 3-D one, whose input has a time axis."""
+    _own: tuple[str, ...] = ()
+    """Prefixes of the names of what stock backbones lack."""
     recompute: bool
     """Whether maps are made again in the backward pass; see :class:`DynamicOptions`."""
 
@@ -108,6 +112,19 @@ class DynamicBackbone(nn.Module):
         with collect() as decisions, scope:
             features = super().forward(channels_last(x), *args, **kwargs)
         return DynamicFeatures(features, self._tabulate(decisions, x))
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; gates and cheap operations learn whatever ``frozen_stages``, ``norm_eval``
+        and other options of the stock backbone freeze."""
+        own = [p for name in self._own for p in self.get_submodule(name[:-1]).parameters()]
+        learns = [p.requires_grad for p in own]
+        super().train(mode)
+        for parameter, before in zip(own, learns, strict=True):
+            if parameter.requires_grad != before:
+                parameter.requires_grad = before
+        for name in self._own:
+            self.get_submodule(name[:-1]).train(mode)
+        return self
 
     def _tabulate(self, decisions: Decisions, x: Tensor) -> Tensor:
         segments = self.clip_length or 1
@@ -248,9 +265,19 @@ def dynamize(backbone: nn.Module, **dynamic: Any) -> nn.Module:
     """
     if isinstance(backbone, DynamicBackbone):
         raise ValueError(f'{type(backbone).__name__} is dynamic already')
+    if is_wrapper(backbone):
+        raise ValueError(
+            f'dynamize: expected a backbone, got {type(backbone).__name__}, which has taken its '
+            'parameters already: wrap the dynamic network'
+        )
     options = DynamicOptions.parse(dynamic)
-    backbone.__class__ = derive(DynamicBackbone, type(backbone))
-    backbone._make_dynamic(options)  # type: ignore[operator]
+    stock = type(backbone)
+    backbone.__class__ = derive(DynamicBackbone, stock)
+    try:
+        backbone._make_dynamic(options)  # type: ignore[operator]
+    except Exception:  # with other options it may work
+        backbone.__class__ = stock
+        raise
     return backbone
 
 

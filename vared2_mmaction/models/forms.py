@@ -16,6 +16,8 @@ from ..ops.compiled import Kernels, Options
 from ..ops.epilogue import Epilogue
 from ..ops.forms import Conv2d, convolve, max_pool, without_pointwise_steps
 from ..ops.plan import Plans
+from ..ops.watched import runs
+from .wrapped import unwrapped
 
 _NO_CHOICE = [((1.0,), (1.0,))]
 """Weights of a convolution that has one option, of a clip."""
@@ -121,11 +123,28 @@ _FORMED: dict[type[nn.Module], type[nn.Module]] = {
     nn.MaxPool3d: FormedMaxPool3d,
     wrappers.MaxPool3d: FormedMaxPool3d,
 }
+_PLAIN: tuple[type[nn.Module], ...] = (
+    *_FORMED,
+    *_FORMED.values(),
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    wrappers.ConvTranspose2d,
+    wrappers.ConvTranspose3d,
+    DynamicConv2d,
+    DynamicConv3d,
+)
 _STOCK: dict[type[nn.Module], type[nn.Module]] = {
     FormedConv2d: nn.Conv2d,
     FormedConv3d: nn.Conv3d,
     FormedMaxPool3d: nn.MaxPool3d,
 }
+
+
+def is_convolution(module: nn.Module) -> bool:
+    """Whether a module convolves as PyTorch's or this project's classes do, whatever it was
+    converted to; another subclass may do something else with its weights."""
+    return runs(module, *_PLAIN)
+
 
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -161,9 +180,12 @@ def channels_last(x: Tensor) -> Tensor:
 
 def keep_channels_last(model: nn.Module) -> None:
     """Lay out kernels on a CPU as their inputs are, in place, or every call would copy them."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.dim() in FORMATS:
-            tensor.data = channels_last(tensor.data)
+    for module in model.modules():
+        if isinstance(module, nn.modules.conv._ConvNd) and not is_convolution(module):
+            continue  # what it does with its kernels is not known
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            if tensor.dim() in FORMATS:
+                tensor.data = channels_last(tensor.data)
 
 
 def pack_kernels(model: nn.Module, execute: Callable[[nn.Module], Any] = lambda conv: None) -> None:
@@ -191,7 +213,8 @@ def accelerate(model: nn.Module) -> nn.Module:
     Returns:
         The same model, with the same parameters.
     """
-    backbone = getattr(model, 'backbone', model)
+    network = unwrapped(model)
+    backbone: Any = getattr(network, 'backbone', network)
     use_forms(backbone)
     keep_channels_last(backbone)
     if not any(hook is _to_channels_last for hook in backbone._forward_pre_hooks.values()):

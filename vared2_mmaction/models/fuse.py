@@ -11,18 +11,21 @@ from mmaction.models.backbones.resnet_tsm import TemporalShift
 from mmaction.models.common import Conv2plus1d
 from mmcv.cnn import ConvModule
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..ops import DynamicConv2d, DynamicConv3d, SoftModulationGate
 from ..ops.fused import fold_norm
+from ..ops.gate import is_folded_norm
 from ..ops.stack import GateStack
+from ..ops.watched import is_watched
 from .blocks import Deciding
+from .dynamize import report_convolution
 from .epilogues import fuse_epilogues
 from .execution import Execution, by_operations, execution_on
-from .forms import FORMATS, keep_channels_last, pack_kernels
+from .forms import FORMATS, is_convolution, keep_channels_last, pack_kernels
 from .policy import dynamic_layers
+from .wrapped import unwrapped, without_parametrizations
 
 
 def fuse(model: nn.Module, compiled: bool | Execution = False) -> nn.Module:
@@ -33,6 +36,10 @@ def fuse(model: nn.Module, compiled: bool | Execution = False) -> nn.Module:
     behind its convolution, as MMEngine's and mmcv's own fusion take it. Parameters of the copy
     differ from those of a checkpoint: load first, then fuse. On a CPU, the convolutions of dynamic
     layers and of networks that were accelerated also keep their kernels packed for oneDNN.
+
+    What has hooks when the model is fused is called as ever, and so are convolutions and norms with
+    a forward of their own. Parametrisations (weight norm) become plain weights. A wrapper
+    (``DistributedDataParallel``, an average of weights) is taken for what it wraps.
 
     Args:
         model: A stock or dynamic recognizer or backbone, on the device where it is to run.
@@ -50,12 +57,13 @@ def fuse(model: nn.Module, compiled: bool | Execution = False) -> nn.Module:
     Raises:
         RuntimeError: If compiled code is asked for and cannot be made.
     """
+    model = unwrapped(model)
     if isinstance(compiled, Execution):
         execution = compiled
     else:
         device = next((p.device for p in model.parameters()), torch.device('cpu'))
         execution = execution_on(device) if compiled else by_operations()
-    fused = copy.deepcopy(model)
+    fused = without_parametrizations(copy.deepcopy(model))
     fused.eval()  # does not return the module in stock backbones
     for owner, name, norm_name in list(_pairs(fused)):
         conv, norm = owner.get_submodule(name), owner.get_submodule(norm_name)
@@ -89,9 +97,11 @@ def _stack_gates(model: nn.Module, execution: Execution) -> None:
     blocks = [module for module in model.modules() if isinstance(module, Deciding)]
     together = {layer for block in blocks for layer in block.decides_for}
     for block in blocks:
-        block.gate_stack = GateStack([layer.gate for layer in block.decides_for], execution.gates())
+        gates = [layer.gate for layer in block.decides_for]
+        if all(gate.can_stack() for gate in gates):
+            block.gate_stack = GateStack(gates, execution.gates())
     for layer in set(dynamic_layers(model).values()) - together:
-        if type(layer.gate) is SoftModulationGate:
+        if isinstance(layer.gate, SoftModulationGate) and layer.gate.can_stack():
             layer.gate_stack = GateStack([layer.gate], execution.gates())
 
 
@@ -108,7 +118,7 @@ def _pairs(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
             pairs = itertools.pairwise(name for name, _ in module.named_children())
         for conv_name, norm_name in pairs:
             conv, norm = module.get_submodule(conv_name), module.get_submodule(norm_name)
-            if isinstance(conv, _ConvNd) and _foldable(norm, conv):
+            if _foldable(norm, conv):
                 yield module, conv_name, norm_name
 
 
@@ -116,15 +126,20 @@ def _last_convolution(conv: nn.Module) -> str | None:
     """Path, below the ``conv`` of a ConvModule, of the convolution whose output it returns."""
     if isinstance(conv, _ConvNd):
         return ''
+    if is_watched(conv):
+        return None
     if isinstance(conv, Conv2plus1d):
         return '.conv_t'
     return '.net' if isinstance(conv, TemporalShift) else None
 
 
-def _foldable(norm: nn.Module, conv: _ConvNd) -> bool:
+def _foldable(norm: Any, conv: nn.Module) -> bool:
+    """Whether nobody sees what is between both; what is watched stays as it is."""
     return (
-        isinstance(norm, _BatchNorm)
-        and norm.running_mean is not None
+        isinstance(conv, _ConvNd)
+        and is_convolution(conv)
+        and not is_watched(conv, but=report_convolution)
+        and is_folded_norm(norm)
         and norm.num_features == conv.out_channels
         and not (isinstance(conv, _ConvTransposeNd) and conv.groups > 1)
     )

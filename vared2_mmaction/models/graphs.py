@@ -9,6 +9,7 @@ from torch.utils import _pytree as pytree
 
 from .blocks import derive
 from .policy import dynamic_layers
+from .wrapped import unwrapped
 
 MAX_GRAPHS = 8
 """Shapes of inputs that a network keeps a graph of; those that come later run as ever."""
@@ -108,7 +109,8 @@ def capture(model: nn.Module) -> nn.Module:
                 f'{name}: expected a layer that decides on the GPU, of fuse(model.cuda(), '
                 'compiled=True) with affine cheap operations'
             )
-    backbone: Any = getattr(model, 'backbone', model)
+    network = unwrapped(model)
+    backbone: Any = getattr(network, 'backbone', network)
     backbone.graphs = Graphs()
     backbone.__class__ = derive(Captured, type(backbone))
     return model

@@ -12,6 +12,7 @@ import torch
 from mmaction.registry import MODELS
 from mmcv.cnn.bricks import wrappers
 from torch import nn
+from torch.nn.utils import parametrize
 
 from ..ops import (
     CHEAP_OPERATIONS,
@@ -22,13 +23,13 @@ from ..ops import (
     TemporalOptions,
 )
 from ..ops.options import check_num_options
+from ..ops.watched import is_watched, runs
 from .blocks import block_of
 from .execution import execution_on
 
 MODELS.register_module(module=SoftModulationGate)
 
-# Exact types: another subclass may compute something else and stays as it is. mmcv's wrappers
-# differ from the stock layers for empty tensors in old PyTorch releases only.
+# mmcv's wrappers differ from the stock layers for empty tensors in old PyTorch releases only.
 CONVOLUTIONS: dict[type[nn.Module], type[DynamicConv2d] | type[DynamicConv3d]] = {
     nn.Conv2d: DynamicConv2d,
     nn.Conv3d: DynamicConv3d,
@@ -139,11 +140,11 @@ def make_layers_dynamic(backbone: nn.Module, options: DynamicOptions) -> tuple[s
         Names of the dynamic layers, in the order of registration.
 
     Raises:
-        ValueError: If there is nothing to make dynamic.
+        ValueError: If there is nothing to make dynamic, or a chosen convolution is not a plain one.
         RuntimeError: If compiled code is asked for and cannot be made.
     """
     convolutions = [
-        name for name, module in backbone.named_modules() if type(module) in CONVOLUTIONS
+        name for name, module in backbone.named_modules() if isinstance(module, tuple(CONVOLUTIONS))
     ]
     chosen = list(_choose(convolutions, options.layers))
     if not chosen:
@@ -152,6 +153,8 @@ def make_layers_dynamic(backbone: nn.Module, options: DynamicOptions) -> tuple[s
             f'dynamic.layers: no convolution of {type(backbone).__name__} {wanted}; its '
             f'convolutions are {convolutions}'
         )
+    for name in chosen:
+        _check_convolution(name, backbone.get_submodule(name))
     if options.compiled:  # what is missing is said before hours are spent
         execution_on(torch.device('cuda' if torch.cuda.is_available() else 'cpu'))
     first: dict[str | None, str] = {}  # convolution of each block, which reads the block's input
@@ -177,6 +180,23 @@ def _choose(convolutions: list[str], pattern: str | None) -> Iterator[str]:
             yield name
 
 
+def _check_convolution(name: str, conv: nn.Module) -> None:
+    """Refuse what a dynamic convolution would not do or keep."""
+    kind = type(conv).__name__
+    if not runs(conv, *CONVOLUTIONS):
+        found = f'{kind} has a forward of its own'
+    elif parametrize.is_parametrized(conv):
+        found = f'{kind} is parametrised; parametrise the dynamic network instead'
+    elif is_watched(conv):
+        found = f'{kind} has hooks; register them on the dynamic network instead'
+    else:
+        return
+    raise ValueError(
+        f'dynamic.layers: {name} cannot be made dynamic: {found}. Expected a plain convolution; '
+        'a regular expression may leave it out'
+    )
+
+
 def _convert(
     backbone: nn.Module, name: str, gate_channels: int, options: DynamicOptions
 ) -> nn.Module:
@@ -195,7 +215,7 @@ def _convert(
             'temporal_options': temporal.num_options,
         }
     )
-    dynamic = CONVOLUTIONS[type(conv)]
+    dynamic = next(made for kind, made in CONVOLUTIONS.items() if isinstance(conv, kind))
     saturation = options.saturation if options.normalise else None
     layer = dynamic.convert_from(conv, gate, channel, temporal, saturation, name)
     layer.compiled_blend = options.compiled

@@ -17,6 +17,7 @@ from ..ops.chain import Block, execute
 from ..ops.compiled import CompiledConv, CompiledGates
 from ..ops.decision import COLUMNS, ChargedDecision, Charges, report, report_fixed
 from ..ops.joint import open_decision
+from ..ops.watched import is_watched
 from .blocks import Deciding
 from .dynamize import report_convolution
 
@@ -31,9 +32,20 @@ class FusedResidual(nn.Module):
     """What is called one after the other."""
     beside: tuple[nn.Module, ...]
     """What makes the residual of the input, one after the other; none if it is the input."""
+    between: tuple[nn.Module, ...]
+    """Modules of the block that have nothing left to do, and are not called."""
+    name: str
+    around: tuple[nn.Module, ...]
+    """Those of its downsampling branch that are not called where ``beside`` are."""
 
     def forward(self, x: Tensor) -> Tensor:
         downsample: Any = self.downsample
+        if any(map(is_watched, self.between)):
+            names = (n for n, m in self.named_modules() if m in self.between and is_watched(m))
+            raise RuntimeError(
+                f'{self.name}.{next(names)}: its hooks would not be called, because a fused block '
+                'calls its convolutions alone: register them before the network is fused'
+            )
         y = convolve_in_turn(self.stages, x, x if downsample is None else downsample(x))
         if getattr(self, 'non_local', False):
             y = self.non_local_block(y)  # type: ignore[operator]
@@ -43,14 +55,16 @@ class FusedResidual(nn.Module):
         """The block for compiled code; None if it, or a part of it, is to be called."""
         downsample: Any = self.downsample
         parts = (self,) if downsample is None else (self, downsample)
-        if any(map(_is_watched, parts)) or getattr(self, 'non_local', False):
+        if any(map(_is_watched, (*parts, *self.around))) or getattr(self, 'non_local', False):
+            return None
+        if any(map(is_watched, self.between)):
             return None
         if not all(map(_is_compiled, (*self.stages, *self.beside))):
             return None
         if not isinstance(self, Deciding):
             return Block(self.stages, self.beside)
         gates: Any = self.gate_stack
-        if not isinstance(gates.compiled, CompiledGates):
+        if gates is None or gates.is_watched() or not isinstance(gates.compiled, CompiledGates):
             return None
         rows = {layer: row for row, layer in enumerate(self.decides_for)}
         return Block(self.stages, self.beside, True, gates.compiled.native(gates), rows)
@@ -143,7 +157,4 @@ def _is_compiled(module: Any) -> bool:
 
 def _is_watched(module: nn.Module) -> bool:
     """Whether a call of a module does more than its class says, besides reporting its cost."""
-    if module._forward_pre_hooks or 'forward' in module.__dict__:
-        return True
-    hooks = module._forward_hooks
-    return bool(hooks) and any(hook is not report_convolution for hook in hooks.values())
+    return is_watched(module, but=report_convolution)

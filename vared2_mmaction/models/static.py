@@ -16,11 +16,12 @@ from .dynamize import OWN_PARTS, DynamicBackbone, report_convolution
 from .forms import restore_stock_forms
 from .heads import BudgetPart
 from .neck import SoftModulationGateNeck
+from .wrapped import unwrapped, without_parametrizations
 
 
 def to_static(model: nn.Module) -> nn.Module:
     """A copy of a model that is the stock network again, with the same weights."""
-    static = copy.deepcopy(model)
+    static = without_parametrizations(copy.deepcopy(unwrapped(model)))
     restore_stock_forms(static)
     for module in list(static.modules()):
         if isinstance(module, DynamicConv2d | DynamicConv3d):

@@ -242,6 +242,8 @@ class CompiledConv(Made):
         """
         made, (clips, rest) = self._current(owner), divmod(x.shape[0], owner.clip_rows)
         gate = made.gate if row is None else None
+        if gate is not None and owner.gate_stack.is_watched():
+            return None
         if rest or x.dim() != made.weight.dim():
             return None
         if made.decides and gate is None and row is None:

@@ -25,6 +25,7 @@ from .options import kept
 from .plan import Plans
 from .rebuild import rebuild
 from .stack import GateStack
+from .watched import is_watched
 
 
 class Part(NamedTuple):
@@ -159,8 +160,12 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         return self._from_clips(y), decision
 
     def _decide(self, clips: Tensor, options: int) -> Answer:
-        if type(self.gate) is SoftModulationGate:  # of another class only the forward is known
-            return Joint((self,), clips, self.gate_stack).answer(self, options)
+        stack = self.gate_stack
+        if stack is not None and not stack.is_watched():
+            return Joint((self,), clips, stack).answer(self, options)
+        # Of another class only the forward is known.
+        if type(self.gate) is SoftModulationGate and not is_watched(self.gate):
+            return Joint((self,), clips).answer(self, options)
         return fetch(self.gate(clips, options))
 
     def num_options(self, x: Tensor) -> tuple[int, int]:
@@ -193,8 +198,8 @@ class _DynamicConv(nn.modules.conv._ConvNd):
                 groups = group_by_policy(answer.weights, self.saturation)
                 y = self._execute_all(clips, answer, groups, epilogue)
                 trained = self._trained(groups)
-        except FloatingPointError as error:
-            raise FloatingPointError(f'{self.layer_name}: {error}') from error
+        except (FloatingPointError, ValueError) as error:
+            raise type(error)(f'{self.layer_name}: {error}') from error
         return y, LayerDecision(answer, self._cost(clips.shape[2], y), trained)
 
     def _trained(self, groups: list[Group]) -> tuple[nn.Module, ...]:

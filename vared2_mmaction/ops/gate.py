@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_linear_bn_weights
 
 from .answer import Modulation
+from .watched import is_plain, is_watched
 
 GRID = 4
 """Rows and columns of positions that a descriptor reads of every frame, at most; reading all would
@@ -146,6 +147,17 @@ class SoftModulationGate(nn.Module):
                 self.fc1.bias[0] = 0
                 self.fc2.weight[channel_options:-1, 0] = motion_slope
 
+    def can_stack(self) -> bool:
+        """Whether two linear layers are all there is to call, so that they can be evaluated with
+        those of others; the normalisation has been folded then."""
+        own = type(self).forward, type(self).weigh
+        return (
+            own == (SoftModulationGate.forward, SoftModulationGate.weigh)
+            and not is_watched(self)
+            and type(self.bn) is nn.Identity
+            and all(is_plain(fc, nn.Linear) and fc.bias is not None for fc in (self.fc1, self.fc2))
+        )
+
     @property
     def width(self) -> int:
         """Number of options of the dimension that has more of them."""
@@ -157,9 +169,10 @@ class SoftModulationGate(nn.Module):
 
     @torch.no_grad()
     def fold_norm(self) -> None:
-        """Fold the normalisation into the first layer, in place, for inference."""
+        """Fold the normalisation into the first layer, in place, for inference; what is no
+        BatchNorm of this kind, or is watched, stays."""
         bn = self.bn
-        if isinstance(bn, nn.BatchNorm1d):
+        if is_folded_norm(bn) and is_plain(self.fc1, nn.Linear) and self.fc1.bias is not None:
             mean: Any = bn.running_mean
             variance: Any = bn.running_var
             self.fc1.weight, self.fc1.bias = fuse_linear_bn_weights(
@@ -195,11 +208,25 @@ class SoftModulationGate(nn.Module):
         return torch.stack([F.pad(part, (0, width - part.shape[1])) for part in parts], 1)
 
     def _normalise(self, x: Tensor) -> Tensor:
-        if x.shape[0] > 1 or not isinstance(self.bn, nn.BatchNorm1d):
-            return self.bn(x)
-        # One clip has no batch statistics: use the running ones, in training as well.
         bn = self.bn
+        if x.shape[0] > 1 or not is_folded_norm(bn) or _has_other_processes(bn):
+            return bn(x)
+        # One clip has no batch statistics: use the running ones, in training as well.
         return F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps)
+
+
+def is_folded_norm(norm: nn.Module) -> bool:
+    """Whether a module is a BatchNorm, synchronised or not, with running statistics and nothing
+    else to it."""
+    kinds = nn.modules.batchnorm._BatchNorm, nn.SyncBatchNorm
+    return is_plain(norm, *kinds) and norm.running_mean is not None
+
+
+def _has_other_processes(norm: nn.Module) -> bool:
+    """Whether statistics are those of the batches of several processes."""
+    if not isinstance(norm, nn.SyncBatchNorm) or not torch.distributed.is_initialized():
+        return False
+    return torch.distributed.get_world_size(norm.process_group) > 1
 
 
 def initial_weights(

@@ -30,12 +30,15 @@ def group_by_policy(weights: Sequence[Weights], saturation: float | None) -> lis
 
     Raises:
         FloatingPointError: If weights are not finite.
+        ValueError: If all options of a clip are off.
     """
     members: dict[tuple[int, int], tuple[list[int], set[int], set[int]]] = {}
     for row, v in enumerate(weights):
         channel, temporal = (sharing(part, saturation) for part in v)
         if not math.isfinite(sum(map(sum, v))):
             raise FloatingPointError(f'the weights of the gate are not finite: {v}')
+        if not channel or not temporal:
+            raise ValueError(f'the gate leaves no option on: expected a weight above 0, got {v}')
         policy = (channel[0], temporal[0])
         rows, all_channel, all_temporal = members.setdefault(policy, ([], set(), set()))
         rows.append(row)

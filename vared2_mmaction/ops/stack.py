@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from .gate import SoftModulationGate, describe, full_precision
+from .watched import is_watched
 
 
 class GateStack(nn.Module):
     """L gates of the same input as one module, for inference.
 
     Args:
-        gates: Gates with the same hidden width, their normalisation folded.
+        gates: Gates with the same hidden width, each of which can be stacked.
         compiled: What evaluates them where it can: a
             :class:`~vared2_mmaction.ops.compiled.CompiledGates` or a
             :class:`~vared2_mmaction.ops.gpu.gates.DeviceGates`.
@@ -48,6 +49,11 @@ class GateStack(nn.Module):
             self.register_buffer(name, tensor, persistent=False)
         self.motion = gates[0].motion
         self.compiled = compiled
+        self._parts = tuple(part for gate in gates for part in gate.modules())
+
+    def is_watched(self) -> bool:
+        """Whether somebody wants to see the gates called."""
+        return any(map(is_watched, self._parts))
 
     def forward(self, clips: Tensor) -> Tensor:
         """What :meth:`SoftModulationGate.weigh` returns for each gate, (N, L, 2, options).

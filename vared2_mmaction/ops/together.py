@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .gate import SoftModulationGate, full_precision
+from .watched import is_watched
 
 _aten = torch.ops.aten
 
@@ -70,7 +71,7 @@ def _kind(gate: nn.Module, first: nn.Module, norm: nn.Module, second: nn.Module)
         return None
     if type(second) is not nn.Linear or first.bias is None or second.bias is None:
         return None
-    if any(part._forward_hooks or part._forward_pre_hooks for part in parts):
+    if any(map(is_watched, parts)):
         return None
     if norm.momentum is None or norm.running_mean is None or norm.weight is None:
         return None
