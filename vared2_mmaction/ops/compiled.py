@@ -25,7 +25,7 @@ from .forms import convolve, has_2d_form
 from .gate import GRID
 from .lazy import Made
 from .library import library
-from .packed import version_of
+from .packed import Version, version_of
 
 
 class Kernels(NamedTuple):
@@ -112,7 +112,7 @@ class _Layer(NamedTuple):
     floor: float
     weight: Tensor
     bias: Tensor | None
-    version: int
+    version: Version
     plans: dict[tuple[int, ...], bool]
     """Whether clips of a kind can be convolved."""
 

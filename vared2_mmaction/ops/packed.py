@@ -26,7 +26,7 @@ class _Kernels(NamedTuple):
 
     weight: Tensor
     """What was packed; as long as it is held, no other tensor has its address."""
-    version: int
+    version: 'Version'
     packed: Tensor
 
 
@@ -149,9 +149,13 @@ def _alike(*packed: Tensor) -> bool:
     return torch.equal(*map(torch.ops.mkldnn._get_mkldnn_serialized_md, packed))
 
 
-def version_of(weight: Tensor) -> int:
-    """Rises with every change in place."""
-    return 0 if weight.is_inference() else weight._version  # those cannot be changed outside
+Version = tuple[int, int, torch.dtype]
+
+
+def version_of(weight: Tensor) -> Version:
+    """Another one after every change in place, and after the memory was replaced (``half()``)."""
+    changes = 0 if weight.is_inference() else weight._version  # those cannot be changed outside
+    return changes, weight.data_ptr(), weight.dtype
 
 
 if torch.backends.mkldnn.is_available():

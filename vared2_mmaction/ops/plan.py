@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import packed
 from .epilogue import NOTHING, Epilogue
-from .packed import PackedCall, PackedConv2d, is_served, version_of
+from .packed import PackedCall, PackedConv2d, Version, is_served, version_of
 
 
 class Plan(NamedTuple):
@@ -19,7 +19,7 @@ class Plan(NamedTuple):
     weight: Tensor
     """What was packed; as long as it is held, no other has its id."""
     bias: Tensor | None
-    version: int
+    version: Version
     view: tuple[tuple[int, ...], tuple[int, ...]]
     """Size and stride of what is convolved, which begins where the input does."""
     call: PackedCall

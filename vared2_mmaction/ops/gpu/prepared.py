@@ -13,7 +13,7 @@ from torch import Tensor
 from ..compiled import Kernels
 from ..epilogue import Epilogue
 from ..forms import convolve, has_2d_form
-from ..packed import version_of
+from ..packed import Version, version_of
 from .convolution import TAPS
 from .padded import extent, narrowed, padded_channels, widened
 
@@ -49,7 +49,7 @@ class Prepared(NamedTuple):
     wide: Kernels | None
     """The same with as many channels as maps have with the zeros behind them, if that is more."""
     parameters: tuple[Tensor, Tensor | None]
-    version: int
+    version: Version
 
     @classmethod
     def of(cls, owner: Any, dtype: torch.dtype) -> 'Prepared':
