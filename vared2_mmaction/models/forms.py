@@ -126,6 +126,8 @@ _FORMED: dict[type[nn.Module], type[nn.Module]] = {
 _PLAIN: tuple[type[nn.Module], ...] = (
     *_FORMED,
     *_FORMED.values(),
+    nn.Conv1d,
+    nn.ConvTranspose1d,
     nn.ConvTranspose2d,
     nn.ConvTranspose3d,
     wrappers.ConvTranspose2d,
