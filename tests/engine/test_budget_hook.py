@@ -67,7 +67,7 @@ def test_values_that_are_no_epochs_are_named(key, value):
 
 @pytest.mark.parametrize('hook', [BudgetScheduleHook, FreezeGatesHook])
 def test_a_beginning_after_the_end_is_named(hook):
-    net = dynamize(MODELS.build({'type': 'ResNet', 'depth': 18, 'num_segments': 2}))
+    net = dynamize(MODELS.build({'type': 'ResNet', 'depth': 18}), num_segments=2)
     model = nn.Sequential(net, ComputationBudgetLoss())
     training = SimpleNamespace(model=model, train_dataloader=range(4), max_iters=8)
     hook(begin=1.5).before_train(training)
