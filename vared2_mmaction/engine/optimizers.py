@@ -27,7 +27,9 @@ def _with_parts_of_convolutions(add_stock: Callable[..., None]) -> Callable[...,
     def add_params(self: Any, params: list[dict], model: nn.Module, **kwargs: Any) -> None:
         with _without_parts(model) as parts:
             add_stock(self, params, model, **kwargs)
-        weights, biases, norms = [], [], []
+        weights: list[nn.Parameter] = []
+        biases: list[nn.Parameter] = []
+        norms: list[nn.Parameter] = []
         for module in (module for part in parts for module in part.modules()):
             for name, parameter in module.named_parameters(recurse=False):
                 group = biases if name == 'bias' else weights

@@ -134,6 +134,10 @@ class FrameBudgetHead(BudgetHead):
     Scores are linear in the features, so that every frame may be the mean of its view's.
     """
 
+    num_segments: int
+    is_shift: bool
+    temporal_pool: bool
+
     def _join_views(self, features: Tensor) -> Tensor:
         return features.transpose(1, 2).flatten(0, 1).repeat_interleave(self._frames, 0)
 
