@@ -107,11 +107,10 @@ def _readers(pipeline: Any) -> Iterator[Any]:
 
 def _path(info: dict, reader: Any) -> str | None:
     """What is read for an annotation; None where that cannot be told from it."""
-    if not isinstance(reader, _READ_VIDEOS):
-        path = info.get('frame_dir')
-    else:
-        path = info.get('filename')
-        bare = path is not None and not os.path.splitext(path)[1]
-        if bare and isinstance(reader, transforms.DecordInit) and not os.path.isfile(path):
-            path += '.mp4'  # lists of videos may leave it out
-    return None if path is None or '://' in path else path
+    videos = isinstance(reader, _READ_VIDEOS)
+    path: str | None = info.get('filename' if videos else 'frame_dir')
+    if path is None or '://' in path:
+        return None
+    # Lists of videos may leave the suffix out, for decord.
+    bare = isinstance(reader, transforms.DecordInit) and not os.path.splitext(path)[1]
+    return f'{path}.mp4' if bare and not os.path.isfile(path) else path
