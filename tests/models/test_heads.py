@@ -270,3 +270,31 @@ def test_tsm_whole():
     for sample, other in zip(samples, expected, strict=True):
         torch.testing.assert_close(sample.pred_score, other.pred_score)
     assert {'loss_cls', 'loss_budget'} <= set(train_step(model, batch('ResNet', 2, label=1)))
+
+
+@pytest.mark.parametrize('spatial', ['avg', None])
+@pytest.mark.parametrize('temporal', ['avg', None])
+def test_features_of_3d_networks(spatial, temporal):
+    head = MODELS.build({'type': 'FeatureHead', 'spatial_type': spatial, 'temporal_type': temporal})
+    maps = noise(MAPS['I3DHead'], 3)
+    assert torch.equal(head(modulated(maps, 3)), head(maps))
+    assert torch.equal(head(tuple(modulated(maps, 3))), head(maps))  # of chunks of views
+
+
+def test_features_of_slow_fast():
+    """MMAction2's tool does not know the backbone by its name here."""
+    maps = noise(MAPS['SlowFastHead'], 3)
+    stock = MODELS.build({'type': 'FeatureHead', 'backbone_name': 'slowfast'})
+    ours = MODELS.build({'type': 'FeatureHead'})
+    assert torch.equal(ours(modulated(maps, 3)), stock(maps))
+
+
+def test_features_of_2d_networks():
+    frames = torch.randn(2, 2, 4, 5, 3, 3)  # videos, views, segments
+    stock = MODELS.build({'type': 'FeatureHead'})
+    expected = stock(frames.flatten(0, 2), num_segs=8)
+    found = stock(modulated(frames.mean(2).transpose(1, 2), 4), num_segs=1)
+    torch.testing.assert_close(found, expected)
+    keep = MODELS.build({'type': 'FeatureHead', 'temporal_type': None})
+    with pytest.raises(ValueError, match='temporal_type=None keeps .* averages them'):
+        keep(modulated(frames.mean(2).transpose(1, 2), 4), num_segs=1)
