@@ -3,6 +3,7 @@
 
 import argparse
 import datetime
+import functools
 import itertools
 import json
 import os
@@ -16,7 +17,6 @@ import mmaction
 import mmcv
 import mmengine
 import torch
-from mmengine.config import Config
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -24,7 +24,8 @@ from torch import nn
 
 import vared2_mmaction
 from vared2_mmaction.apis import benchmark, flops, keep_freed_memory
-from vared2_mmaction.apis.cli import add_config_options
+from vared2_mmaction.apis.cli import add_config_options, run_tool
+from vared2_mmaction.apis.config_file import read_config_file
 from vared2_mmaction.apis.environment import processor
 from vared2_mmaction.models import can_execute, dynamic_layers
 from vared2_mmaction.models.static import is_detector
@@ -91,16 +92,13 @@ def check_numbers(args: argparse.Namespace) -> None:
         raise ValueError('--profile: expected --device cpu and --mode infer')
     if args.out and not os.path.isdir(os.path.dirname(args.out) or '.'):
         raise FileNotFoundError(f'--out {args.out!r}: there is no such folder')
-    if not os.path.isfile(args.config):
-        raise FileNotFoundError(f'CONFIG={args.config!r}: no such file')
 
 
 def prepare(args: argparse.Namespace) -> tuple[nn.Module, list[benchmark.Case]]:
     """The dynamic network of the arguments, and the rows to take."""
     check_numbers(args)
     policies = [benchmark.parse_policy(text) for text in args.policy]
-    cfg = Config.fromfile(args.config)
-    cfg.merge_from_dict(args.cfg_options or {})
+    cfg = read_config_file(args.config, args.cfg_options)
     cfg.load_from = None  # what training starts from is not what is timed
     model, _ = flops.load_model(cfg, args.checkpoint)
     if not dynamic_layers(model):
@@ -222,15 +220,15 @@ def render_profile(row: Mapping[str, Any]) -> Table:
 
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = build_parser()
-    args = parser.parse_args(arguments)
-    try:
-        model, cases = prepare(args)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+    command = shlex.join(['tools/benchmark.py', *arguments])
+    run_tool(build_parser(), functools.partial(benchmark_network, command), arguments)
+
+
+def benchmark_network(command: str, args: argparse.Namespace) -> None:
+    """Take the rows, and print them."""
+    model, cases = prepare(args)
     # What the profiler would say about itself goes into the progress bar otherwise.
     os.environ.setdefault('KINETO_LOG_LEVEL', '6')
-    command = shlex.join(['tools/benchmark.py', *arguments])
     report = take_rows(args, model, cases, command)
     console = Console()
     console.print(render(report['rows']))

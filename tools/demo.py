@@ -3,7 +3,6 @@
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,6 +18,7 @@ from vared2_mmaction.apis import (
     load_inferencer,
     recognize,
 )
+from vared2_mmaction.apis.cli import run_tool
 from vared2_mmaction.apis.clips import open_video, read_boxes
 from vared2_mmaction.apis.detection import is_detection_config
 from vared2_mmaction.apis.inference import Computation, check_video
@@ -158,23 +158,22 @@ def answer_detection(args: argparse.Namespace) -> Answer:
     return Answer('\n'.join(lines), title, draw_frames(found), found)
 
 
+def show(args: argparse.Namespace) -> None:
+    if args.out:
+        check_out(args.out)
+    check_video(args.video)  # before the network is built
+    detection = is_detection_config(args.config)
+    answer = answer_detection(args) if detection else answer_recognition(args)
+    found = answer.found
+    print(f'{answer.text}\n{describe_compute(found)}')
+    if args.out:
+        title = f'{answer.title}\n{describe_compute(found)}'
+        figure = decisions.draw(answer.frames, found.layers, found.policy.numpy(), title)
+        figure.savefig(args.out, dpi=150)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    try:
-        if args.out:
-            check_out(args.out)
-        check_video(args.video)  # before the network is built
-        detection = is_detection_config(args.config)
-        answer = answer_detection(args) if detection else answer_recognition(args)
-        found = answer.found
-        print(f'{answer.text}\n{describe_compute(found)}')
-        if args.out:
-            title = f'{answer.title}\n{describe_compute(found)}'
-            figure = decisions.draw(answer.frames, found.layers, found.policy.numpy(), title)
-            figure.savefig(args.out, dpi=150)
-    except (ValueError, OSError) as error:
-        sys.exit(f'{parser.prog}: error: {str(error).partition(chr(10))[0]}')
+    run_tool(build_parser(), show, argv)
 
 
 if __name__ == '__main__':

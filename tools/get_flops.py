@@ -7,13 +7,13 @@ import os
 import sys
 from collections.abc import Sequence
 
-from mmengine.config import Config
 from rich.console import Console
 from rich.table import Table
 
 import vared2_mmaction  # noqa: F401  (registers the models and mends the OpenMMLab releases)
 from vared2_mmaction.apis import flops
-from vared2_mmaction.apis.cli import add_config_options
+from vared2_mmaction.apis.cli import add_config_options, run_tool
+from vared2_mmaction.apis.config_file import read_config_file
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -51,10 +51,7 @@ def count(args: argparse.Namespace) -> dict:
         raise ValueError(f'--num-videos {args.num_videos}: expected at least 1')
     if args.out and not os.path.isdir(os.path.dirname(args.out) or '.'):
         raise FileNotFoundError(f'--out {args.out!r}: there is no such folder')
-    if not os.path.isfile(args.config):
-        raise FileNotFoundError(f'CONFIG={args.config!r}: no such file')
-    cfg = Config.fromfile(args.config)
-    cfg.merge_from_dict(args.cfg_options or {})
+    cfg = read_config_file(args.config, args.cfg_options)
     cfg.load_from = None  # what training starts from is not what is counted
     model, weights = flops.load_model(cfg, args.checkpoint)
     views = flops.views_of_split(cfg, model, args.split)
@@ -106,21 +103,21 @@ def describe(result: dict, data: bool, split: str) -> str:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = build_parser()
-    args = parser.parse_args(argv)
+def print_flops(args: argparse.Namespace) -> None:
     try:
         result = count(args)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
     except flops.CostMismatchError as error:
-        sys.exit(f'{parser.prog}: {error}')
+        sys.exit(f'get_flops.py: {error}')
     console = Console()
     console.print(render(result))
     console.print(describe(result, args.data, args.split), highlight=False, markup=False)
     if args.out:
         with open(args.out, 'w') as file:
             json.dump(result, file, indent=2)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    run_tool(build_parser(), print_flops, argv)
 
 
 if __name__ == '__main__':

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from vared2_mmaction.apis.cli import run_tool
 from vared2_mmaction.datasets.moving_boxes import MovingBoxes, make_moving_boxes
 
 HELP = dict(
@@ -32,15 +33,14 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = build_parser()
-    args = parser.parse_args(argv)
+def make(args: argparse.Namespace) -> None:
     choices = {field.name: getattr(args, field.name) for field in fields(MovingBoxes)}
-    try:
-        written = make_moving_boxes(args.out, MovingBoxes(**choices), args.workers, progress=True)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+    written = make_moving_boxes(args.out, MovingBoxes(**choices), args.workers, progress=True)
     print(f'{args.out}: {written or "complete, no"} videos written')
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    run_tool(build_parser(), make, argv)
 
 
 if __name__ == '__main__':

@@ -3,7 +3,10 @@
 
 import argparse
 import time
+from collections.abc import Sequence
+from dataclasses import fields
 
+from vared2_mmaction.apis.cli import run_tool
 from vared2_mmaction.datasets.motions import MOTIONS
 from vared2_mmaction.datasets.moving_shapes import MovingShapes, make_moving_shapes
 
@@ -34,21 +37,21 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> None:
-    parser = build_parser()
-    args = parser.parse_args()
-    choices = vars(args) | dict(classes=tuple(args.classes))
-    out, workers = choices.pop('out'), choices.pop('workers')
+def make(args: argparse.Namespace) -> None:
+    out = args.out
+    choices = {field.name: getattr(args, field.name) for field in fields(MovingShapes)}
+    choices['classes'] = tuple(args.classes)
     start = time.perf_counter()
-    try:
-        written = make_moving_shapes(out, MovingShapes(**choices), workers, progress=True)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+    written = make_moving_shapes(out, MovingShapes(**choices), args.workers, progress=True)
     seconds = time.perf_counter() - start
     if written:
         print(f'{out}: {written} videos written in {seconds:.1f} s')
     else:
         print(f'{out}: complete, nothing to do')
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    run_tool(build_parser(), make, argv)
 
 
 if __name__ == '__main__':

@@ -5,23 +5,27 @@ import argparse
 import os
 from collections.abc import Sequence
 
+from vared2_mmaction.apis.cli import run_tool
 from vared2_mmaction.visualization import scaling
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('files', metavar='FILE.json', nargs='+', help='of tools/benchmark.py --out')
     parser.add_argument('--out', metavar='FILE.png', required=True, help='figure to write')
-    args = parser.parse_args(argv)
-    try:
-        if not args.out.endswith('.png'):
-            raise ValueError(f'--out {args.out!r}: expected a name that ends in .png')
-        if not os.path.isdir(os.path.dirname(args.out) or '.'):
-            raise FileNotFoundError(f'--out {args.out!r}: there is no such folder')
-        rows = scaling.load_rows(args.files)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
-    scaling.draw(rows).savefig(args.out, dpi=150)
+    return parser
+
+
+def plot(args: argparse.Namespace) -> None:
+    if not args.out.endswith('.png'):
+        raise ValueError(f'--out {args.out!r}: expected a name that ends in .png')
+    if not os.path.isdir(os.path.dirname(args.out) or '.'):
+        raise FileNotFoundError(f'--out {args.out!r}: there is no such folder')
+    scaling.draw(scaling.load_rows(args.files)).savefig(args.out, dpi=150)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    run_tool(build_parser(), plot, argv)
 
 
 if __name__ == '__main__':

@@ -9,6 +9,7 @@ import argparse
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -18,17 +19,21 @@ from rich.progress import Progress
 
 import vared2_mmaction
 from vared2_mmaction.apis import compare
+from vared2_mmaction.apis.cli import run_tool
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / 'configs' / 'demo'
 NETWORKS = {'static': 'static_r2plus1d', 'VA-RED2': 'vared2_r2plus1d'}
 
 
-def main() -> None:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--work-dir', default='work_dirs/demo', help='where everything is written')
     parser.add_argument('--timed-clips', type=int, default=100, help='clips that are timed')
-    args = parser.parse_args()
+    return parser
+
+
+def run_all(args: argparse.Namespace) -> None:
     os.chdir(ROOT)
     # Threads that wait actively take the cores from the processes that decode videos.
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
@@ -117,6 +122,10 @@ def show(console: Console, work_dir: Path, timed_clips: int) -> None:
             f'{torch.get_num_threads()} threads, float32',
         )
     )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    run_tool(build_parser(), run_all, argv)
 
 
 if __name__ == '__main__':

@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from rich.console import Console
 
 import vared2_mmaction  # noqa: F401  (mends the installed releases)
 from vared2_mmaction.apis import detection_study
+from vared2_mmaction.apis.cli import run_tool
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / 'configs' / 'detection'
@@ -27,12 +29,15 @@ FROZEN = 'model.backbone.frozen_stages=3'
 NETWORKS = {'static': STATIC, 'frozen': STATIC, 'VA-RED2': DYNAMIC}
 
 
-def main() -> None:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--work-dir', type=Path, default='work_dirs/detection')
     parser.add_argument('--networks', nargs='+', choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
-    args = parser.parse_args()
+    return parser
+
+
+def run_all(args: argparse.Namespace) -> None:
     os.chdir(ROOT)
     # Threads that wait actively take the cores from the processes that decode videos.
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
@@ -79,6 +84,10 @@ def train_and_test(name: str, seed: int, work_dir: Path) -> detection_study.Scor
         run('tools/test.py', str(config), str(checkpoint), *where)
         partial.replace(dump)
     return detection_study.score(cfg, str(dump))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    run_tool(build_parser(), run_all, argv)
 
 
 if __name__ == '__main__':

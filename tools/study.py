@@ -6,6 +6,7 @@ a folder for each run, results.json, results.md and results.png.
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from vared2_mmaction.apis import study, study_report
+from vared2_mmaction.apis.cli import run_tool
 from vared2_mmaction.apis.study_schedule import RESULTS, STALE, Resources, RunFailedError, Scheduler
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs' / 'study'
@@ -94,23 +96,24 @@ def command(args: argparse.Namespace) -> str:
     return ' '.join(parts)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = build_parser()
-    args = parser.parse_args(argv)
+def run_study(args: argparse.Namespace) -> int | None:
     console = Console()
     try:
         if args.report is None:
             make_scheduler(args, console).run()
-        found = args.report or args.out
-        docs = args.out or args.docs
-        study_report.write(study_report.load(found / RESULTS), docs)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
-    except RunFailedError as error:
-        parser.exit(1, f'{parser.prog}: {error}\n')
-    except KeyboardInterrupt:
-        parser.exit(130, f'{parser.prog}: interrupted; the same command goes on\n')
+    except (RunFailedError, KeyboardInterrupt) as error:
+        failed = isinstance(error, RunFailedError)
+        said = error if failed else 'interrupted; the same command goes on'
+        print(f'study.py: {said}', file=sys.stderr)
+        return 1 if failed else 130
+    docs = args.out or args.docs
+    study_report.write(study_report.load((args.report or args.out) / RESULTS), docs)
     console.print(f'{docs / "results.md"} is written', soft_wrap=True)
+    return None
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    run_tool(build_parser(), run_study, argv)
 
 
 if __name__ == '__main__':

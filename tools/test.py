@@ -1,24 +1,25 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """Tests a checkpoint: MMAction2's flags, with vared2_mmaction registered."""
 
-from mmengine.config import Config
+import argparse
+from collections.abc import Sequence
 
 import vared2_mmaction  # noqa: F401  (registers the models and mends the OpenMMLab releases)
 from vared2_mmaction.apis import cli
 from vared2_mmaction.apis.check import check_config
+from vared2_mmaction.apis.config_file import read_config_file
 
 
-def main() -> None:
-    parser = cli.test_parser()
-    args = cli.parse_args(parser)
-    cfg = Config.fromfile(args.config)
-    try:
-        cli.merge_test_args(cfg, args)
-    except ValueError as error:
-        parser.error(str(error))
+def test(args: argparse.Namespace) -> None:
+    cfg = read_config_file(args.config)
+    cli.merge_test_args(cfg, args)
     check_config(cfg, 'test')
     cli.build_runner(cfg).test()
     cli.leave_process_group()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    cli.run_tool(cli.test_parser(), test, argv)
 
 
 if __name__ == '__main__':

@@ -5,13 +5,13 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from mmengine.config import Config
 from rich.console import Console
 from rich.progress import track
 
 import vared2_mmaction  # noqa: F401  (registers the models and mends the OpenMMLab releases)
 from vared2_mmaction.apis import visualize
-from vared2_mmaction.apis.cli import add_config_options
+from vared2_mmaction.apis.cli import add_config_options, run_tool
+from vared2_mmaction.apis.config_file import read_config_file
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -54,32 +54,30 @@ def load(args: argparse.Namespace) -> visualize.Study:
     for name in ('dump', 'config'):
         if not os.path.isfile(path := getattr(args, name)):
             raise FileNotFoundError(f'{name.upper()}={path!r}: no such file')
-    cfg = Config.fromfile(args.config)
-    cfg.merge_from_dict(args.cfg_options or {})
+    cfg = read_config_file(args.config, args.cfg_options)
     return visualize.load_study(args.dump, cfg, args.labels)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = build_parser()
-    args = parser.parse_args(argv)
+def write_pictures(args: argparse.Namespace) -> None:
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    try:
-        study = load(args)
-        files, absent = visualize.write_study(
-            study,
-            args.out,
-            args.title or os.path.splitext(os.path.basename(args.config))[0],
-            args.categories,
-            args.frames,
-            lambda videos: track(videos, 'frames', console=console),
-        )
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+    study = load(args)
+    files, absent = visualize.write_study(
+        study,
+        args.out,
+        args.title or os.path.splitext(os.path.basename(args.config))[0],
+        args.categories,
+        args.frames,
+        lambda videos: track(videos, 'frames', console=console),
+    )
     if absent:
         first = f'first {absent[0]!r}'
         console.print(f'{len(absent)} of the videos to show are missing or broken, {first}')
     for file in files:
         console.print(file)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    run_tool(build_parser(), write_pictures, argv)
 
 
 if __name__ == '__main__':

@@ -7,6 +7,7 @@ The only place that knows them. Each function names the defect; each can go when
 import codecs
 import datetime
 import functools
+import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from .errors import FileError
 
 
 def apply() -> None:
@@ -30,8 +33,8 @@ def apply() -> None:
     _draw_predictions()
     _start_distributed_on_cpu()
     _return_data_samples()
-    _score_actions_without_boxes()
     _keep_results_of_processes_apart()
+    _restore_names_of_numpy()
 
 
 def _provide_importlib_metadata() -> None:
@@ -143,29 +146,38 @@ def _open_videos_by_path() -> None:
 
 
 def _name_undecodable_videos() -> None:
-    """decord's error does not say which video of the data set is broken."""
-    from mmaction.datasets.transforms.loading import DecordDecode, DecordInit
+    """The error of a decoder does not say which video of the data set is broken."""
+    from mmaction.datasets.transforms import loading
 
-    for transform, step in ((DecordInit, 'opened'), (DecordDecode, 'decoded')):
-        original = transform.transform
+    for library in ('Decord', 'OpenCV', 'PyAV', 'PIMS'):
+        _name_video(getattr(loading, f'{library}Init'), library, 'opened')
+        _name_video(getattr(loading, f'{library}Decode'), library, 'decoded')
+    _name_video(loading.PyAVDecodeMotionVector, 'PyAV', 'decoded')
 
-        @functools.wraps(original)
-        def named(self: Any, results: dict, _original: Any = original, _step: str = step) -> dict:
-            try:
-                return _original(self, results)
-            except ImportError:
-                raise
-            except Exception as error:
-                reason = str(error).partition('\n')[0]  # decord appends its stack
-                if 'must exactly match' in reason:
-                    reason += '; decord fails on some widths up to 72 pixels, 48 and 72 among them'
-                raise RuntimeError(
-                    f'video {str(results.get("filename", "<array>"))!r} cannot be {_step}: '
-                    f'expected a video file that decord can decode ({reason})'
-                ) from error
 
-        if not hasattr(original, '__wrapped__'):
-            transform.transform = named
+def _name_video(transform: Any, library: str, step: str) -> None:
+    original = transform.transform
+
+    @functools.wraps(original)
+    def named(self: Any, results: dict) -> dict:
+        try:
+            results = original(self, results)
+            if library == 'OpenCV' and results['total_frames'] < 1:  # it opens anything
+                raise ValueError('there is no frame in it')
+            return results
+        except ImportError:
+            raise
+        except Exception as error:
+            reason = str(error).partition('\n')[0]  # decord appends its stack
+            if 'must exactly match' in reason:
+                reason += '; decord fails on some widths up to 72 pixels, 48 and 72 among them'
+            raise FileError(
+                f'video {str(results.get("filename", "<array>"))!r} cannot be {step}: expected a '
+                f'video file that {library.replace("Decord", "decord")} can decode ({reason})'
+            ) from error
+
+    if not hasattr(original, '__wrapped__'):
+        transform.transform = named
 
 
 def _draw_predictions() -> None:
@@ -281,21 +293,6 @@ def _return_data_samples() -> None:
         MMAction2Inferencer.postprocess = postprocess
 
 
-def _score_actions_without_boxes() -> None:
-    """AVA's average precision of an action that has no boxes is ``np.NAN``, which NumPy 2 lacks."""
-    from mmaction.evaluation.functional.ava_evaluation import metrics
-
-    original = metrics.compute_average_precision
-
-    @functools.wraps(original)
-    def compute_average_precision(precision: Any, recall: Any) -> float:
-        if precision is None and recall is None:
-            return float('nan')
-        return original(precision, recall)
-
-    metrics.compute_average_precision = compute_average_precision
-
-
 def _keep_results_of_processes_apart() -> None:
     """AVAMetric's passing file, in the current folder, is named by the second alone: of two
     trainings side by side, one removes that of the other."""
@@ -306,3 +303,29 @@ def _keep_results_of_processes_apart() -> None:
             return f'{super().strftime(format)}_{os.getpid()}'
 
     ava_metric.datetime = Moment
+
+
+_NEW_NAMES = {'Inf': 'inf', 'NAN': 'nan', 'in1d': 'isin', 'trapz': 'trapezoid'}
+"""Of what NumPy 2 has under another name."""
+_WITH_OLD_NAMES = (
+    'datasets.transforms.pose_transforms',
+    'evaluation.functional.accuracy',
+    'evaluation.functional.ava_evaluation.metrics',
+    'evaluation.metrics.multimodal_metric',
+    'utils.misc',
+)
+
+
+class _NumpyWithOldNames(types.ModuleType):
+    def __getattr__(self, name: str) -> Any:
+        import numpy
+
+        return getattr(numpy, name if hasattr(numpy, name) else _NEW_NAMES.get(name, name))
+
+
+def _restore_names_of_numpy() -> None:
+    """mmaction2 uses names that NumPy 2 lacks, as for the average precision of an AVA action that
+    has no boxes; its modules get them, and nobody else."""
+    for name in _WITH_OLD_NAMES:
+        module: Any = importlib.import_module(f'mmaction.{name}')
+        module.np = _NumpyWithOldNames('numpy')

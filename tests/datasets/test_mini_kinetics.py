@@ -306,7 +306,7 @@ def test_exit_code_and_report(removed, code, shown, sandbox, monkeypatch, capsys
 def test_errors_go_to_stderr_without_a_traceback(sandbox, monkeypatch, capsys):
     argv = ['--train-csv', sandbox.val, '--val-csv', sandbox.val]
     argv += ['--videos', sandbox.root, '--out', sandbox.out]
-    assert run_tool(argv, monkeypatch) == 1
+    assert run_tool(argv, monkeypatch) == 2
     assert 'val.csv:2: column split' in capsys.readouterr().err
 
 
@@ -318,4 +318,8 @@ def run_tool(argv: list, monkeypatch: pytest.MonkeyPatch) -> int:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     monkeypatch.setattr(sys, 'argv', [tool.name, *map(str, argv)])
-    return module.main()
+    try:
+        module.main()
+    except SystemExit as end:
+        return end.code
+    return 0

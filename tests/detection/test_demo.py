@@ -95,19 +95,21 @@ def test_boxes_of_a_detector(tool, given, monkeypatch, capsys):
     ],
 )
 def test_errors_are_one_line_and_come_before_the_network(
-    tool, given, options, message, monkeypatch
+    tool, given, options, message, monkeypatch, capsys
 ):
     monkeypatch.setattr('vared2_mmaction.apis.detection.load_model', None)
-    with pytest.raises(SystemExit, match=re.escape(message)) as caught:
+    with pytest.raises(SystemExit, match='2'):
         tool.main([*given[0], *options])
-    assert '\n' not in caught.value.code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
 
 
-def test_boxes_outside_the_frame_are_named(tool, given, tmp_path, monkeypatch):
+def test_boxes_outside_the_frame_are_named(tool, given, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tool, 'load_detector', None)
     (tmp_path / 'outside.txt').write_text('0,0,10,10\n0,0,10,49\n')
-    with pytest.raises(SystemExit, match=r"outside.txt', line 2: expected 0 <= x1 < x2 <= 64"):
+    with pytest.raises(SystemExit, match='2'):
         tool.main([*given[0], '--boxes', str(tmp_path / 'outside.txt')])
+    assert "outside.txt', line 2: expected 0 <= x1 < x2 <= 64" in capsys.readouterr().err
 
 
 def test_one_source_of_boxes(tool, given, capsys):

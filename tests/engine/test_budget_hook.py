@@ -1,12 +1,15 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """Phases of the budget loss."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
+from mmaction.registry import MODELS
 from torch import nn
 
-from vared2_mmaction.engine import BudgetScheduleHook
+from vared2_mmaction import dynamize
+from vared2_mmaction.engine import BudgetScheduleHook, FreezeGatesHook
 from vared2_mmaction.models import ComputationBudgetLoss
 
 
@@ -17,23 +20,23 @@ from vared2_mmaction.models import ComputationBudgetLoss
 def test_weight_of_each_epoch(begin, ramp, factors):
     loss = ComputationBudgetLoss(0.8)
     hook = BudgetScheduleHook(begin, ramp)
-    runner = SimpleNamespace(model=nn.Sequential(loss), train_dataloader=range(3))
-    hook.before_run(runner)
+    runner = SimpleNamespace(model=nn.Sequential(loss), train_dataloader=range(3), max_iters=30)
+    hook.before_train(runner)
     for epoch, factor in enumerate(factors):
         for runner.iter in range(3 * epoch, 3 * epoch + 3):
             hook.before_train_iter(runner, runner.iter % 3)
             assert loss.loss_weight == pytest.approx(0.8 * factor)
     hook.before_train_iter(runner, 2)  # a resumed run starts anywhere
     assert loss.loss_weight == pytest.approx(0.8 * factors[-1])
-    hook.after_run(runner)
+    hook.after_train(runner)
     assert loss.loss_weight == 0.8
 
 
 def test_budget_falls_with_the_iterations():
     loss = ComputationBudgetLoss(0.8, budget=0.6)
     hook = BudgetScheduleHook(begin=1, fall=2)
-    runner = SimpleNamespace(model=nn.Sequential(loss), train_dataloader=range(4))
-    hook.before_run(runner)
+    runner = SimpleNamespace(model=nn.Sequential(loss), train_dataloader=range(4), max_iters=40)
+    hook.before_train(runner)
     budgets = []
     for runner.iter in range(14):
         hook.before_train_iter(runner, runner.iter % 4)
@@ -43,12 +46,32 @@ def test_budget_falls_with_the_iterations():
     runner.iter = 8  # a resumed run
     hook.before_train_iter(runner, 0)
     assert loss.budget == pytest.approx(0.8)
-    hook.after_run(runner)
+    hook.after_train(runner)
     assert loss.budget == 0.6
 
 
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match='begin=-1'):
         BudgetScheduleHook(-1)
+    training = SimpleNamespace(model=nn.Linear(1, 1), train_dataloader=range(3), max_iters=6)
     with pytest.raises(ValueError, match='no ComputationBudgetLoss.*VARED2 head'):
-        BudgetScheduleHook().before_run(SimpleNamespace(model=nn.Linear(1, 1)))
+        BudgetScheduleHook().before_train(training)
+
+
+@pytest.mark.parametrize('key', ['begin', 'ramp', 'fall'])
+@pytest.mark.parametrize('value', ['2', None, True, -1, math.nan, math.inf, [2]])
+def test_values_that_are_no_epochs_are_named(key, value):
+    with pytest.raises(ValueError, match=f'BudgetScheduleHook: {key}=.*: expected a number of ep'):
+        BudgetScheduleHook(**{key: value})
+
+
+@pytest.mark.parametrize('hook', [BudgetScheduleHook, FreezeGatesHook])
+def test_a_beginning_after_the_end_is_named(hook):
+    net = dynamize(MODELS.build({'type': 'ResNet', 'depth': 18}), num_segments=2)
+    model = nn.Sequential(net, ComputationBudgetLoss())
+    training = SimpleNamespace(model=model, train_dataloader=range(4), max_iters=8)
+    hook(begin=1.5).before_train(training)
+    for begin in (2, 3):
+        expected = f'{hook.__name__}: begin={begin}: expected an epoch.* of the 2 that are trained'
+        with pytest.raises(ValueError, match=expected):
+            hook(begin=begin).before_train(training)

@@ -1,6 +1,7 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """Gates that stay as they are from an epoch on, in trainings by MMEngine's Runner."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -52,10 +53,13 @@ def test_gates_are_trained_before(videos, tmp_path):
     register_all_modules()
     torch.manual_seed(0)
     STATES.clear()
-    changes = {'optim_wrapper__optimizer': {'type': 'SGD', 'lr': 0.01}}
+    changes = {
+        'optim_wrapper__optimizer': {'type': 'SGD', 'lr': 0.01},
+        'train_cfg__max_epochs': 3,
+    }
     hooks = [{'type': 'FreezeGatesHook', 'begin': 2}, {'type': 'StateKeeper'}]
     train(config(videos, tmp_path, hooks, **changes))
-    first, second = STATES
+    first, second, _ = STATES
     biases = [name for name in first if name.endswith('gate.fc2.bias')]
     assert biases
     assert not any(torch.equal(first[name], second[name]) for name in biases)
@@ -64,5 +68,9 @@ def test_gates_are_trained_before(videos, tmp_path):
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match='begin=-1'):
         FreezeGatesHook(-1)
+    for wrong in ('1', None, True, math.nan, math.inf):
+        with pytest.raises(ValueError, match='FreezeGatesHook: begin=.*: expected a number of ep'):
+            FreezeGatesHook(wrong)
+    training = SimpleNamespace(model=nn.Linear(1, 1), train_dataloader=range(3), max_iters=6)
     with pytest.raises(ValueError, match='no dynamic layer'):
-        FreezeGatesHook(0).before_run(SimpleNamespace(model=nn.Linear(1, 1)))
+        FreezeGatesHook(0).before_train(training)

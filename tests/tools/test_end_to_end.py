@@ -279,7 +279,8 @@ def fails(folder, monkeypatch, tmp_path):
     def fails(kind, *options, config='dynamic.py'):
         monkeypatch.chdir(folder)
         monkeypatch.setenv('LOCAL_RANK', '0')
-        argv = ['train.py', config, '--work-dir', str(tmp_path), '--cfg-options', *options]
+        argv = ['train.py', config, '--work-dir', str(tmp_path), '--traceback']
+        argv += ['--cfg-options', *options]
         monkeypatch.setattr(sys, 'argv', argv)
         with pytest.raises(kind) as caught:
             runpy.run_path(str(TOOLS / 'train.py'), run_name='__main__')

@@ -2,18 +2,14 @@
 """Makes MMAction2's video lists of Mini-Kinetics-200 from its published split files."""
 
 import argparse
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from vared2_mmaction.datasets.mini_kinetics import (
-    DELIMITERS,
-    MiniKineticsError,
-    build_lists,
-    print_report,
-)
+from vared2_mmaction.apis.cli import run_tool
+from vared2_mmaction.datasets.mini_kinetics import DELIMITERS, build_lists, print_report
 
 
-def main() -> int:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--train-csv', type=Path, required=True, help='for example train_k200.csv')
     parser.add_argument('--val-csv', type=Path, required=True, help='for example val_k200.csv')
@@ -28,15 +24,19 @@ def main() -> int:
         help='what parts path and label; auto (the default) takes the first of '
         f'{", ".join(DELIMITERS)} that no path contains',
     )
-    args = parser.parse_args()
-    try:
-        report = build_lists(args.train_csv, args.val_csv, args.videos, args.out, args.delimiter)
-    except MiniKineticsError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return 1
+    return parser
+
+
+def build(args: argparse.Namespace) -> int:
+    """The exit status is 1 where too many videos are missing."""
+    report = build_lists(args.train_csv, args.val_csv, args.videos, args.out, args.delimiter)
     print_report(report)
     return 0 if report.complete_enough else 1
 
 
+def main(argv: Sequence[str] | None = None) -> None:
+    run_tool(build_parser(), build, argv)
+
+
 if __name__ == '__main__':
-    sys.exit(main())
+    main()

@@ -5,6 +5,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from vared2_mmaction.apis.cli import run_tool
 from vared2_mmaction.datasets import jhmdb
 
 
@@ -23,20 +24,19 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = build_parser()
-    args = parser.parse_args(argv)
+def convert(args: argparse.Namespace) -> None:
     if (args.puppet_mask is None) != (args.splits is None):
-        parser.error('--splits: expected beside --puppet-mask, and only there')
-    try:
-        if args.pickle:
-            source = jhmdb.read_pickle(args.pickle, args.split)
-        else:
-            source = jhmdb.read_published(args.puppet_mask, args.splits, args.split)
-        counts = jhmdb.convert(source, args.out, args.split, args.step)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+        raise ValueError('--splits: expected beside --puppet-mask, and only there')
+    if args.pickle:
+        source = jhmdb.read_pickle(args.pickle, args.split)
+    else:
+        source = jhmdb.read_published(args.puppet_mask, args.splits, args.split)
+    counts = jhmdb.convert(source, args.out, args.split, args.step)
     print(f'{args.out}: {counts["train"]} frames to train on, {counts["test"]} to test')
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    run_tool(build_parser(), convert, argv)
 
 
 if __name__ == '__main__':

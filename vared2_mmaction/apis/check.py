@@ -11,11 +11,13 @@ from mmengine.config import Config
 
 from ..installation import DETECTION_MISSING, has_detection
 from ..models.dynamize import DynamicBackbone, build_dynamic_backbone
-from ..models.heads import BudgetPart, build_budget_head
+from ..models.heads import BudgetPart, FeatureHead, build_budget_head
 from ..models.layers import DynamicOptions
 from ..models.neck import SoftModulationGateNeck
+from .check_data import check_data
 
-_MOST_FILES_LOOKED_FOR = 20_000
+_BUILT_ELSEWHERE = ('mmcls.', 'mmpretrain.', 'torchvision.', 'timm.')
+"""Packages that a recognizer may take a backbone from, without a registry."""
 
 
 def check_config(cfg: Config, *splits: str) -> None:
@@ -26,28 +28,37 @@ def check_config(cfg: Config, *splits: str) -> None:
         *splits: Whose data to check: 'train', 'val', 'test'.
 
     Raises:
-        ValueError: If backbone, neck and head do not belong together, or a dynamic option is wrong.
+        ValueError: If backbone, neck and head do not belong together, a dynamic option is wrong, or
+            there is no such data.
         FileNotFoundError: If a checkpoint, an annotation file or a video is missing.
     """
     register_all_modules(init_default_scope=False)
+    if not isinstance(cfg.get('model'), dict):
+        raise ValueError(f'model={cfg.get("model")!r}: expected the config of a network')
     _check_model(cfg.model)
     _check_checkpoint(cfg.get('load_from'))
     for split in splits:
-        if (loader := cfg.get(f'{split}_dataloader')) is not None:
-            _check_data(loader.dataset, f'{split}_dataloader.dataset')
+        loader = cfg.get(f'{split}_dataloader')
+        if loader is None and split != 'val':
+            raise ValueError(f'the config has no {split}_dataloader')
+        if isinstance(loader, dict):
+            scope = cfg.get('default_scope') or 'mmaction'
+            check_data(loader.get('dataset'), f'{split}_dataloader.dataset', scope)
 
 
 def _check_model(model: dict) -> None:
     backbone, neck = model.get('backbone'), model.get('neck')
-    if not backbone:
+    if not isinstance(backbone, dict):
+        return
+    if str(backbone.get('type')).startswith(_BUILT_ELSEWHERE):
         return
     detection = 'roi_head' in model
     if detection and not has_detection():
-        raise ValueError(f'model.type={model["type"]!r}: {DETECTION_MISSING}')
+        raise ValueError(f'model.type={model.get("type")!r}: {DETECTION_MISSING}')
     dynamic = _is(backbone, DynamicBackbone) or _class(backbone) is build_dynamic_backbone
     has_neck = neck is not None and _is(neck, SoftModulationGateNeck)
     if dynamic:
-        DynamicOptions.parse(dict(backbone.get('dynamic') or {}))
+        DynamicOptions.parse(backbone.get('dynamic'))
     if dynamic and not has_neck:
         name = 'mmaction.SoftModulationGateNeck' if detection else 'SoftModulationGateNeck'
         raise ValueError(
@@ -69,10 +80,14 @@ def _check_model(model: dict) -> None:
 
 
 def _has_budget(head: dict, scope: str | None) -> bool:
-    return _class(head, scope) is build_budget_head or _is(head, BudgetPart, scope)
+    # Feature extraction takes any features, and has no loss.
+    found = _class(head, scope)
+    return found is build_budget_head or _is(head, BudgetPart, scope) or found is FeatureHead
 
 
 def _class(config: dict, scope: str | None = None) -> Any:
+    if not isinstance(config, dict) or 'type' not in config:
+        raise ValueError(f'model: expected the config of a part, dict(type=...), got {config!r}')
     kind = config['type']
     if scope and isinstance(kind, str) and '.' not in kind:
         kind = f'{scope}.{kind}'
@@ -92,28 +107,4 @@ def _check_checkpoint(path: str | None) -> None:
         raise FileNotFoundError(
             f'load_from={path!r}: no such checkpoint; train the network it is from first, or name '
             'another with --cfg-options load_from=FILE'
-        )
-
-
-def _check_data(dataset: dict, key: str) -> None:
-    """Look whether what a video data set names is there."""
-    if dataset['type'] != 'VideoDataset' or not isinstance(dataset.get('ann_file'), str):
-        return
-    ann_file = dataset['ann_file']
-    if not os.path.isfile(ann_file):
-        raise FileNotFoundError(f'{key}.ann_file={ann_file!r}: no such annotation file')
-    root = (dataset.get('data_prefix') or {}).get('video', '')
-    delimiter = dataset.get('delimiter', ' ')
-    with open(ann_file) as file:
-        names = [line.strip().split(delimiter)[0] for line in file if line.strip()]
-    if not names:
-        raise ValueError(f'{key}.ann_file={ann_file!r}: expected lines "video label", found none')
-    # Asking a file server for millions of files takes longer than the first epoch's first error.
-    step = -(-len(names) // _MOST_FILES_LOOKED_FOR)
-    missing = [n for n in names[::step] if not os.path.isfile(os.path.join(root, n))]
-    if missing:
-        raise FileNotFoundError(
-            f'{key}: {len(missing)} of {len(names[::step])} videos looked for are missing, first '
-            f'{os.path.join(root, missing[0])!r}; expected the videos of {ann_file!r} under '
-            f'data_prefix.video={root!r}'
         )

@@ -1,17 +1,21 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
-"""Command lines of ``tools/train.py`` and ``tools/test.py``.
+"""What all tools do with their command line, and the command lines of ``tools/train.py`` and
+``tools/test.py``.
 
-The flags, their defaults and their choices are those of MMAction2 1.2.0, so that its documentation
-and scripts written for it apply. The functions here only turn arguments into a config.
+The flags of these two, their defaults and their choices are those of MMAction2 1.2.0, so that its
+documentation and scripts written for it apply.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from subprocess import CalledProcessError
 from typing import Any
 
 import torch.distributed
@@ -19,9 +23,63 @@ from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from ..errors import FileError
+from .config_file import first_line, merge_options
+
 _LAST_TENSORS = 0.5
 """Seconds that threads of a process group get to let go of them; they need far less."""
+_MISTAKES = (ValueError, OSError, ImportError, FloatingPointError, FileError, CalledProcessError)
+_MISTAKES_OF_CONFIGS = (KeyError, TypeError, AssertionError, NotImplementedError)
 _AMP_WRAPPERS = ('OptimWrapper', 'AmpOptimWrapper')
+
+
+def run_tool(
+    parser: argparse.ArgumentParser,
+    work: Callable[[argparse.Namespace], int | None],
+    argv: Sequence[str] | None = None,
+) -> None:
+    """Run a tool; what a user can mend is said in one line, without a traceback.
+
+    That are the exceptions by which arguments, configs and files are refused: ``ValueError``,
+    ``OSError``, ``ImportError``, ``FloatingPointError``, ``FileError`` and ``CalledProcessError``
+    anywhere; ``KeyError``, ``TypeError``, ``AssertionError`` and ``NotImplementedError`` of what a
+    config builds. Any other is a fault of the program and keeps its traceback, as all do with
+    ``--traceback``.
+
+    Args:
+        parser: Of the tool's arguments; gets ``--traceback``.
+        work: What the tool does with them; may return an exit status.
+        argv: The arguments; None takes those of the process.
+
+    Raises:
+        SystemExit: With status 2 for a mistake, or with that of ``work`` where it is not 0.
+    """
+    parser.add_argument(
+        '--traceback', action='store_true', help='where an error is from, not only what is wrong'
+    )
+    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        status = work(parse_args(parser, arguments))
+    except Exception as error:
+        if '--traceback' in arguments or (told := _tell(error)) is None:
+            raise
+        parser.exit(2, f'{parser.prog}: error: {told}\n')
+    if status:
+        parser.exit(status)
+
+
+def _tell(error: Exception) -> str | None:
+    """What a mistake of the user's is; None if it is none, or says nothing."""
+    of_config = isinstance(error, _MISTAKES_OF_CONFIGS) and any(
+        frame.f_code.co_name == 'build_from_cfg'
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+    )
+    said = str(error).strip()
+    if not said or not (of_config or isinstance(error, _MISTAKES)):
+        return None
+    if said.startswith('Caught ') and '\nOriginal Traceback' in said:  # by a worker, for loading
+        return said.splitlines()[-1].partition(': ')[2]
+    return first_line(error)
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -105,7 +163,8 @@ def parse_args(
 ) -> argparse.Namespace:
     """Parses ``argv`` and exports ``LOCAL_RANK`` for launchers that pass it as an argument."""
     args = parser.parse_args(argv)
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    if 'local_rank' in args:
+        os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     return args
 
 
@@ -151,7 +210,7 @@ def merge_train_args(cfg: Config, args: argparse.Namespace) -> Config:
         cfg.auto_scale_lr.enable = True
     _set_randomness(cfg, args)
     if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
+        merge_options(cfg, args.cfg_options)
     return cfg
 
 
@@ -177,7 +236,7 @@ def merge_test_args(cfg: Config, args: argparse.Namespace) -> Config:
         _enable_drawing(cfg, args)
     cfg.launcher = args.launcher
     if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
+        merge_options(cfg, args.cfg_options)
     if args.dump is not None:
         _dump_predictions(cfg, args.dump)
     cfg.work_dir = resolve_work_dir(cfg, args)

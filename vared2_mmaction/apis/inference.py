@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..models.dynamize import DynamicBackbone
 from .check import check_config
+from .config_file import read_config_file
 from .labels import read_classes
 from .weights import load_weights
 
@@ -183,12 +184,7 @@ def read_config(path: str, *kinds: str) -> Config:
         FileNotFoundError: If there is no such file.
         ValueError: If it cannot be read, is of another model, or has no test pipeline.
     """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f'CONFIG={path!r}: no such file')
-    try:
-        cfg = Config.fromfile(path)
-    except Exception as error:  # a config is a program and may raise anything
-        raise ValueError(f'CONFIG={path!r} cannot be read: {error}') from error
+    cfg = read_config_file(path)
     kind = (cfg.get('model') or {}).get('type')
     if kinds and kind not in kinds:
         raise ValueError(f'CONFIG={path!r}: model.type={kind!r}, expected {" or ".join(kinds)}')

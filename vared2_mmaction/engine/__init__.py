@@ -1,6 +1,7 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
-"""Hooks of the training loop."""
+"""Hooks of the training loop, and what optimizers are made of."""
 
+from . import optimizers  # noqa: F401  (mends one of MMAction2's constructors)
 from .budget_hook import BudgetScheduleHook
 from .freeze_hook import FreezeGatesHook
 from .usage_hook import PolicyUsageHook

@@ -7,8 +7,9 @@ from mmaction.registry import HOOKS
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from ..errors import check
 from ..models import ComputationBudgetLoss
-from .network import epochs_passed, network_of
+from .network import EPOCH, check_begin, epochs_passed, network_of
 
 
 @HOOKS.register_module()
@@ -27,17 +28,20 @@ class BudgetScheduleHook(Hook):
             to its own value; 0 leaves it there.
     """
 
-    def __init__(self, begin: int = 0, ramp: int = 0, fall: int = 0) -> None:
-        if min(begin, ramp, fall) < 0:
-            raise ValueError(
-                f'begin={begin!r}, ramp={ramp!r}, fall={fall!r}: expected epochs, 0 or more'
-            )
+    def __init__(self, begin: float = 0, ramp: float = 0, fall: float = 0) -> None:
+        for key, value in {'begin': begin, 'ramp': ramp, 'fall': fall}.items():
+            check(f'BudgetScheduleHook: {key}', value, EPOCH)
         self.begin = begin
         self.ramp = ramp
         self.fall = fall
 
-    def before_run(self, runner: Runner) -> None:
-        """Remember the configured weights and budgets."""
+    def before_train(self, runner: Runner) -> None:
+        """Remember the configured weights and budgets.
+
+        Raises:
+            ValueError: If there is no budget loss, or training ends before ``begin``.
+        """
+        check_begin(self, runner)
         model = network_of(runner)
         self.losses = [
             (loss, loss.loss_weight, loss.budget)
@@ -56,7 +60,7 @@ class BudgetScheduleHook(Hook):
             loss.loss_weight = weight * self.factor(int(epoch))
             loss.budget = 1 - (1 - budget) * self.fallen(epoch)
 
-    def after_run(self, runner: Runner) -> None:
+    def after_train(self, runner: Runner) -> None:
         """Give the configured weights and budgets back."""
         for loss, weight, budget in self.losses:
             loss.loss_weight, loss.budget = weight, budget

@@ -9,8 +9,9 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from ..errors import check
 from ..models import dynamic_layers
-from .network import epochs_passed, network_of
+from .network import EPOCH, check_begin, epochs_passed, network_of
 
 
 @HOOKS.register_module()
@@ -27,17 +28,17 @@ class FreezeGatesHook(Hook):
         begin: Epoch from which gates are frozen, counted from 0.
     """
 
-    def __init__(self, begin: int) -> None:
-        if begin < 0:
-            raise ValueError(f'begin={begin!r}: expected an epoch, 0 or more')
+    def __init__(self, begin: float) -> None:
+        check('FreezeGatesHook: begin', begin, EPOCH)
         self.begin = begin
 
-    def before_run(self, runner: Runner) -> None:
+    def before_train(self, runner: Runner) -> None:
         """Find the gates.
 
         Raises:
-            ValueError: If the model has none.
+            ValueError: If the model has none, or training ends before ``begin``.
         """
+        check_begin(self, runner)
         layers = dynamic_layers(network_of(runner)).values()
         self.gates: list[nn.Module] = [layer.gate for layer in layers]
         if not self.gates:

@@ -10,6 +10,7 @@ from mmengine.hooks import Hook, LoggerHook
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from ..errors import COUNT, FLAG, check
 from ..models import ComputationBudgetLoss, SoftModulationGateNeck, dynamic_layers
 from .network import network_of
 from .usage import Usage, shorten
@@ -45,9 +46,10 @@ class PolicyUsageHook(Hook):
     def __init__(
         self, interval: int | None = None, period: int | None = None, per_layer: bool = True
     ) -> None:
-        for key, value in (('interval', interval), ('period', period)):
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f'{key}={value!r}: expected a number of iterations, 1 or more')
+        iterations = COUNT._replace(words='a number of iterations, 1 or more,', or_none=True)
+        check('PolicyUsageHook: interval', interval, iterations)
+        check('PolicyUsageHook: period', period, iterations)
+        check('PolicyUsageHook: per_layer', per_layer, FLAG)
         self.interval = interval
         self.period = period
         self.per_layer = per_layer

@@ -7,6 +7,7 @@ from typing import Any
 from mmaction.models.backbones import X3D, ResNet, ResNet2Plus1d, ResNet3d
 from mmaction.registry import MODELS
 
+from ..errors import OPTIONS, check
 from .dynamize import DynamicBackbone
 
 
@@ -27,8 +28,9 @@ class VARED2ResNet(DynamicBackbone, ResNet):
         dynamic: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        dynamic = {'num_segments': num_segments, **(dynamic or {})}
-        super().__init__(*args, dynamic=dynamic, **kwargs)
+        options = {} if dynamic is None else dynamic
+        check('dynamic', options, OPTIONS)
+        super().__init__(*args, dynamic={'num_segments': num_segments, **options}, **kwargs)
         self.num_segments = num_segments
 
 

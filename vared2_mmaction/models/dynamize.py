@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from typing_extensions import Self
 
+from ..errors import OPTIONS, check
 from ..ops import DynamicConv2d, DynamicConv3d, collect, report_fixed
 from ..ops.decision import (
     COLUMNS,
@@ -77,7 +78,7 @@ class DynamicBackbone(nn.Module):
 
     def __init__(self, *args: Any, dynamic: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._make_dynamic(DynamicOptions.parse(dict(dynamic or {})))
+        self._make_dynamic(DynamicOptions.parse(dynamic))
 
     def _make_dynamic(self, options: DynamicOptions) -> None:
         self.dynamic_layers = make_layers_dynamic(self, options)
@@ -289,7 +290,9 @@ def build_dynamic_backbone(backbone: dict, dynamic: Mapping[str, Any] | None = N
         backbone: Config of the stock backbone.
         dynamic: Options of :class:`~vared2_mmaction.models.layers.DynamicOptions`.
     """
-    return dynamize(MODELS.build(backbone), **(dynamic or {}))
+    options = {} if dynamic is None else dynamic
+    check('dynamic', options, OPTIONS)
+    return dynamize(MODELS.build(backbone), **options)
 
 
 def _stayed_on_device(decision: LayerDecision | ChargedDecision) -> bool:

@@ -1,16 +1,32 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """Stock heads that also see the compute of each view."""
 
+import functools
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from mmaction.models.heads import BaseHead, I3DHead, TSNHead, X3DHead
+from mmaction.models.heads import (
+    BaseHead,
+    FeatureHead,
+    GCNHead,
+    I3DHead,
+    RGBPoseHead,
+    TPNHead,
+    TRNHead,
+    TSMHead,
+    TSNAudioHead,
+    TSNHead,
+    X3DHead,
+)
 from mmaction.registry import MODELS
 from mmaction.structures import ActionDataSample
 from torch import Tensor, nn
 
+from ..errors import OPTIONS, check, check_arguments
 from .blocks import derive
+from .losses import ComputationBudgetLoss
 from .neck import ModulatedFeatures
 
 _NAMES = ('filename', 'frame_dir', 'img_key', 'video_id')
@@ -33,7 +49,11 @@ class BudgetPart(nn.Module):
         self._take_budget(loss_budget)
 
     def _take_budget(self, loss_budget: dict | None) -> None:
-        self.loss_budget = MODELS.build({'type': 'ComputationBudgetLoss', **(loss_budget or {})})
+        options = {} if loss_budget is None else loss_budget
+        check('loss_budget', options, OPTIONS)
+        if 'type' not in options:
+            check_arguments('loss_budget', options, ComputationBudgetLoss)
+        self.loss_budget = MODELS.build({'type': 'ComputationBudgetLoss', **options})
 
     def _budget_losses(self, x: ModulatedFeatures, correct: Tensor) -> dict[str, Tensor]:
         """What a head adds to its losses; ``correct``: whether each of N videos is classified
@@ -64,8 +84,7 @@ class BudgetPart(nn.Module):
             sample.policy = x.policy[i * views : (i + 1) * views].clone()
 
     def _modulated(self, x: Any) -> ModulatedFeatures:
-        # The chunks of `max_testing_views` come back as a plain tuple.
-        if not isinstance(x, tuple) or len(x) != len(ModulatedFeatures._fields):
+        if not _is_modulated(x):
             raise TypeError(
                 f'{type(self).__name__} expects what SoftModulationGateNeck returns, got '
                 f'{type(x).__name__}: the model needs neck=dict(type="SoftModulationGateNeck")'
@@ -73,12 +92,29 @@ class BudgetPart(nn.Module):
         return ModulatedFeatures(*x)
 
 
+def _is_modulated(x: Any) -> bool:
+    # The chunks of `max_testing_views` come back as a plain tuple.
+    return isinstance(x, tuple) and len(x) == len(ModulatedFeatures._fields)
+
+
+def _is_2d(num_segs: int | None, fcn_test: bool = False, **_: Any) -> bool:
+    """Whether ``Recognizer2D`` asks, for scores of clips and not of all positions."""
+    return num_segs is not None and not fcn_test
+
+
 class BudgetHead(BudgetPart):
     """Mixin: a stock classification head with the computation-budget loss."""
 
     def forward(self, x: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Classify; the answer is that of the stock head."""
-        return super().forward(self._modulated(x).features, *args, **kwargs)
+        features = self._modulated(x).features
+        if _is_2d(**{'num_segs': None, **kwargs}):
+            features = self._join_views(features)
+        return super().forward(features, *args, **kwargs)
+
+    def _join_views(self, features: Tensor) -> Tensor:
+        """What the head classifies, of (N, C, views, H, W): the mean of all segments of a video."""
+        return features.mean(2)
 
     def loss(self, feats: Any, data_samples: list[ActionDataSample], **kwargs: Any) -> dict:
         """Stock losses and ``loss_budget``; ``compute_ratio`` is for the log only."""
@@ -110,6 +146,24 @@ class BudgetHead(BudgetPart):
         return (scores.detach().argmax(1) == labels).to(scores.dtype)
 
 
+class FrameBudgetHead(BudgetHead):
+    """Mixin: the same for a head that scores frame by frame and averages the scores of a view.
+
+    Scores are linear in the features, so that every frame may be the mean of its view's.
+    """
+
+    num_segments: int
+    is_shift: bool
+    temporal_pool: bool
+
+    def _join_views(self, features: Tensor) -> Tensor:
+        return features.transpose(1, 2).flatten(0, 1).repeat_interleave(self._frames, 0)
+
+    @property
+    def _frames(self) -> int:
+        return self.num_segments // (2 if self.is_shift and self.temporal_pool else 1)
+
+
 @MODELS.register_module()
 class VARED2TSNHead(BudgetHead, TSNHead):
     """TSN's head with the budget loss."""
@@ -125,6 +179,16 @@ class VARED2X3DHead(BudgetHead, X3DHead):
     """X3D's head with the budget loss."""
 
 
+_REFUSED: dict[type[BaseHead], str] = {
+    FeatureHead: 'has no loss; it takes the features of a dynamic network by itself, as '
+    'cls_head=dict(type="FeatureHead")',
+    GCNHead: 'classifies skeletons, whose networks have no neck',
+    RGBPoseHead: 'has a loss or predictions of its own, of two modalities',
+    TRNHead: 'relates the frames of a clip to each other, but SoftModulationGateNeck averages them',
+    TSNAudioHead: 'classifies sound, whose networks have no neck',
+}
+
+
 @MODELS.register_module(name='VARED2Head')
 def build_budget_head(head: dict, loss_budget: dict | None = None) -> nn.Module:
     """Any stock classification head, such as SlowFast's, with the budget loss, from a config.
@@ -134,24 +198,55 @@ def build_budget_head(head: dict, loss_budget: dict | None = None) -> nn.Module:
         loss_budget: Config of the budget loss.
 
     Raises:
-        TypeError: If the head is none, has losses of its own, or classifies frame by frame, as
-            TSM's does: the neck hands over the mean of a clip's segments.
+        ValueError: If the head is no config.
+        TypeError: If it is of another kind, has losses of its own, or needs the features of every
+            frame: the neck hands over the mean of a view's segments.
     """
+    check('VARED2Head: head', head, OPTIONS)
     stock = MODELS.build(head)
     kind: Any = type(stock)
     if not isinstance(stock, BaseHead):
         raise TypeError(f'VARED2Head: expected a classification head, got {kind.__name__}')
+    for refused, reason in _REFUSED.items():
+        if isinstance(stock, refused):
+            raise TypeError(f'VARED2Head: {kind.__name__} {reason}')
     if (kind.loss, kind.predict) != (BaseHead.loss, BaseHead.predict):
         raise TypeError(
             f'VARED2Head: {kind.__name__} has a loss or predictions of its own; expected a head '
             'with those of BaseHead'
         )
     frames = 'num_segs' in inspect.signature(kind.forward).parameters
-    if frames and kind is not TSNHead:
+    if frames and kind not in (TSNHead, TPNHead, TSMHead):
         raise TypeError(
-            f'VARED2Head: {kind.__name__} classifies frame by frame, but SoftModulationGateNeck '
-            'averages them; VARED2TSNHead classifies the mean'
+            f'VARED2Head: {kind.__name__} may need the features of every frame, but '
+            'SoftModulationGateNeck averages them; VARED2TSNHead classifies the mean'
         )
-    stock.__class__ = derive(BudgetHead, kind)
+    stock.__class__ = derive(FrameBudgetHead if kind is TSMHead else BudgetHead, kind)
     stock._take_budget(loss_budget)
     return stock
+
+
+def _extract_modulated(extract: Callable[..., Any]) -> Callable[..., Any]:
+    """``FeatureHead.forward``, which also takes what the neck returns."""
+
+    @functools.wraps(extract)
+    def forward(self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+        if not _is_modulated(x):
+            return extract(self, x, *args, **kwargs)
+        features = ModulatedFeatures(*x).features
+        if isinstance(features, tuple) and self.backbone_name is None:
+            self.backbone_name = 'slowfast'  # of which MMAction2's tool knows the bare name only
+        if _is_2d(**{'num_segs': None, **kwargs}):
+            if self.temporal_type is None:
+                raise ValueError(
+                    'FeatureHead: temporal_type=None keeps the features of every frame, but '
+                    "SoftModulationGateNeck averages them: expected 'avg'"
+                )
+            features = features.mean(2)
+        return extract(self, features, *args, **kwargs)
+
+    return forward
+
+
+if not hasattr(FeatureHead.forward, '__wrapped__'):
+    FeatureHead.forward = _extract_modulated(FeatureHead.forward)

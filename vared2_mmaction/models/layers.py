@@ -1,11 +1,10 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """Which convolutions of a backbone become dynamic, and how."""
 
-import inspect
 import math
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +13,17 @@ from mmcv.cnn.bricks import wrappers
 from torch import nn
 from torch.nn.utils import parametrize
 
+from ..errors import (
+    AT_LEAST_0,
+    COUNT,
+    FLAG,
+    OPTIONS,
+    SHARE,
+    Expected,
+    check,
+    check_arguments,
+    one_of,
+)
 from ..ops import (
     CHEAP_OPERATIONS,
     ChannelOptions,
@@ -38,6 +48,35 @@ CONVOLUTIONS: dict[type[nn.Module], type[DynamicConv2d] | type[DynamicConv3d]] =
 }
 _RESIDUAL_STAGE = re.compile(r'(^|\.)layer\d+\.')
 _BESIDE_THE_STAGES = re.compile(r'downsample|lateral|se_module|non_local')
+
+
+def _is_pattern(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
+
+
+_LAYERS = "a regular expression for names of convolutions, such as 'layer3|layer4',"
+_EXPECTED = {
+    'dynamic.layers': Expected(str, _LAYERS, _is_pattern, or_none=True),
+    'dynamic.gate_input': one_of(('block', 'layer')),
+    'dynamic.channel_multiple': COUNT,
+    'dynamic.channel_operation': one_of(CHEAP_OPERATIONS),
+    'dynamic.temporal_operation': one_of(CHEAP_OPERATIONS),
+    'dynamic.normalise': FLAG,
+    'dynamic.saturation': Expected(float, 'a number above 0', lambda x: x > 0),
+    'num_segments': COUNT._replace(or_none=True),  # also an argument of a 2-D backbone
+    'dynamic.compiled': FLAG,
+    'dynamic.recompute': FLAG,
+}
+_EXPECTED_OF_GATE = {
+    'hidden_channels': COUNT,
+    'motion': FLAG,
+    'floor': SHARE,
+    'motion_slope': AT_LEAST_0,
+}
 
 
 @dataclass
@@ -87,50 +126,60 @@ class DynamicOptions:
     recompute: bool = False
 
     @classmethod
-    def parse(cls, options: dict[str, Any]) -> 'DynamicOptions':
-        """Check options given by a user.
+    def parse(cls, options: Any) -> 'DynamicOptions':
+        """Check options given by a user; None is none.
 
         Raises:
             ValueError: Naming the key that is wrong, and what was expected.
         """
-        known = [f.name for f in fields(cls)]
-        if unknown := [key for key in options if key not in known]:
-            raise ValueError(f'dynamic has an unknown option {unknown[0]!r}: expected {known}')
+        options = {} if options is None else options
+        check_arguments('dynamic', options, cls)
         self = cls(**options)
         check_num_options(self.channel, 'dynamic.channel')
         check_num_options(self.temporal, 'dynamic.temporal')
         if self.channel == self.temporal == 1:
             raise ValueError('dynamic.channel and dynamic.temporal are both 1: nothing is dynamic')
-        for key in ('channel_operation', 'temporal_operation'):
-            if getattr(self, key) not in CHEAP_OPERATIONS:
-                raise ValueError(
-                    f'dynamic.{key}={getattr(self, key)!r}: '
-                    f'expected one of {list(CHEAP_OPERATIONS)}'
-                )
-        multiple = self.channel_multiple
-        if not isinstance(multiple, int) or isinstance(multiple, bool) or multiple < 1:
-            raise ValueError(f'dynamic.channel_multiple={multiple!r}: expected a number from 1 on')
-        if self.gate_input not in ('block', 'layer'):
-            raise ValueError(f"dynamic.gate_input={self.gate_input!r}: expected 'block' or 'layer'")
-        if not self.saturation > 0:
-            raise ValueError(f'dynamic.saturation={self.saturation!r}: expected a number above 0')
-        if self.num_segments is not None and self.num_segments < 1:
-            raise ValueError(f'num_segments={self.num_segments!r}: expected at least 1')
+        for key, expected in _EXPECTED.items():
+            check(key, getattr(self, key.removeprefix('dynamic.')), expected)
         self._check_gate()
         return self
 
     @property
     def own_gate(self) -> bool:
         """Whether the gates are of this project's kind."""
-        return self.gate.get('type', 'SoftModulationGate') == 'SoftModulationGate'
+        return self._gate_class() is SoftModulationGate
+
+    def _gate_class(self) -> Any:
+        kind = self.gate.get('type', SoftModulationGate)
+        return MODELS.get(kind) if isinstance(kind, str) else kind
 
     def _check_gate(self) -> None:
-        if not self.own_gate:
-            return
-        given = {'in_channels', 'channel_options', 'temporal_options'}
-        known = sorted(set(inspect.signature(SoftModulationGate).parameters) - given)
-        if unknown := [key for key in self.gate if key not in (*known, 'type')]:
-            raise ValueError(f'dynamic.gate has an unknown option {unknown[0]!r}: expected {known}')
+        check('dynamic.gate', self.gate, OPTIONS)
+        kind = self._gate_class()
+        if not callable(kind):
+            raise ValueError(
+                f'dynamic.gate.type={self.gate["type"]!r}: expected a registered gate; is '
+                'custom_imports missing a module?'
+            )
+        check_arguments(
+            'dynamic.gate', self.gate, kind, ('in_channels', 'channel_options', 'temporal_options')
+        )
+        if kind is SoftModulationGate:
+            for key, expected in _EXPECTED_OF_GATE.items():
+                if key in self.gate:
+                    check(f'dynamic.gate.{key}', self.gate[key], expected)
+            _check_initial('dynamic.gate.initial', self.gate.get('initial', {}))
+
+
+def _check_initial(key: str, initial: Any) -> None:
+    """Types only: how many there have to be of each dimension, the gate knows."""
+    if isinstance(initial, Mapping):
+        for dimension, weights in initial.items():
+            _check_initial(f'{key}.{dimension}', weights)
+        return
+    check(key, initial, Expected(Sequence, f'a list, of each option {SHARE.words}'))
+    for number, weight in enumerate(initial):
+        check(f'{key}[{number}]', weight, SHARE)
 
 
 def make_layers_dynamic(backbone: nn.Module, options: DynamicOptions) -> tuple[str, ...]:

@@ -5,6 +5,15 @@ import torch
 from mmaction.registry import MODELS
 from torch import Tensor, nn
 
+from ..errors import AT_LEAST_0, FLAG, Expected, check
+
+_EXPECTED = {
+    'loss_weight': AT_LEAST_0,
+    'budget': Expected(float, 'a share of the static compute in [0, 1)', lambda x: 0 <= x < 1),
+    'correct_only': FLAG,
+    'per_clip': FLAG,
+}
+
 
 @MODELS.register_module()
 class ComputationBudgetLoss(nn.Module):
@@ -31,12 +40,9 @@ class ComputationBudgetLoss(nn.Module):
         per_clip: bool = True,
     ) -> None:
         super().__init__()
-        if loss_weight < 0:
-            raise ValueError(f'loss_budget.loss_weight={loss_weight!r}: expected at least 0')
-        if not 0 <= budget < 1:
-            raise ValueError(
-                f'loss_budget.budget={budget!r}: expected a share of the static compute in [0, 1)'
-            )
+        given = (loss_weight, budget, correct_only, per_clip)
+        for (key, expected), value in zip(_EXPECTED.items(), given, strict=True):
+            check(f'loss_budget.{key}', value, expected)
         self.loss_weight = loss_weight
         self.budget = budget
         self.correct_only = correct_only

@@ -15,7 +15,8 @@ class ModulatedFeatures(NamedTuple):
     """What the neck hands to the head; R views (clips) in all, those of a video together."""
 
     features: Tensor
-    """Those of the stock backbone; of a 2-D one averaged over segments, (N, C, 1, H, W)."""
+    """Those of the stock backbone; of a 2-D one averaged over the segments of each view,
+    (N, C, views, H, W)."""
     ratio: Tensor
     """(R,) executed over static multiply-adds of the backbone's convolutions, in (0, 1]; the
     gradient reaches the gates."""
@@ -25,8 +26,8 @@ class ModulatedFeatures(NamedTuple):
     """(R, layers, 2): p_c and p_t of each dynamic layer."""
 
     def squeeze(self, dim: int) -> 'ModulatedFeatures':
-        """Squeeze the features; ``Recognizer2D`` does so with what a neck returns."""
-        return self._replace(features=self.features.squeeze(dim))
+        """Itself: ``Recognizer2D`` asks for one view, but how views go together is the head's."""
+        return self
 
 
 @MODELS.register_module()
@@ -60,8 +61,9 @@ class SoftModulationGateNeck(BaseModule):
                     f'{tuple(features.shape)}: Recognizer2D cannot tell the clips apart of a '
                     'backbone that pools segments (temporal_pool)'
                 )
-            features = features.mean(2, keepdim=True)
-            decisions = decisions[:, :, _starts(decisions)].transpose(1, 2).flatten(0, 1)
+            decisions = decisions[:, :, _starts(decisions)]
+            features = features.unflatten(2, (decisions.shape[2], -1)).mean(3)
+            decisions = decisions.transpose(1, 2).flatten(0, 1)
         cost = decisions[..., :3].sum(1)
         policy = decisions[:, 1:, 3:5].detach().long()
         return ModulatedFeatures(features, cost[:, 0] / cost[:, 1], cost.detach(), policy), {}

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from mmaction.registry import MODELS
 from torch import Tensor, nn
 
+from ..errors import Expected, check
 from ..ops import Modulation
 from .backbones import VARED2ResNet2Plus1d
 from .dynamize import DynamicFeatures
@@ -83,8 +84,8 @@ class RandomPolicyGate(nn.Module):
         self, in_channels: int, channel_options: int, temporal_options: int, thrift: float
     ) -> None:
         super().__init__()
-        if not 0 <= thrift <= 1:
-            raise ValueError(f'gate.thrift={thrift!r}: expected a number from 0 to 1')
+        expected = Expected(float, 'a number from 0 to 1', lambda x: 0 <= x <= 1)
+        check('dynamic.gate.thrift', thrift, expected)
         self.channel_options = channel_options
         self.thrift = thrift
         self.register_buffer('seed', torch.randint(2**62, (1,)))

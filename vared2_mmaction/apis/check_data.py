@@ -1,0 +1,116 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""Look, before training, for what a data set will read."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from mmaction.datasets import transforms
+from mmaction.registry import DATASETS
+from mmengine.dataset import BaseDataset
+from mmengine.registry import DefaultScope
+
+from .config_file import first_line
+
+_READ_VIDEOS = (
+    transforms.DecordInit,
+    transforms.OpenCVInit,
+    transforms.PyAVInit,
+    transforms.PIMSInit,
+)
+_MOST_FILES_LOOKED_FOR = 20_000
+
+
+def check_data(dataset: Any, key: str, scope: str) -> None:
+    """Look whether what a data set names is there: the annotation, and videos or folders of frames.
+
+    The data set is built and asked. What is read from elsewhere than the local disk is believed.
+
+    Args:
+        dataset: Config of a data set, or of a wrapper such as ``ConcatDataset``; anything else is
+            believed.
+        key: Its name in the config.
+        scope: Of the registries, ``default_scope``.
+
+    Raises:
+        FileNotFoundError: If something is missing.
+        ValueError: If the data set cannot be built, or is empty.
+    """
+    if not isinstance(dataset, dict):
+        return
+    kind = dataset.get('type')
+    found = DATASETS.get(kind) if isinstance(kind, str) else kind
+    if found is None:
+        raise ValueError(
+            f'{key}.type={kind!r}: expected a registered data set; is custom_imports missing a '
+            'module?'
+        )
+    if isinstance(found, type) and issubclass(found, BaseDataset):
+        _check_files(_build(dataset, key, scope), key)
+        return
+    check_data(dataset.get('dataset'), f'{key}.dataset', scope)
+    for number, part in enumerate(dataset.get('datasets') or ()):
+        check_data(part, f'{key}.datasets[{number}]', scope)
+
+
+def _build(config: dict, key: str, scope: str) -> BaseDataset:
+    """The data set with its list of annotations, ``data_list``."""
+    with DefaultScope.overwrite_default_scope(scope):
+        try:
+            dataset = DATASETS.build({**config, 'lazy_init': True, 'serialize_data': False})
+            _check_annotation(dataset.ann_file, key)
+            dataset.full_init()
+        except ImportError:
+            raise
+        except OSError as error:
+            if (said := str(error)).startswith(key):
+                raise
+            kind = FileNotFoundError if isinstance(error, FileNotFoundError) else OSError
+            raise kind(f'{key}: {said}') from error
+        except Exception as error:  # the classes of a config may raise anything
+            where = f'{key}.ann_file={config.get("ann_file")!r}'
+            raise ValueError(f'{where}: {config["type"]} fails: {first_line(error)}') from error
+    return dataset
+
+
+def _check_annotation(path: Any, key: str) -> None:
+    if path and isinstance(path, str) and '://' not in path and not os.path.isfile(path):
+        raise FileNotFoundError(f'{key}.ann_file={path!r}: no such annotation file')
+
+
+def _check_files(dataset: BaseDataset, key: str) -> None:
+    if not dataset.data_list:
+        raise ValueError(f'{key}.ann_file={dataset.ann_file!r}: expected videos, found none')
+    reader = next(_readers(dataset.pipeline), None)
+    if reader is None or reader.io_backend != 'disk':
+        return
+    # Asking a file server for millions of files takes longer than the first epoch's first error.
+    step = -(-len(dataset.data_list) // _MOST_FILES_LOOKED_FOR)
+    paths = [path for info in dataset.data_list[::step] if (path := _path(info, reader))]
+    exists = os.path.isfile if isinstance(reader, _READ_VIDEOS) else os.path.isdir
+    missing = [path for path in paths if not exists(path)]
+    if missing:
+        raise FileNotFoundError(
+            f'{key}: {len(missing)} of {len(paths)} videos looked for are missing, first '
+            f'{missing[0]!r}; expected those of {dataset.ann_file!r} under '
+            f'data_prefix={dict(dataset.data_prefix)}'
+        )
+
+
+def _readers(pipeline: Any) -> Iterator[Any]:
+    """Transforms that read files, within those that hold others too."""
+    for transform in getattr(pipeline, 'transforms', ()):
+        if isinstance(transform, (*_READ_VIDEOS, transforms.RawFrameDecode)):
+            yield transform
+        yield from _readers(transform)
+
+
+def _path(info: dict, reader: Any) -> str | None:
+    """What is read for an annotation; None where that cannot be told from it."""
+    videos = isinstance(reader, _READ_VIDEOS)
+    path: str | None = info.get('filename' if videos else 'frame_dir')
+    if path is None or '://' in path:
+        return None
+    # Lists of videos may leave the suffix out, for decord.
+    bare = isinstance(reader, transforms.DecordInit) and not os.path.splitext(path)[1]
+    return f'{path}.mp4' if bare and not os.path.isfile(path) else path
