@@ -1,0 +1,106 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""Which checkpoint a training goes on from, and what of it is believed.
+
+A process can be killed at any moment: the note ``last_checkpoint`` is empty or names what is not
+there, and a file is cut off.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmengine.hooks import CheckpointHook
+from mmengine.logging import print_log
+
+from .reading import CheckpointError, Progress, read_progress
+
+NOTE = 'last_checkpoint'
+
+
+class _Whole(NamedTuple):
+    path: Path
+    progress: Progress
+
+
+def newest_checkpoint(folder: str | Path) -> str | None:
+    """The newest whole checkpoint of a folder; which, and what is passed over, is logged.
+
+    It is the one that the note ``last_checkpoint`` names, unless a later file has come further: a
+    training was killed before it could change the note. Where the note is of no use, it is the file
+    that was written last.
+
+    Args:
+        folder: Of the training.
+
+    Returns:
+        Its path; None where there is none.
+    """
+    note = Path(folder) / NOTE
+    name = note.read_text(errors='replace').strip() if note.is_file() else ''
+    if '://' in name or os.path.isdir(name):
+        return name  # in a store of objects, or a folder of DeepSpeed: MMEngine's matter
+    noted = _read(_find(note.parent, name)) if name else None
+    found = next(_later(note.parent, noted), noted)
+    if found is None:
+        return None
+    path, progress = found
+    if found is not noted:
+        problem = f'names {name!r}' if name else 'is empty or missing'
+        print_log(f'{note} {problem}; looked for a later whole checkpoint', 'current')
+    at = f'epoch {progress.epoch}, iteration {progress.iter}'
+    print_log(f'{path} is the newest whole checkpoint: {at}', 'current')
+    return str(path)
+
+
+def _find(folder: Path, name: str) -> Path:
+    """The file that a note names, also where its folder was moved since."""
+    inside = folder / Path(name).name
+    return inside if inside.is_file() else Path(name)
+
+
+def _later(folder: Path, noted: _Whole | None) -> Iterator[_Whole]:
+    """Whole checkpoints that were written after another and have come further, last first."""
+    written = [(path.stat().st_mtime_ns, path) for path in folder.glob('*.pth') if path.is_file()]
+    since = 0 if noted is None else noted.path.stat().st_mtime_ns
+    for time, path in sorted(written, reverse=True):
+        if time < since:
+            return
+        whole = None if noted is not None and path == noted.path else _read(path)
+        if whole is not None and (noted is None or whole.progress > noted.progress):
+            yield whole
+
+
+def _read(path: Path) -> _Whole | None:
+    try:
+        return _Whole(path, read_progress(str(path)))
+    except FileNotFoundError:
+        print_log(f'{path} is not there', 'current', logging.WARNING)
+    except CheckpointError as error:
+        print_log(f'passed over: {error}', 'current', logging.WARNING)
+    return None
+
+
+def distrust(runner: Any) -> None:
+    """Forget files that a resumed checkpoint wants to be replaced, but those of its own training.
+
+    MMEngine removes ``best_ckpt``, a file or a whole folder, when a better one is saved.
+
+    Args:
+        runner: A runner that has resumed.
+    """
+    folders = {os.path.abspath(runner.work_dir)}
+    for hook in runner.hooks:
+        if isinstance(hook, CheckpointHook) and hook.out_dir is not None:
+            name = os.path.basename(runner.work_dir.rstrip(os.sep))
+            folders.add(os.path.abspath(os.path.join(hook.out_dir, name)))
+    info = runner.message_hub.runtime_info
+    for key in [key for key in info if str(key).startswith('best_ckpt')]:
+        folder, name = os.path.split(os.path.abspath(str(info[key])))
+        if folder not in folders or not name.startswith('best_'):
+            print_log(f'{key} {info[key]!r} is not a file of this training: left alone', 'current')
+            info.pop(key)
+    kept = info.get('keep_ckpt_ids', [])
+    if not isinstance(kept, list) or not all(type(step) is int for step in kept):
+        info.pop('keep_ckpt_ids')
