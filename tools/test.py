@@ -6,6 +6,7 @@ from mmengine.config import Config
 import vared2_mmaction  # noqa: F401  (registers the models and mends the OpenMMLab releases)
 from vared2_mmaction.apis import cli
 from vared2_mmaction.apis.check import check_config
+from vared2_mmaction.checkpoints.loading import whole_networks
 
 
 def main() -> None:
@@ -17,7 +18,8 @@ def main() -> None:
     except ValueError as error:
         parser.error(str(error))
     check_config(cfg, 'test')
-    cli.build_runner(cfg).test()
+    with whole_networks():  # what answers must not be as initialised
+        cli.build_runner(cfg).test()
     cli.leave_process_group()
 
 

@@ -19,6 +19,8 @@ from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from ..checkpoints.resuming import newest_checkpoint
+
 _LAST_TENSORS = 0.5
 """Seconds that threads of a process group get to let go of them; they need far less."""
 _AMP_WRAPPERS = ('OptimWrapper', 'AmpOptimWrapper')
@@ -141,7 +143,7 @@ def merge_train_args(cfg: Config, args: argparse.Namespace) -> Config:
         _enable_amp(cfg)
     if args.resume is not None:
         cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
+        cfg.load_from = cfg.get('load_from') if args.resume == 'auto' else args.resume
     if args.auto_scale_lr:
         if cfg.get('auto_scale_lr') is None:
             raise ValueError(
@@ -152,6 +154,9 @@ def merge_train_args(cfg: Config, args: argparse.Namespace) -> Config:
     _set_randomness(cfg, args)
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
+    if args.resume == 'auto' and cfg.load_from is not None:
+        last = newest_checkpoint(cfg.work_dir)
+        cfg.resume, cfg.load_from = last is not None, last or cfg.load_from
     return cfg
 
 

@@ -64,6 +64,9 @@ class PlainArray(np.ndarray):
         return np.asarray(self).__reduce__()
 
 
+PlainDtype.__name__, PlainArray.__name__ = 'dtype', 'ndarray'  # as messages have it
+
+
 def reconstruct(kind: Any, *_: Any) -> PlainArray:
     """Stands for ``numpy.core.multiarray._reconstruct``; shape and content come later."""
     if kind is not PlainArray:
@@ -117,4 +120,4 @@ def _short(value: Any) -> str:
         return repr(value)[:60]
     if isinstance(value, tuple):
         return f'({", ".join(map(_short, value[:9]))})'[:200]
-    return getattr(value, '__qualname__', None) or f'a {type(value).__name__}'
+    return getattr(value, '__name__', None) or f'a {type(value).__name__}'

@@ -31,7 +31,7 @@ class Report:
     loaded: int
     """Tensors of the network that were in the file."""
     wanted: int
-    """Tensors of the network."""
+    """Tensors of the network, without the counters of batch normalisation."""
     gates: int
     """Tensors of gates and cheap operations that the file lacks."""
     missing: tuple[str, ...]
@@ -142,14 +142,15 @@ def _report(
 ) -> Report:
     lacking = [key for key in missing if not key.endswith(_COUNTER)]
     others = tuple(key for key in lacking if not is_own_parameter(key))
+    wanted = [key for key in own if not key.endswith(_COUNTER)]
     mismatched = tuple(
-        f'{key} of shape {tuple(value.shape)}, found {tuple(given[key].shape)}'
-        for key, value in own.items()
-        if key in given and given[key].shape != value.shape
+        f'{key} of shape {tuple(own[key].shape)}, found {tuple(given[key].shape)}'
+        for key in wanted
+        if key in given and given[key].shape != own[key].shape
     )
     return Report(
-        loaded=len(own) - len(set(missing) & set(own)) - len(mismatched),
-        wanted=len(own),
+        loaded=len(wanted) - len(set(wanted).intersection(lacking)) - len(mismatched),
+        wanted=len(wanted),
         gates=len(lacking) - len(others),
         missing=others,
         mismatched=mismatched,

@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .arrays import ForbiddenGlobalError
-
 _RESUMED = ('meta', 'state_dict', 'message_hub')
 _HISTORY = ('log_scalars', 'runtime_info', 'resumed_keys')
 _GPU_IDS = re.compile(
     r'^gpu_ids *= *(?:range\((?:(\d{1,9}), *)?(\d{1,9})\)|\[([\d, ]*)\]) *$', re.MULTILINE
 )
-_ASKED = re.compile(r'GLOBAL (\S+)|(reduce for unrecognized function .*|Can only \w+.*)')
+_REFUSED = re.compile(r'it asks for .* is refused.*')  # as arrays.py says it
+_ASKED = re.compile(r'GLOBAL (\S+)')
+_DETAIL = re.compile(r'WeightsUnpickler error: (.*)')
 
 
 class CheckpointError(ValueError, pickle.UnpicklingError):
@@ -77,16 +77,20 @@ def naming(path: str) -> Iterator[None]:
 
 def _reason(path: str, error: Exception) -> str:
     """What is wrong with a file, without PyTorch's advice to switch the protection off."""
-    if isinstance(error, ForbiddenGlobalError):
-        return str(error)
-    if isinstance(error, pickle.UnpicklingError) and (asked := _ASKED.search(str(error))):
-        what = asked[1] or f'what it may not ({asked[2]})'
-        return f'it asks for {what}, which no checkpoint holds; it is refused'
+    problem = str(error).strip().partition(chr(10))[0]
+    if isinstance(error, pickle.UnpicklingError):  # PyTorch wraps a reason into its advice
+        if refused := _REFUSED.search(str(error)):
+            return refused[0]
+        if asked := _ASKED.search(str(error)):
+            return f'it asks for {asked[1]}, which no checkpoint holds; it is refused'
+        detail = _DETAIL.search(str(error))
+        problem = detail[1] if detail else 'it cannot be unpickled'
+    elif 'weights_only' in problem:
+        problem = 'PyTorch does not read such files as weights'
     expected = 'expected a checkpoint of torch.save'
     if os.path.isfile(path) and os.path.getsize(path) == 0:
         return f'{expected}, found an empty file'
-    problem = f'{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}'
-    return f'{expected}; it is another file or cut off ({problem})'
+    return f'{expected}; it is another file or cut off ({type(error).__name__}: {problem})'
 
 
 def check_content(path: str, checkpoint: Any) -> None:

@@ -24,15 +24,16 @@ class _Whole(NamedTuple):
     progress: Progress
 
 
-def newest_checkpoint(folder: str | Path) -> str | None:
+def newest_checkpoint(folder: str | Path, logger: str = 'current') -> str | None:
     """The newest whole checkpoint of a folder; which, and what is passed over, is logged.
 
     It is the one that the note ``last_checkpoint`` names, unless a later file has come further: a
     training was killed before it could change the note. Where the note is of no use, it is the file
-    that was written last.
+    that was written last. Copies of the best checkpoint do not count.
 
     Args:
         folder: Of the training.
+        logger: Where to log, as MMEngine names it: 'current' or 'silent'.
 
     Returns:
         Its path; None where there is none.
@@ -41,17 +42,22 @@ def newest_checkpoint(folder: str | Path) -> str | None:
     name = note.read_text(errors='replace').strip() if note.is_file() else ''
     if '://' in name or os.path.isdir(name):
         return name  # in a store of objects, or a folder of DeepSpeed: MMEngine's matter
-    noted = _read(_find(note.parent, name)) if name else None
-    found = next(_later(note.parent, noted), noted)
+    noted = _read(_find(note.parent, name), logger) if name else None
+    found = next(_later(note.parent, noted, logger), noted)
     if found is None:
         return None
     path, progress = found
     if found is not noted:
         problem = f'names {name!r}' if name else 'is empty or missing'
-        print_log(f'{note} {problem}; looked for a later whole checkpoint', 'current')
+        print_log(f'{note} {problem}; looked for a later whole checkpoint', logger)
     at = f'epoch {progress.epoch}, iteration {progress.iter}'
-    print_log(f'{path} is the newest whole checkpoint: {at}', 'current')
+    print_log(f'{path} is the newest whole checkpoint: {at}', logger)
     return str(path)
+
+
+def is_whole(path: str | Path) -> bool:
+    """Whether there is a file, and all of a checkpoint is in it."""
+    return _read(Path(path), 'silent') is not None
 
 
 def _find(folder: Path, name: str) -> Path:
@@ -60,25 +66,26 @@ def _find(folder: Path, name: str) -> Path:
     return inside if inside.is_file() else Path(name)
 
 
-def _later(folder: Path, noted: _Whole | None) -> Iterator[_Whole]:
+def _later(folder: Path, noted: _Whole | None, logger: str) -> Iterator[_Whole]:
     """Whole checkpoints that were written after another and have come further, last first."""
-    written = [(path.stat().st_mtime_ns, path) for path in folder.glob('*.pth') if path.is_file()]
+    files = [path for path in folder.glob('*.pth') if not path.name.startswith('best_')]
+    written = [(path.stat().st_mtime_ns, path) for path in files if path.is_file()]
     since = 0 if noted is None else noted.path.stat().st_mtime_ns
     for time, path in sorted(written, reverse=True):
         if time < since:
             return
-        whole = None if noted is not None and path == noted.path else _read(path)
+        whole = None if noted is not None and path == noted.path else _read(path, logger)
         if whole is not None and (noted is None or whole.progress > noted.progress):
             yield whole
 
 
-def _read(path: Path) -> _Whole | None:
+def _read(path: Path, logger: str) -> _Whole | None:
     try:
         return _Whole(path, read_progress(str(path)))
     except FileNotFoundError:
-        print_log(f'{path} is not there', 'current', logging.WARNING)
+        print_log(f'{path} is not there', logger, logging.WARNING)
     except CheckpointError as error:
-        print_log(f'passed over: {error}', 'current', logging.WARNING)
+        print_log(f'passed over: {error}', logger, logging.WARNING)
     return None
 
 
