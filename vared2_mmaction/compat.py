@@ -386,14 +386,15 @@ def _resume_what_is_whole() -> None:
     """MMEngine resumes from whatever a note names, be it cut off or gone; see ``checkpoints``."""
     from mmengine.runner import FlexibleRunner, Runner, checkpoint
 
-    from .checkpoints import reading, resuming
+    from .checkpoints import loading, reading, resuming
 
     def wrap(original: Callable) -> Callable:
         @functools.wraps(original)
         def resume(self: Any, filename: str, *args: Any, **kwargs: Any) -> None:
             if os.path.isfile(filename):
                 reading.read_progress(filename)
-            original(self, filename, *args, **kwargs)
+            with loading.naming_file(filename), resuming.naming_state(filename):
+                original(self, filename, *args, **kwargs)
             resuming.distrust(self)
 
         return resume

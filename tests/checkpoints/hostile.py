@@ -146,6 +146,7 @@ def arrays() -> Iterator[tuple[str, Any]]:
     yield 'scalar that is too short', Asks(multiarray.scalar, np.dtype('f8'), b'x')
     yield 'scalar object', Asks(multiarray.scalar, np.dtype('O'), {})
     yield 'scalar of nothing', Asks(multiarray.scalar, np.dtype('f8'))
+    yield 'bytes of a number', Asks(multiarray.scalar, np.dtype('f8'), Asks(bytes, 8))
     yield 'bare scalar', Asks(multiarray.scalar, 'f8', b'x' * 8)
     spelled = Asks(codecs.encode, 'x', 'rot13')
     yield 'codec rot13', Asks(multiarray.scalar, np.dtype('f8'), spelled)

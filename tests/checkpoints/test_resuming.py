@@ -272,13 +272,16 @@ def test_links_and_devices_are_written_to(tmp_path):
         (lambda path: torch.save({'state_dict': Model().state_dict()}, path), 'found state_dict'),
         (lambda path: torch.save(content('1'), path), 'found meta'),
         (lambda path: torch.save(content(message_hub={}), path), 'found meta'),
+        (lambda path: torch.save(content(optimizer={'a': 1}), path), 'the same optimizer'),
+        (lambda path: torch.save(content(param_schedulers=[1], optimizer=1), path), 'resumed'),
+        (lambda path: torch.save(content(state_dict={'linear.bias': 1}), path), 'a tensor as'),
     ],
 )
 def test_what_cannot_be_resumed_is_named(written, found, tmp_path):
     path = tmp_path / 'some.pth'
     written(path)
     training = runner(tmp_path, resume=True, load_from=str(path))
-    with pytest.raises(CheckpointError, match=rf'some\.pth: expected a .*{found}') as caught:
+    with pytest.raises(CheckpointError, match=rf'some\.pth: expected .*{found}') as caught:
         training.train()
     assert '\n' not in str(caught.value)
 

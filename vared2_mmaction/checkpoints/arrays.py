@@ -91,6 +91,11 @@ def encode_latin1(text: Any, encoding: Any = None) -> bytes:
     return text.encode('latin1')
 
 
+def no_bytes() -> bytes:
+    """Stands for ``bytes``, which pickles of protocol 2 call for the content of an empty array."""
+    return b''
+
+
 def stand_ins() -> dict[str, Callable]:
     """What rebuilds numbers and arrays, by the names under which a pickle asks for NumPy's own.
 
@@ -98,6 +103,8 @@ def stand_ins() -> dict[str, Callable]:
     """
     functions: dict[str, Callable] = {'_reconstruct': reconstruct, 'scalar': scalar}
     return {
+        '__builtin__.bytes': functools.partial(no_bytes),  # by its old name
+        'builtins.bytes': functools.partial(no_bytes),
         '_codecs.encode': functools.partial(encode_latin1),
         'numpy.dtype': PlainDtype,
         'numpy.ndarray': PlainArray,

@@ -146,7 +146,7 @@ def _report(
     mismatched = tuple(
         f'{key} of shape {tuple(own[key].shape)}, found {tuple(given[key].shape)}'
         for key in wanted
-        if key in given and given[key].shape != own[key].shape
+        if key in given and not _fits(own[key], given[key])
     )
     return Report(
         loaded=len(wanted) - len(set(wanted).intersection(lacking)) - len(mismatched),
@@ -156,6 +156,11 @@ def _report(
         mismatched=mismatched,
         unused=tuple(unused),
     )
+
+
+def _fits(expected: Tensor, found: Tensor) -> bool:
+    """By shape; PyTorch takes a vector for a number."""
+    return found.shape == expected.shape or (expected.dim() == 0 and found.dim() == 1)
 
 
 def _refuse_parts(own: Mapping[str, Tensor], report: Report) -> None:

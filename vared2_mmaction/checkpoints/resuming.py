@@ -8,6 +8,7 @@ there, and a file is cut off.
 import logging
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,6 +88,25 @@ def _read(path: Path, logger: str) -> _Whole | None:
     except CheckpointError as error:
         print_log(f'passed over: {error}', logger, logging.WARNING)
     return None
+
+
+@contextmanager
+def naming_state(path: str) -> Iterator[None]:
+    """Name the file whose optimizer, schedulers or history are not those of this training.
+
+    Raises:
+        CheckpointError: In place of what setting them to its state raised.
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+        problem = f'{type(error).__name__}: {str(error).partition(chr(10))[0]}'
+        raise CheckpointError(
+            f'{path}: expected the state of a training with the same optimizer, schedulers and '
+            f'data; it cannot be resumed ({problem})'
+        ) from error
 
 
 def distrust(runner: Any) -> None:
