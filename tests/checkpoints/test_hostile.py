@@ -3,6 +3,7 @@
 
 import os
 import pickle
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from vared2_mmaction.visualization.dump import load_dump
 from . import hostile
 from .files import content
 
-TOUCHED = Path('/tmp') / f'touched_{os.getpid()}'
+TOUCHED = Path(tempfile.gettempdir()) / f'touched_{os.getpid()}'
 CHECKPOINTS = dict(hostile.checkpoints(TOUCHED, content()))
 SAMPLES = [{'pred_score': torch.arange(3.0), 'array': np.eye(2), 'number': np.float32(1)}]
 DUMPS = dict(hostile.dumps(TOUCHED, SAMPLES))

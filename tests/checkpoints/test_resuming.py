@@ -135,6 +135,8 @@ def test_which_and_why_is_logged(folder, capsys):
     printed = capsys.readouterr().out
     assert re.search(r'passed over: .*epoch_3\.pth: expected a checkpoint of torch\.save', printed)
     assert 'epoch_2.pth is the newest whole checkpoint: epoch 2, iteration 20' in printed
+    newest_checkpoint(folder / 'none')
+    assert 'none holds no whole checkpoint: there is nothing to resume' in capsys.readouterr().out
     newest_checkpoint(folder, 'silent')
     assert not capsys.readouterr().out
 

@@ -2,6 +2,7 @@
 """Load a checkpoint and refuse that of another network."""
 
 import os
+from collections import OrderedDict
 
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from torch import nn
@@ -25,12 +26,14 @@ def load_weights(model: nn.Module, checkpoint: str) -> str:
         with whole_networks():
             content = mmengine_checkpoint._load_checkpoint(checkpoint, 'cpu', 'silent')
             state = content.get('state_dict', content)
-            given = {key.removeprefix('module.'): value for key, value in state.items()}
+            given = OrderedDict((key.removeprefix('module.'), v) for key, v in state.items())
+            if hasattr(state, '_metadata'):  # versions of layers
+                given._metadata = state._metadata  # type: ignore[attr-defined]
             report = mmengine_checkpoint.load_state_dict(model, given, logger='silent')
     except OtherNetworkError as error:
         what = str(error).removeprefix('checkpoint ')
         raise ValueError(f'CHECKPOINT={checkpoint!r} is {what}') from error
-    except CheckpointError as error:
+    except (CheckpointError, ImportError, OSError) as error:
         raise ValueError(f'CHECKPOINT={checkpoint!r} cannot be loaded: {error}') from error
     note = ', which lacks gates: they are as initialised' if report.gates else ''
     return f'checkpoint {checkpoint}, {report.loaded} tensors{note}'

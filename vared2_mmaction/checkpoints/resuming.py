@@ -46,6 +46,7 @@ def newest_checkpoint(folder: str | Path, logger: str = 'current') -> str | None
     noted = _read(_find(note.parent, name), logger) if name else None
     found = next(_later(note.parent, noted, logger), noted)
     if found is None:
+        print_log(f'{folder} holds no whole checkpoint: there is nothing to resume', logger)
         return None
     path, progress = found
     if found is not noted:
@@ -83,9 +84,7 @@ def _later(folder: Path, noted: _Whole | None, logger: str) -> Iterator[_Whole]:
 def _read(path: Path, logger: str) -> _Whole | None:
     try:
         return _Whole(path, read_progress(str(path)))
-    except FileNotFoundError:
-        print_log(f'{path} is not there', logger, logging.WARNING)
-    except CheckpointError as error:
+    except (CheckpointError, OSError) as error:
         print_log(f'passed over: {error}', logger, logging.WARNING)
     return None
 
