@@ -20,6 +20,7 @@ from rich.progress import Progress
 import vared2_mmaction
 from vared2_mmaction.apis import compare
 from vared2_mmaction.apis.cli import run_tool
+from vared2_mmaction.checkpoints.resuming import is_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / 'configs' / 'demo'
@@ -61,10 +62,10 @@ def final_checkpoint(name: str, folder: Path) -> Path:
 
 
 def train(name: str, folder: Path) -> None:
-    if final_checkpoint(name, folder).exists():
-        print(f'{final_checkpoint(name, folder)} is there: nothing to train')
+    final = final_checkpoint(name, folder)
+    if is_whole(final):
+        print(f'{final} is there: nothing to train')
         return
-    resume = ['--resume'] if (folder / 'last_checkpoint').exists() else []
     run(
         'tools/train.py',
         str(CONFIGS / f'{name}.py'),
@@ -72,7 +73,7 @@ def train(name: str, folder: Path) -> None:
         str(folder),
         '--seed',
         '0',
-        *resume,
+        '--resume',
     )
 
 

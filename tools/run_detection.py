@@ -21,6 +21,7 @@ from rich.console import Console
 import vared2_mmaction  # noqa: F401  (mends the installed releases)
 from vared2_mmaction.apis import detection_study
 from vared2_mmaction.apis.cli import run_tool
+from vared2_mmaction.checkpoints.resuming import is_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / 'configs' / 'detection'
@@ -73,10 +74,9 @@ def train_and_test(name: str, seed: int, work_dir: Path) -> detection_study.Scor
         epochs = Config.fromfile(CONFIGS / f'{STATIC}.py').train_cfg.max_epochs
         changes = [f'load_from={work_dir / f"static_seed{seed}" / f"epoch_{epochs}.pth"}']
     options = ['--cfg-options', *changes] if changes else []
-    if not checkpoint.exists():
-        resume = ['--resume'] if (folder / 'last_checkpoint').exists() else []
+    if not is_whole(checkpoint):
         where = ['--work-dir', str(folder), '--seed', str(seed)]
-        run('tools/train.py', str(config), *where, *resume, *options)
+        run('tools/train.py', str(config), *where, '--resume', *options)
     dump = folder / 'test.pkl'
     if not dump.exists():
         partial = folder / 'partial.pkl'

@@ -8,13 +8,15 @@ import vared2_mmaction  # noqa: F401  (registers the models and mends the OpenMM
 from vared2_mmaction.apis import cli
 from vared2_mmaction.apis.check import check_config
 from vared2_mmaction.apis.config_file import read_config_file
+from vared2_mmaction.checkpoints.loading import whole_networks
 
 
 def test(args: argparse.Namespace) -> None:
     cfg = read_config_file(args.config)
     cli.merge_test_args(cfg, args)
     check_config(cfg, 'test')
-    cli.build_runner(cfg).test()
+    with whole_networks():  # what answers must not be as initialised
+        cli.build_runner(cfg).test()
     cli.leave_process_group()
 
 

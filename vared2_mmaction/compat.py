@@ -1,10 +1,10 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """Known defects of the OpenMMLab releases, mended when this package is imported.
 
-The only place that knows them. Each function names the defect; each can go when it is gone.
+The only place that knows them, with ``compat_checkpoints``. Each function names the defect; each
+can go when it is gone.
 """
 
-import codecs
 import datetime
 import functools
 import importlib
@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from . import compat_checkpoints
 from .errors import FileError
 
 
@@ -27,7 +28,6 @@ def apply() -> None:
     _provide_importlib_metadata()
     _leave_out_multimodal_models()
     _provide_missing_localizer()
-    _allow_checkpoints_of_the_trainer()
     _open_videos_by_path()
     _name_undecodable_videos()
     _draw_predictions()
@@ -35,6 +35,7 @@ def apply() -> None:
     _return_data_samples()
     _keep_results_of_processes_apart()
     _restore_names_of_numpy()
+    compat_checkpoints.apply()
 
 
 def _provide_importlib_metadata() -> None:
@@ -80,47 +81,6 @@ def _provide_missing_localizer() -> None:
     parent.drn = module  # type: ignore[attr-defined]
     sys.modules.setdefault(name, parent)
     sys.modules.setdefault(f'{name}.drn', module)
-
-
-def _allow_checkpoints_of_the_trainer() -> None:
-    """PyTorch >= 2.6 loads weights only and refuses the logs in a trainer's checkpoint.
-
-    The protection stays on. Exactly the harmless globals that such a checkpoint holds are
-    allowed; what else a file asks for is refused by name.
-    """
-    import numpy as np
-    from mmengine.logging.history_buffer import HistoryBuffer
-
-    try:
-        from numpy._core import multiarray
-    except ImportError:  # numpy < 2
-        from numpy.core import multiarray  # type: ignore[no-redef]
-
-    def getattr_of_history_buffer(owner: Any, name: str) -> Any:
-        if owner is not HistoryBuffer or name not in ('min', 'max', 'mean', 'current'):
-            raise ValueError(
-                f'checkpoint asks for attribute {name!r} of {owner!r}; only the statistics of '
-                'HistoryBuffer are allowed'
-            )
-        return getattr(owner, name)
-
-    float_dtypes = {type(np.dtype(kind)) for kind in ('f4', 'f8', 'i4', 'i8')}
-    torch.serialization.add_safe_globals(
-        [
-            HistoryBuffer,
-            np.dtype,
-            np.ndarray,
-            codecs.encode,
-            (codecs.encode, '_codecs.encode'),
-            (getattr_of_history_buffer, 'builtins.getattr'),
-            *[
-                (getattr(multiarray, function), f'numpy.{core}.multiarray.{function}')
-                for function in ('_reconstruct', 'scalar')
-                for core in ('_core', 'core')
-            ],
-            *float_dtypes,
-        ]
-    )
 
 
 def _open_videos_by_path() -> None:

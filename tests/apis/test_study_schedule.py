@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from vared2_mmaction.apis import study_schedule
@@ -14,6 +15,8 @@ from vared2_mmaction.apis.study import Run, Study
 from vared2_mmaction.apis.study_progress import StudyProgress, remaining_seconds
 from vared2_mmaction.apis.study_schedule import Resources, Scheduler, StaleResultError
 from vared2_mmaction.datasets.moving_shapes import MovingShapes
+
+from ..checkpoints.files import content
 
 CONFIGS = Path(__file__).parents[2] / 'configs' / 'study'
 VIDEOS = MovingShapes(train=2, val=1, test=2, size=32, frames=8)
@@ -172,6 +175,8 @@ def test_last_checkpoint(tmp_path):
     note.write_text('/moved/since/epoch_2.pth')
     assert study_schedule.last_checkpoint(tmp_path) is None
     (tmp_path / 'epoch_2.pth').touch()
+    assert study_schedule.last_checkpoint(tmp_path) is None  # killed while it was written
+    torch.save(content(epoch=2), tmp_path / 'epoch_2.pth')
     assert study_schedule.last_checkpoint(tmp_path) == tmp_path / 'epoch_2.pth'
 
 

@@ -12,12 +12,14 @@ from scipy.io import savemat
 
 from vared2_mmaction.datasets import jhmdb
 
+from ..checkpoints.hostile import arrays
 from ..loading import load_tool
 
 LABELS = ['catch', 'wave']
 # Class, video, part of split 2, frames.
 VIDEOS = [('catch', 'A', 1, 4), ('catch', 'B', 2, 3), ('wave', 'C', 1, 5), ('wave', 'D', 2, 1)]
 HEIGHT, WIDTH = 24, 32
+HOSTILE = dict(arrays())
 
 
 def box(video, frame):
@@ -158,3 +160,13 @@ def test_mistakes_are_named(published, pickled, capsys):
         with pytest.raises(SystemExit):
             tool.main([*wrong, '--out', str(published / 'out')])
     assert '--splits: expected beside --puppet-mask' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('name', HOSTILE)
+def test_no_pickle_is_more_than_arrays(name, tmp_path):
+    path = tmp_path / 'JHMDB-GT.pkl'
+    path.write_bytes(pickle.dumps({'labels': HOSTILE[name]}, protocol=2))
+    with pytest.raises(ValueError, match='JHMDB-GT.pkl') as caught:
+        jhmdb.read_pickle(path, 1)
+    assert '\n' not in str(caught.value)
+    assert 'is missing' not in str(caught.value)  # it was not read

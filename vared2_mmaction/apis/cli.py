@@ -23,6 +23,7 @@ from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from ..checkpoints.resuming import newest_checkpoint
 from ..errors import FileError
 from .config_file import first_line, merge_options
 
@@ -200,7 +201,7 @@ def merge_train_args(cfg: Config, args: argparse.Namespace) -> Config:
         _enable_amp(cfg)
     if args.resume is not None:
         cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
+        cfg.load_from = cfg.get('load_from') if args.resume == 'auto' else args.resume
     if args.auto_scale_lr:
         if cfg.get('auto_scale_lr') is None:
             raise ValueError(
@@ -211,6 +212,9 @@ def merge_train_args(cfg: Config, args: argparse.Namespace) -> Config:
     _set_randomness(cfg, args)
     if args.cfg_options is not None:
         merge_options(cfg, args.cfg_options)
+    if args.resume == 'auto' and cfg.load_from is not None:
+        last = newest_checkpoint(cfg.work_dir)
+        cfg.resume, cfg.load_from = last is not None, last or cfg.load_from
     return cfg
 
 

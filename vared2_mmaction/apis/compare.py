@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import mmengine
 import numpy as np
 import torch
 from mmaction.evaluation import top_k_accuracy
@@ -16,6 +15,7 @@ from mmengine.runner import Runner
 from rich.table import Table
 from torch import nn
 
+from ..visualization.dump import load_dump
 from .flops import load_model
 
 
@@ -42,7 +42,7 @@ def summarise(name: str, dump: str, milliseconds: float, static_gmacs: float) ->
         milliseconds: Median time of a clip.
         static_gmacs: Billions of multiply-adds of a static clip, for networks without gates.
     """
-    samples = mmengine.load(dump)
+    samples = load_dump(dump)
     scores = [sample['pred_score'].numpy() for sample in samples]
     labels = [int(sample['gt_label']) for sample in samples]
     (top1,) = top_k_accuracy(scores, labels, (1,))

@@ -5,11 +5,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import mmengine
 from mmaction.registry import METRICS
 from mmengine.config import Config
 from rich.table import Table
 
+from ..visualization.dump import load_dump
 from .study_statistics import Spread
 
 
@@ -35,7 +35,7 @@ def score(cfg: Config, dump: str) -> Score:
         cfg: The config that was tested; one of its test metrics is ``AVAMetric``.
         dump: The pickle file.
     """
-    samples = mmengine.load(dump)
+    samples = load_dump(dump)
     metrics = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
     (config,) = [metric for metric in metrics if metric['type'] == 'AVAMetric']
     metric = METRICS.build(config)

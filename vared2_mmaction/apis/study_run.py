@@ -26,11 +26,15 @@ import mmengine
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.runner.checkpoint import _load_checkpoint
 from torch import Tensor
 
 import vared2_mmaction
 
+from ..checkpoints.loading import whole_networks
+from ..checkpoints.resuming import newest_checkpoint
 from ..models import static_cost
+from ..visualization.dump import load_dump
 from . import cli, compare
 from .check import check_config
 from .environment import processor
@@ -79,7 +83,7 @@ def run(folder: Path, task: Mapping[str, Any]) -> None:
     begin = time.perf_counter()
     cfg = Config.fromfile(folder / 'config.py')
     checkpoint = folder / f'epoch_{cfg.train_cfg.max_epochs}.pth'
-    last = last_checkpoint(folder)
+    last = last_checkpoint(folder, 'current')
     if last != checkpoint:
         training = copy.deepcopy(cfg)
         if last is not None:
@@ -93,13 +97,14 @@ def run(folder: Path, task: Mapping[str, Any]) -> None:
         *_as_list(cfg.test_evaluator),
         {'type': 'DumpResults', 'out_file_path': str(dump)},
     ]
-    cli.build_runner(testing).test()
-    samples = mmengine.load(dump)
+    with whole_networks():
+        cli.build_runner(testing).test()
+    samples = load_dump(str(dump))
     videos = videos_of(samples, json.loads((Path(task['data']) / 'meta.json').read_text()))
     result = {
         'settings': task['settings'],
         **summarise(videos, _static_gmacs(folder / 'config.py', checkpoint)),
-        'weights': weights_hash(torch.load(checkpoint, map_location='cpu')['state_dict']),
+        'weights': weights_hash(_load_checkpoint(str(checkpoint), 'cpu')['state_dict']),
         'seconds': time.perf_counter() - begin,
         'cpu_seconds': cpu_seconds(),
         'resumed': last is not None,
@@ -112,12 +117,10 @@ def run(folder: Path, task: Mapping[str, Any]) -> None:
             old.unlink()
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint that a run in a folder goes on from, if it has written one."""
-    note = folder / 'last_checkpoint'
-    name = note.read_text().strip() if note.is_file() else ''
-    path = folder / Path(name).name
-    return path if name and path.is_file() else None
+def last_checkpoint(folder: Path, logger: str = 'silent') -> Path | None:
+    """The newest whole checkpoint of a run's folder; the run goes on from it."""
+    found = newest_checkpoint(folder, logger)
+    return None if found is None else Path(found)
 
 
 def videos_of(samples: Sequence[Mapping[str, Any]], meta: Mapping[str, Any]) -> dict[str, list]:

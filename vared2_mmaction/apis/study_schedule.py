@@ -221,9 +221,8 @@ class Scheduler:
     def _epochs(self, run: Run) -> tuple[int, int]:
         """Epochs that a run has done, and epochs in all."""
         settings = read_settings(self.folder(run)) or {}
-        last = last_checkpoint(self.folder(run))
-        done = 0 if last is None else int(last.stem.partition('_')[2])
-        return done, settings['config.train_cfg.max_epochs']
+        written = [path.stem.partition('_')[2] for path in self.folder(run).glob('epoch_*.pth')]
+        return max(map(int, written), default=0), settings['config.train_cfg.max_epochs']
 
     def _equal_compute(self, run: Run) -> float | int | None:
         kind = VARIANTS[run.variant].equal_compute

@@ -2,18 +2,20 @@
 """Load a checkpoint and refuse that of another network."""
 
 import os
+from collections import OrderedDict
 
-from mmengine.runner import load_checkpoint
+from mmengine.runner import checkpoint as mmengine_checkpoint
 from torch import nn
 
-from ..models.dynamize import is_own_parameter
+from ..checkpoints.loading import OtherNetworkError, whole_networks
+from ..checkpoints.reading import CheckpointError
 
 
 def load_weights(model: nn.Module, checkpoint: str) -> str:
     """Load a checkpoint; gates that it lacks stay as initialised.
 
     Returns:
-        Where the weights are from, in words.
+        Where the weights are from, and how many tensors, in words.
 
     Raises:
         FileNotFoundError: If there is no such checkpoint.
@@ -21,22 +23,20 @@ def load_weights(model: nn.Module, checkpoint: str) -> str:
     """
     check_checkpoint(checkpoint)
     try:
-        loaded = load_checkpoint(model, checkpoint, map_location='cpu', logger='silent')
-    except Exception as error:  # unpickling some other file may raise anything
-        what = f'{type(error).__name__}: {error}'
-        raise ValueError(f'CHECKPOINT={checkpoint!r} cannot be loaded: {what}') from error
-    given = {k.removeprefix('module.'): v for k, v in loaded.get('state_dict', loaded).items()}
-    note = ''
-    for key, parameter in model.named_parameters():  # MMEngine would only log what differs
-        found = getattr(given.get(key), 'shape', None)
-        if found is None and is_own_parameter(key):
-            note = ', which lacks gates: they are as initialised'
-        elif found != parameter.shape:
-            raise ValueError(
-                f'CHECKPOINT={checkpoint!r} is of another network: expected {key} of shape '
-                f'{tuple(parameter.shape)}, found {found and tuple(found)}'
-            )
-    return f'checkpoint {checkpoint}{note}'
+        with whole_networks():
+            content = mmengine_checkpoint._load_checkpoint(checkpoint, 'cpu', 'silent')
+            state = content.get('state_dict', content)
+            given = OrderedDict((key.removeprefix('module.'), v) for key, v in state.items())
+            if hasattr(state, '_metadata'):  # versions of layers
+                given._metadata = state._metadata  # type: ignore[attr-defined]
+            report = mmengine_checkpoint.load_state_dict(model, given, logger='silent')
+    except OtherNetworkError as error:
+        what = str(error).removeprefix('checkpoint ')
+        raise ValueError(f'CHECKPOINT={checkpoint!r} is {what}') from error
+    except (CheckpointError, ImportError, OSError) as error:
+        raise ValueError(f'CHECKPOINT={checkpoint!r} cannot be loaded: {error}') from error
+    note = ', which lacks gates: they are as initialised' if report.gates else ''
+    return f'checkpoint {checkpoint}, {report.loaded} tensors{note}'
 
 
 def check_checkpoint(checkpoint: str) -> None:

@@ -14,16 +14,16 @@ Its annotation is read from either of two things:
 A frame is a keyframe, and its timestamp the number of the frame, counted from 1.
 """
 
-import importlib
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from scipy.io import loadmat
 
+from ..checkpoints.arrays import stand_ins
 from .ava_format import (
     Keyframe,
     write_annotations,
@@ -35,16 +35,6 @@ from .ava_format import (
 NUM_SPLITS = 3
 PARTS = ('train', 'test')
 _PICKLE_KEYS = ('labels', 'gttubes', 'train_videos', 'test_videos', 'resolution')
-# All that a pickle of dictionaries and arrays needs.
-_ALLOWED = {
-    ('numpy.core.multiarray', '_reconstruct'),
-    ('numpy.core.multiarray', 'scalar'),
-    ('numpy._core.multiarray', '_reconstruct'),
-    ('numpy._core.multiarray', 'scalar'),
-    ('numpy', 'ndarray'),
-    ('numpy', 'dtype'),
-    ('_codecs', 'encode'),
-}
 
 
 @dataclass(frozen=True)
@@ -109,8 +99,8 @@ def read_pickle(path: Path, split: int) -> Jhmdb:
     check_split(split)
     with open(path, 'rb') as file:
         try:
-            found = _ArrayUnpickler(file, encoding='latin1').load()
-        except (pickle.UnpicklingError, EOFError, UnicodeDecodeError) as error:
+            found = _ArrayUnpickler(file).load()
+        except Exception as error:  # unpickling some other file may raise anything
             raise ValueError(f'{path}: cannot be read as JHMDB-GT.pkl: {error}') from error
     missing = [key for key in _PICKLE_KEYS if not isinstance(found, dict) or key not in found]
     if missing:
@@ -125,11 +115,17 @@ def read_pickle(path: Path, split: int) -> Jhmdb:
 class _ArrayUnpickler(pickle.Unpickler):
     """Refuses anything but arrays: a pickle may otherwise run whatever it likes."""
 
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__(file, encoding='latin1')
+        self._allowed = stand_ins()
+
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f'it contains {module}.{name}; expected arrays only')
-        # numpy.core, by which old pickles know it, is deprecated.
-        return getattr(importlib.import_module(module.replace('.core.', '._core.')), name)
+        try:
+            return self._allowed[f'{module}.{name}']
+        except KeyError:
+            raise pickle.UnpicklingError(
+                f'it contains {module}.{name}; expected arrays only'
+            ) from None
 
 
 def _of_tubes(found: Mapping[str, Any], video: str) -> Iterator[Keyframe]:

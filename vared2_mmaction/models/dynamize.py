@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from typing_extensions import Self
 
+from ..checkpoints.loading import OWN_PARTS, OtherNetworkError, check_kind
+from ..checkpoints.loading import is_own_parameter as is_own_parameter
 from ..errors import OPTIONS, check
 from ..ops import DynamicConv2d, DynamicConv3d, collect, report_fixed
 from ..ops.decision import (
@@ -30,7 +32,6 @@ from .forms import channels_last, use_forms
 from .layers import DynamicOptions, clip_length, make_layers_dynamic
 from .wrapped import is_wrapper
 
-OWN_PARTS = ('gate', 'channel_options', 'temporal_options')
 DECISION_COLUMNS = (*COLUMNS, 'segment')
 _ZEROS = (0.0,) * len(DECISION_COLUMNS)
 
@@ -75,6 +76,8 @@ class DynamicBackbone(nn.Module):
     """Prefixes of the names of what stock backbones lack."""
     recompute: bool
     """Whether maps are made again in the backward pass; see :class:`DynamicOptions`."""
+    _initialised_by: set[str] | None = None
+    """What stock initialisation has loaded so far; it may load a part, or names it made up."""
 
     def __init__(self, *args: Any, dynamic: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -191,26 +194,24 @@ class DynamicBackbone(nn.Module):
     def init_weights(self, *args: Any, **kwargs: Any) -> None:
         """Initialise as the stock backbone does; gates and cheap operations keep their own."""
         own = {k: v.clone() for k, v in self.state_dict().items() if k.startswith(self._own)}
-        loaded = []
-
-        def note_load(*_: Any) -> None:
-            loaded.append(True)
-
-        handle = self.register_load_state_dict_post_hook(note_load)
+        given: set[str] = set()
+        self._initialised_by = given
         try:
             if (stock := getattr(super(), 'init_weights', None)) is not None:
                 stock(*args, **kwargs)
+            kept = {k: v for k, v in own.items() if k not in given}
+            self.load_state_dict(kept, strict=False)
         finally:
-            handle.remove()
-        if not loaded:  # a checkpoint may hold gates of its own
-            self.load_state_dict(own, strict=False)
+            self._initialised_by = None
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Tensor], prefix: str, *args: Any
     ) -> None:
-        self._check_checkpoint(
-            {k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)}, prefix
-        )
+        given = {k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)}
+        if self._initialised_by is None:
+            self._check_checkpoint(given, prefix)
+        else:
+            self._initialised_by.update(given)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _check_checkpoint(self, given: Mapping[str, Tensor], prefix: str) -> None:
@@ -219,27 +220,25 @@ class DynamicBackbone(nn.Module):
         static = not dynamic or not all(key.startswith(self._own) for key in given)
         own = self.state_dict()
         for key, value in own.items():
+            if key in given:
+                check_kind(f'{prefix}{key}', value, given[key])
             wanted = dynamic if key.startswith(self._own) else static
             if not wanted or key.endswith('num_batches_tracked'):
                 continue
             found = given.get(key)
             if found is None or found.shape != value.shape:
                 what = 'nothing' if found is None else f'shape {tuple(found.shape)}'
-                raise RuntimeError(
+                raise OtherNetworkError(
                     f'checkpoint of another network: expected {prefix}{key} of shape '
                     f'{tuple(value.shape)} for {type(self).__name__}, found {what}'
                 )
-        unknown = [key for key, value in given.items() if key not in own and value.dim() > 3]
+        others = {key: value for key, value in given.items() if key not in own}
+        unknown = [key for key, value in others.items() if getattr(value, 'ndim', 0) > 3]
         if unknown:  # a convolution, of a deeper network for example
-            raise RuntimeError(
+            raise OtherNetworkError(
                 f'checkpoint of another network: {prefix}{unknown[0]} is no parameter of '
                 f'{type(self).__name__}'
             )
-
-
-def is_own_parameter(key: str) -> bool:
-    """Whether a state-dict key belongs to a gate or a cheap operation."""
-    return any(part in OWN_PARTS for part in key.split('.'))
 
 
 def dynamize(backbone: nn.Module, **dynamic: Any) -> nn.Module:

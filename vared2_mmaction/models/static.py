@@ -10,9 +10,10 @@ from mmaction.models.recognizers.base import BaseRecognizer
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..checkpoints.loading import OWN_PARTS
 from ..ops import DynamicConv2d, DynamicConv3d
 from .blocks import Deciding, stop_deciding
-from .dynamize import OWN_PARTS, DynamicBackbone, report_convolution
+from .dynamize import DynamicBackbone, report_convolution
 from .forms import restore_stock_forms
 from .heads import BudgetPart
 from .neck import SoftModulationGateNeck

@@ -5,7 +5,6 @@ A pickle may call any function by its name. A dump needs tensors and arrays only
 rebuilt, all else is refused by name.
 """
 
-import codecs
 import functools
 import io
 import pickle
@@ -18,18 +17,11 @@ import numpy as np
 import torch
 from mmengine.structures import BaseDataElement, InstanceData, LabelData
 
-try:
-    from numpy._core import multiarray
-except ImportError:  # numpy < 2
-    from numpy.core import multiarray  # type: ignore[no-redef]
+from ..checkpoints.arrays import ForbiddenGlobalError, stand_ins
 
 # Samples that were tested in a batch share storages, and each brings a copy of the whole; with
 # several processes, several batches take turns.
 _STORAGES_KEPT = 256
-
-
-class ForbiddenGlobalError(pickle.UnpicklingError):
-    """A file asks for something that no dump of predictions holds."""
 
 
 def load_dump(path: str) -> list[dict[str, Any]]:
@@ -53,7 +45,7 @@ def load_dump(path: str) -> list[dict[str, Any]]:
         except ForbiddenGlobalError as error:
             raise ValueError(f'{path}: {error}') from error
         except Exception as error:  # unpickling some other file may raise anything
-            problem = f'{type(error).__name__}: {error}'
+            problem = f'{type(error).__name__}: {str(error).partition(chr(10))[0]}'
             raise ValueError(f'{path}: {wanted}; it is no pickle or cut off ({problem})') from error
     if not isinstance(samples, list) or not samples:
         found = 'an empty list' if samples == [] else f'a {type(samples).__name__}'
@@ -83,35 +75,39 @@ class _DumpUnpickler(pickle.Unpickler):
 
 
 def _allowed() -> dict[str, Callable]:
-    """What a dump may ask for, by the names that pickles give it."""
-    cores = ('numpy._core', 'numpy.core')
+    """What a dump may ask for, by the names that pickles give it; nothing that others have, since a
+    pickle may set attributes of it."""
     return {
-        'collections.OrderedDict': OrderedDict,
-        '_codecs.encode': _encode_latin1,
-        'torch._utils._rebuild_tensor_v2': torch._utils._rebuild_tensor_v2,
+        **stand_ins(),
+        'torch._utils._rebuild_tensor_v2': functools.partial(_rebuild_tensor),
         'torch.storage._load_from_bytes': functools.lru_cache(_STORAGES_KEPT)(_load_storage),
+        'collections.OrderedDict': OrderedDict,
         'torch.Size': torch.Size,
         '__builtin__.set': set,  # protocol 2 calls builtins by their old name
         'builtins.set': set,
-        'numpy.ndarray': np.ndarray,
-        'numpy.dtype': np.dtype,
         **{
-            f'{core}.multiarray.{function}': getattr(multiarray, function)
-            for core in cores
-            for function in ('_reconstruct', 'scalar')
-        },
-        **{
-            f'{kind.__module__}.{kind.__name__}': kind
+            f'{kind.__module__}.{kind.__name__}': _rebuilt(kind)
             for kind in (BaseDataElement, InstanceData, LabelData)
         },
     }
 
 
-def _encode_latin1(text: str, encoding: str) -> bytes:
-    """Pickles of protocol 2 spell bytes as text; any other codec has no business there."""
-    if encoding != 'latin1':
-        raise ForbiddenGlobalError(f'it asks for codec {encoding!r}; it is refused')
-    return codecs.encode(text, encoding)
+def _rebuilt(kind: type) -> type:
+    """A class whose objects become those of another when they get their attributes."""
+
+    class Rebuilt(kind):
+        def __setstate__(self, state: dict[str, Any]) -> None:
+            self.__dict__.update(state)
+            object.__setattr__(self, '__class__', kind)
+
+    return Rebuilt
+
+
+def _rebuild_tensor(storage: Any, offset: int, size: Any, stride: Any, *_: Any) -> torch.Tensor:
+    """A view of a storage; PyTorch's own function enlarges one that is too small, by whatever lies
+    in the memory of the process."""
+    whole = torch.empty(0, dtype=storage.dtype).set_(storage)
+    return whole.as_strided(size, stride, offset)
 
 
 def _load_storage(content: bytes) -> Any:

@@ -1,0 +1,198 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""Known defects of MMEngine around checkpoints, mended when this package is imported."""
+
+import functools
+import os
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def apply() -> None:
+    """Mend what is broken."""
+    _allow_checkpoints_of_the_trainer()
+    _read_weights_only()
+    _report_loading()
+    _resume_what_is_whole()
+    _write_whole_files()
+
+
+def _allow_checkpoints_of_the_trainer() -> None:
+    """PyTorch >= 2.6 loads weights only and refuses the logs in a trainer's checkpoint.
+
+    The protection stays on. Exactly the harmless globals that such a checkpoint holds are
+    allowed; what else a file asks for is refused by name.
+    """
+    from mmengine.logging.history_buffer import HistoryBuffer
+
+    from .checkpoints.arrays import stand_ins
+
+    allowed = stand_ins()
+
+    def getattr_of_history_buffer(owner: Any, name: str) -> Any:
+        if owner is not HistoryBuffer or name not in ('min', 'max', 'mean', 'current'):
+            asked = next((key for key, stand_in in allowed.items() if stand_in is owner), owner)
+            raise ValueError(
+                f'checkpoint asks for attribute {name!r} of {asked}; only the statistics of '
+                'HistoryBuffer are allowed'
+            )
+        return getattr(owner, name)
+
+    torch.serialization.add_safe_globals(
+        [
+            HistoryBuffer,
+            (getattr_of_history_buffer, 'builtins.getattr'),
+            *((stand_in, name) for name, stand_in in allowed.items()),
+        ]
+    )
+
+
+def _replace_everywhere(name: str, original: Any, replacement: Any) -> None:
+    """Replace a function of OpenMMLab also in modules that imported it by its name."""
+    for module_name, module in list(sys.modules.items()):
+        ours = module_name.partition('.')[0] in ('mmengine', 'mmaction', 'mmdet')
+        if ours and vars(module).get(name) is original:
+            setattr(module, name, replacement)
+
+
+def _read_weights_only() -> None:
+    """MMEngine leaves it to PyTorch how a file is read; one from a URL may execute what it likes.
+
+    Then nothing names the file that is broken, and a resumed training executes ``meta.config``.
+    """
+    from mmengine.runner import checkpoint
+
+    from .checkpoints import reading
+
+    class WeightsOnly(types.ModuleType):
+        load = staticmethod(functools.partial(torch.load, weights_only=True))
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(torch, name)
+
+    loader = checkpoint.CheckpointLoader
+    original = loader.load_checkpoint.__func__
+
+    @functools.wraps(original)
+    def load_checkpoint(
+        cls: type, filename: str, map_location: Any = None, logger: Any = 'current'
+    ) -> Any:
+        with reading.naming(filename):
+            content = original(cls, filename, map_location, logger)
+        reading.check_content(filename, content)
+        reading.disarm(content)
+        return content
+
+    if not hasattr(original, '__wrapped__'):
+        checkpoint.torch = WeightsOnly('torch')
+        checkpoint.load_url = functools.partial(checkpoint.load_url, weights_only=True)
+        loader.load_checkpoint = classmethod(load_checkpoint)
+
+
+def _report_loading() -> None:
+    """MMEngine puts arrays, integers and complex numbers into weights or leaves them out without a
+    word, does not say which file does not fit, and prints thousands of keys."""
+    from mmengine.infer import BaseInferencer
+    from mmengine.runner import FlexibleRunner, Runner, checkpoint
+
+    from .checkpoints import loading
+
+    original = checkpoint.load_state_dict
+    if hasattr(original, '__wrapped__'):
+        return
+    _replace_everywhere('load_state_dict', original, loading.report_loading(original))
+
+    def naming(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def named(owner: Any, filename: str, *args: Any, **kwargs: Any) -> Any:
+            with loading.naming_file(filename):
+                return function(owner, filename, *args, **kwargs)
+
+        return named
+
+    load_checkpoint = checkpoint.load_checkpoint
+    _replace_everywhere('load_checkpoint', load_checkpoint, naming(load_checkpoint))
+    for runner in (Runner, FlexibleRunner):
+        runner.load_checkpoint = naming(runner.load_checkpoint)
+    initialise = BaseInferencer._init_model
+
+    @functools.wraps(initialise)
+    def init_model(self: Any, cfg: Any, weights: str | None, device: str = 'cpu') -> Any:
+        if not cfg:
+            raise ValueError(
+                f'weights={weights!r}: the config inside a checkpoint is not executed; name the '
+                "model's config file (model=...)"
+            )
+        with loading.naming_file(str(weights)):
+            return initialise(self, cfg, weights, device)
+
+    BaseInferencer._init_model = init_model
+
+
+def _resume_what_is_whole() -> None:
+    """MMEngine resumes from whatever a note names, be it cut off or gone; see ``checkpoints``."""
+    from mmengine.runner import FlexibleRunner, Runner, checkpoint
+
+    from .checkpoints import loading, reading, resuming
+
+    def wrap(original: Callable) -> Callable:
+        @functools.wraps(original)
+        def resume(self: Any, filename: str, *args: Any, **kwargs: Any) -> None:
+            if os.path.isfile(filename):
+                reading.read_progress(filename)
+            with loading.naming_file(filename), resuming.naming_state(filename):
+                original(self, filename, *args, **kwargs)
+            resuming.distrust(self)
+
+        return resume
+
+    if not hasattr(Runner.resume, '__wrapped__'):
+        for runner in (Runner, FlexibleRunner):
+            runner.resume = wrap(runner.resume)
+        find = checkpoint.find_latest_checkpoint
+        _replace_everywhere('find_latest_checkpoint', find, resuming.newest_checkpoint)
+
+
+def _write_whole_files() -> None:
+    """MMEngine removes old checkpoints before it writes the new one, piece by piece: killed
+    meanwhile, a training with ``max_keep_ckpts=1`` has none."""
+    from mmengine.fileio import LocalBackend
+    from mmengine.hooks import CheckpointHook
+
+    put, save = LocalBackend.put, CheckpointHook._save_checkpoint_with_step
+
+    @functools.wraps(put)
+    def put_whole(self: Any, obj: bytes, filepath: str | Path) -> None:
+        path = os.path.realpath(filepath)
+        if os.path.exists(path) and not os.path.isfile(path):  # a device
+            put(self, obj, filepath)
+            return
+        part = f'{path}.part'
+        put(self, obj, part)
+        os.replace(part, path)
+
+    @functools.wraps(save)
+    def save_first(self: Any, runner: Any, step: int, meta: dict) -> None:
+        backend, removed = self.file_backend, []
+
+        class Later:
+            def __getattr__(self, name: str) -> Any:
+                if name not in ('remove', 'rmtree'):
+                    return getattr(backend, name)
+                return lambda path: removed.append((getattr(backend, name), path))
+
+        self.file_backend = Later()
+        try:
+            save(self, runner, step, meta)
+        finally:
+            self.file_backend = backend
+        for remove, path in removed:
+            remove(path)
+
+    if not hasattr(put, '__wrapped__'):
+        LocalBackend.put = put_whole
+        CheckpointHook._save_checkpoint_with_step = save_first
