@@ -18,10 +18,10 @@ from mmaction.registry import DATASETS, MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..models.dynamize import DynamicFeatures, is_own_parameter
+from ..models.kinds import Convolution
 from ..models.static import is_detector, run_once, to_static
 from .check import check_config
 from .weights import load_weights
@@ -159,7 +159,7 @@ def measure_clip(
         layers = [f'backbone.{name}' for name in backbone.dynamic_layers]
         decided = dict(zip(layers, tables[0][1:].tolist(), strict=True))
         executed, charged, _ = tables[0].sum(0).tolist()
-        convolutions = (n for n in static if isinstance(model.get_submodule(n), _ConvNd))
+        convolutions = (n for n in static if isinstance(model.get_submodule(n), Convolution))
         of_backbone = (static[name] for name in convolutions if name.startswith('backbone.'))
         _agree('backbone', 'static', charged, sum(of_backbone))
         ratio = executed / charged
@@ -336,7 +336,7 @@ def random_clip(
     if shape is None:
         if views is None or views.size is None:
             raise ValueError(f'--shape {wanted} is needed: the pipeline leaves it open')
-        convolutions = (m for m in backbone.modules() if isinstance(m, _ConvNd))
+        convolutions = (m for m in backbone.modules() if isinstance(m, Convolution))
         channels = next((convolution.in_channels for convolution in convolutions), 3)
         shape = (channels, *(() if flat else (views.frames,)), *views.size)
     if len(shape) != len(wanted.split()) or min(shape) < 1:

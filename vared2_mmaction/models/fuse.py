@@ -11,8 +11,6 @@ from mmaction.models.backbones.resnet_tsm import TemporalShift
 from mmaction.models.common import Conv2plus1d
 from mmcv.cnn import ConvModule
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..ops import DynamicConv2d, DynamicConv3d, SoftModulationGate
@@ -22,6 +20,9 @@ from .blocks import Deciding
 from .epilogues import fuse_epilogues
 from .execution import Execution, by_operations, execution_on
 from .forms import FORMATS, keep_channels_last, pack_kernels
+from .kinds import BatchNorm as _BatchNorm
+from .kinds import Convolution as _ConvNd
+from .kinds import TransposedConvolution as _ConvTransposeNd
 from .policy import dynamic_layers
 
 
