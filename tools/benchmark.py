@@ -28,6 +28,7 @@ from vared2_mmaction.apis.cli import add_config_options
 from vared2_mmaction.apis.environment import processor
 from vared2_mmaction.models import can_execute, dynamic_layers
 from vared2_mmaction.models.static import is_detector
+from vared2_mmaction.ops.library import missing_tool
 
 PROFILED = 7
 """Operations that are printed of a profile, the longest."""
@@ -85,7 +86,7 @@ def check_numbers(args: argparse.Namespace) -> None:
     if args.compiled and not served:
         raise ValueError('--compiled: expected --dtype float32 with --device cpu')
     if args.compiled and not can_execute(args.device):
-        missing = 'C++ compiler; CXX names one' if args.device == 'cpu' else 'Triton'
+        missing = missing_tool() if args.device == 'cpu' else 'Triton'
         raise ValueError(f'--compiled: there is no {missing}')
     if args.profile and (args.device, args.mode) != ('cpu', 'infer'):
         raise ValueError('--profile: expected --device cpu and --mode infer')

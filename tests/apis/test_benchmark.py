@@ -274,11 +274,12 @@ def test_columns_can_be_left_out(run_tool):
     assert row['threads'] == 1
 
 
-def test_compiled_code_can_be_left_out(run_tool, monkeypatch, capsys):
+def test_compiled_code_can_be_left_out(run_tool, monkeypatch, capsys, tmp_path):
     chosen = ('--policy', 'channel=1', '--batch-sizes', '1', '--no-masked', '--no-unhelped')
     (row,) = run_tool(R2PLUS1D, *chosen, '--no-compiled')['rows']
     assert 'compiled layers' not in row['help']
     monkeypatch.setenv('CXX', 'no-such-compiler')
+    monkeypatch.setenv('TORCH_EXTENSIONS_DIR', str(tmp_path))  # what is built is used without one
     (row,) = run_tool(R2PLUS1D, *chosen, '--mode', 'train', '--batch-sizes', '2')['rows']
     assert row['own_help'] == []
     with pytest.raises(SystemExit):
