@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from mmaction.models.recognizers import Recognizer2D, Recognizer3D
 from mmaction.registry import DATASETS, MODELS
+from mmaction.structures import ActionDataSample
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
@@ -350,7 +351,17 @@ def random_clip(
 def read_videos(
     cfg: Config, model: nn.Module, split: str, number: int
 ) -> Iterator[Iterator[Tensor]]:
-    """Clips of some videos, evenly spread over the list of a split; decoded when asked for.
+    """Preprocessed clips of some videos; decoded when asked for. See :func:`read_clips`."""
+    preprocess: Any = model.data_preprocessor
+    for clips, sample in read_clips(cfg, model, split, number):
+        packed = ({'inputs': [clip], 'data_samples': [sample]} for clip in clips)
+        yield (preprocess(data)['inputs'] for data in packed)
+
+
+def read_clips(
+    cfg: Config, model: nn.Module, split: str, number: int
+) -> Iterator[tuple[Sequence[Tensor], ActionDataSample]]:
+    """Clips of some videos, evenly spread over the list of a split, and what is known of a video.
 
     Raises:
         ValueError: If there is no such split, or a video cannot be read.
@@ -373,7 +384,5 @@ def read_videos(
             if taken % frames:
                 wanted = f'clips of {frames}, the num_segments of the backbone'
                 raise ValueError(f'{split}_dataloader: {taken} frames a video; expected {wanted}')
-        preprocess: Any = model.data_preprocessor
-        sample = [packed['data_samples']]
         clips = [packed['inputs']] if is_detector(model) else packed['inputs'].split(frames)
-        yield (preprocess({'inputs': [clip], 'data_samples': sample})['inputs'] for clip in clips)
+        yield clips, packed['data_samples']
