@@ -1,6 +1,6 @@
 # With Python and make alone, `make demo` and `make test` do all set-up themselves, once, in .venv.
 #
-#   TORCH   what to install as PyTorch: any requirement of 2.4 or newer, or the path of a wheel
+#   TORCH   what to install as PyTorch: any requirement of 2.8 or newer, or the path of a wheel
 #   PYTHON  the interpreter that .venv is made with (3.10 or newer)
 #   WHEELS  where `make setup-detection` looks for, and keeps, the mmcv wheel that it compiles; by
 #           default in the user's cache folder, so that other clones find it

@@ -63,7 +63,8 @@ def test_missing_package(package, command, installed):
         ('mmcv-lite', '1.7.2', "pip install 'mmcv-lite==2.1.0'"),
         ('mmaction2', '0.24.1', "pip install 'mmaction2==1.2.0'"),
         ('mmengine', '0.7.0', "pip install 'mmengine"),
-        ('torch', '2.3.1', "pip install 'torch>=2.4'"),
+        ('torch', '2.5.1', "pip install 'torch>=2.8'"),
+        ('torch', '2.7.1+cu128', "pip install 'torch>=2.8'"),
     ],
 )
 def test_release_that_does_not_fit(package, found, command, installed):

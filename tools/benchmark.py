@@ -24,11 +24,13 @@ from torch import nn
 
 import vared2_mmaction
 from vared2_mmaction.apis import benchmark, flops, keep_freed_memory
+from vared2_mmaction.apis.batches import Batch, clip_of, read_batches
 from vared2_mmaction.apis.cli import add_config_options, run_tool
 from vared2_mmaction.apis.config_file import read_config_file
 from vared2_mmaction.apis.environment import processor
 from vared2_mmaction.models import can_execute, dynamic_layers
 from vared2_mmaction.models.static import is_detector
+from vared2_mmaction.ops.library import missing_tool
 
 PROFILED = 7
 """Operations that are printed of a profile, the longest."""
@@ -45,8 +47,12 @@ def build_parser() -> argparse.ArgumentParser:
     policies = 'full, channel=I,temporal=J (or one of the two), mixed (drawn) or learned (gates)'
     add('--policy', nargs='+', default=POLICIES, metavar='POLICY', help=policies)
     add('--batch-sizes', nargs='+', type=int, default=[1, 8], metavar='N', help='videos at a time')
+    clips = parser.add_mutually_exclusive_group()
     shapes = 'clip, C T H W; may be given several times; None takes what the test pipeline makes'
-    add('--shape', nargs='+', type=int, action='append', metavar='N', help=shapes)
+    clips.add_argument('--shape', nargs='+', type=int, action='append', metavar='N', help=shapes)
+    data = 'take clips of the test set, not noise, on which learned policies say nothing of videos'
+    clips.add_argument('--data', action='store_true', help=data)
+    add('--num-videos', type=int, default=8, metavar='N', help='videos of --data')
     add('--device', choices=['cpu', 'cuda'], default='cpu', help='where to run')
     add('--dtype', choices=list(benchmark.DTYPES), default='float32', help='precision')
     modes = 'infer: a prediction; train: a whole step'
@@ -70,7 +76,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def check_numbers(args: argparse.Namespace) -> None:
     """Find what is wrong with the arguments before a network is built."""
-    numbers = [('--runs', args.runs), *(('--batch-sizes', size) for size in args.batch_sizes)]
+    numbers = [('--runs', args.runs), ('--num-videos', args.num_videos)]
+    numbers += [*(('--batch-sizes', size) for size in args.batch_sizes)]
     if args.threads is not None:
         numbers.append(('--threads', args.threads))
     for option, number in numbers:
@@ -86,7 +93,7 @@ def check_numbers(args: argparse.Namespace) -> None:
     if args.compiled and not served:
         raise ValueError('--compiled: expected --dtype float32 with --device cpu')
     if args.compiled and not can_execute(args.device):
-        missing = 'C++ compiler; CXX names one' if args.device == 'cpu' else 'Triton'
+        missing = missing_tool() if args.device == 'cpu' else 'Triton'
         raise ValueError(f'--compiled: there is no {missing}')
     if args.profile and (args.device, args.mode) != ('cpu', 'infer'):
         raise ValueError('--profile: expected --device cpu and --mode infer')
@@ -94,8 +101,10 @@ def check_numbers(args: argparse.Namespace) -> None:
         raise FileNotFoundError(f'--out {args.out!r}: there is no such folder')
 
 
-def prepare(args: argparse.Namespace) -> tuple[nn.Module, list[benchmark.Case]]:
-    """The dynamic network of the arguments, and the rows to take."""
+def prepare(
+    args: argparse.Namespace,
+) -> tuple[nn.Module, list[benchmark.Case], tuple[Batch, ...]]:
+    """The dynamic network of the arguments, the rows to take, and the videos of --data."""
     check_numbers(args)
     policies = [benchmark.parse_policy(text) for text in args.policy]
     cfg = read_config_file(args.config, args.cfg_options)
@@ -108,14 +117,26 @@ def prepare(args: argparse.Namespace) -> tuple[nn.Module, list[benchmark.Case]]:
         )
     if is_detector(model) and args.mode == 'infer' and max(args.batch_sizes) > 1:
         raise ValueError('--batch-sizes: expected 1, all that a detector takes in a test')
-    views = flops.views_of_split(cfg, model, 'test')
-    shapes = [benchmark.clip_shape(model, shape, views) for shape in args.shape or [None]]
+    videos: tuple[Batch, ...] = ()
+    if args.data:
+        videos = read_batches(cfg, model, args.num_videos)
+        if max(args.batch_sizes) > len(videos):
+            found = f'{len(videos)}, the videos of --data'
+            raise ValueError(f'--batch-sizes {max(args.batch_sizes)}: expected at most {found}')
+        shapes = [clip_of(model, videos[0])]
+    else:
+        views = flops.views_of_split(cfg, model, 'test')
+        shapes = [benchmark.clip_shape(model, shape, views) for shape in args.shape or [None]]
     cases = itertools.product(policies, args.batch_sizes, shapes)
-    return model, [benchmark.Case(*case) for case in cases]
+    return model, [benchmark.Case(*case) for case in cases], videos
 
 
 def take_rows(
-    args: argparse.Namespace, model: nn.Module, cases: Sequence[benchmark.Case], command: str
+    args: argparse.Namespace,
+    model: nn.Module,
+    cases: Sequence[benchmark.Case],
+    videos: tuple[Batch, ...],
+    command: str,
 ) -> dict[str, Any]:
     """Measure row after row; the file of --out is whole after each of them."""
     if args.threads is not None:
@@ -133,6 +154,7 @@ def take_rows(
         kept,
         args.compiled,
         args.profile,
+        videos,
     )
     report: dict[str, Any] = {'environment': environment(args.device, command), 'rows': []}
     with Progress(console=Console(stderr=True)) as progress:
@@ -193,8 +215,9 @@ def render(rows: Sequence[Mapping[str, Any]]) -> Table:
         keys = ('realised', 'time_ratio_unhelped', 'time_ratio_masked', 'peak_memory_ratio')
         found = ('-' if row[key] is None else f'{row[key]:.3f}' for key in keys)
         realised, unhelped, masked, memory = found
+        of = f', of {row["clips"]}' if row['policy'] == 'learned' else ''
         table.add_row(
-            f'{row["policy"]}\n{row["batch_size"]} of {clip}',
+            f'{row["policy"]}{of}\n{row["batch_size"]} of {clip}',
             f'{row["macs_ratio"]:.3f}',
             f'{row["time_ratio"]:.3f}\n{row["time_ratio_p10"]:.2f}-{row["time_ratio_p90"]:.2f}',
             f'{row["static_ms"]:.1f}\n{row["dynamic_ms"]:.1f}',
@@ -226,10 +249,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def benchmark_network(command: str, args: argparse.Namespace) -> None:
     """Take the rows, and print them."""
-    model, cases = prepare(args)
+    model, cases, videos = prepare(args)
     # What the profiler would say about itself goes into the progress bar otherwise.
     os.environ.setdefault('KINETO_LOG_LEVEL', '6')
-    report = take_rows(args, model, cases, command)
+    report = take_rows(args, model, cases, videos, command)
     console = Console()
     console.print(render(report['rows']))
     for row in report['rows'] if args.profile else ():
@@ -240,6 +263,12 @@ def benchmark_network(command: str, args: argparse.Namespace) -> None:
         'is the share of the saved multiply-adds that shows as saved time.',
         highlight=False,
     )
+    if not videos and any(case.policy.name == 'learned' for case in cases):
+        console.print(
+            'Gates of "learned" saw noise: compute and time are not those of videos; --data takes '
+            'clips of the test set.',
+            highlight=False,
+        )
 
 
 if __name__ == '__main__':

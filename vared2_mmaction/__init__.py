@@ -5,8 +5,9 @@ from .installation import check_installation
 
 check_installation()
 
-from . import compat  # noqa: E402
+from . import compat, quiet  # noqa: E402
 
+quiet.apply()
 compat.apply()
 
 from .datasets import *  # noqa: E402, F403

@@ -29,7 +29,7 @@ def check_installation() -> None:
     for package, low, high, command in (
         ('mmengine', '0.10.0', '1.0.0', "pip install 'mmengine>=0.10.5,<1'"),
         ('mmaction2', '1.2.0', '1.3.0', "pip install 'mmaction2==1.2.0'"),
-        ('torch', '2.4.0', '3.0.0', "pip install 'torch>=2.4'"),
+        ('torch', '2.8.0', '3.0.0', "pip install 'torch>=2.8'"),
     ):
         _require(package, _version(package), low, high, command)
     if importlib.util.find_spec('pkg_resources') is None:

@@ -9,11 +9,13 @@ from mmengine.config import Config
 
 from vared2_mmaction import static_cost
 from vared2_mmaction.apis import benchmark, flops
+from vared2_mmaction.apis.batches import read_batches
 from vared2_mmaction.apis.operations import convolution_time
 from vared2_mmaction.models import dynamic_layers, force_policies, force_policy
 from vared2_mmaction.ops.library import can_compile
 
 from ..loading import load_tool
+from ..videos import write_video
 
 PIPELINE = """
 test_dataloader = dict(dataset=dict(pipeline=[
@@ -48,14 +50,18 @@ KEYS = {
     *('mode', 'policy', 'batch_size', 'shape', 'device', 'dtype', 'macs_ratio', 'time_ratio'),
     *('time_ratio_p10', 'time_ratio_p90', 'time_ratio_unhelped', 'time_ratio_masked', 'realised'),
     *('static_ms', 'dynamic_ms', 'peak_memory_ratio', 'static_peak_mb', 'dynamic_peak_mb'),
-    *('help', 'own_help', 'threads', 'runs', 'seed'),
+    *('clips', 'help', 'own_help', 'threads', 'runs', 'seed'),
 }
 
 
-def build(text):
+def read(text):
     cfg = Config.fromstring(text, '.py')
     cfg.load_from = None
-    return flops.load_model(cfg)[0]
+    return cfg
+
+
+def build(text):
+    return flops.load_model(read(text))[0]
 
 
 def randomise(model):
@@ -83,10 +89,10 @@ def tool():
 def run_tool(tool, tmp_path):
     """Run the command on a config; the report."""
 
-    def run(text, *arguments):
+    def run(text, *arguments, weights=()):
         config, out = tmp_path / 'config.py', tmp_path / 'report.json'
         config.write_text(text)
-        tool.main([str(config), '--runs', '2', '--out', str(out), *arguments])
+        tool.main([str(config), *weights, '--runs', '2', '--out', str(out), *arguments])
         return json.loads(out.read_text())
 
     return run
@@ -274,16 +280,139 @@ def test_columns_can_be_left_out(run_tool):
     assert row['threads'] == 1
 
 
-def test_compiled_code_can_be_left_out(run_tool, monkeypatch, capsys):
+def test_compiled_code_can_be_left_out(run_tool, monkeypatch, capsys, tmp_path):
     chosen = ('--policy', 'channel=1', '--batch-sizes', '1', '--no-masked', '--no-unhelped')
     (row,) = run_tool(R2PLUS1D, *chosen, '--no-compiled')['rows']
     assert 'compiled layers' not in row['help']
     monkeypatch.setenv('CXX', 'no-such-compiler')
+    monkeypatch.setenv('TORCH_EXTENSIONS_DIR', str(tmp_path))  # what is built is used without one
     (row,) = run_tool(R2PLUS1D, *chosen, '--mode', 'train', '--batch-sizes', '2')['rows']
     assert row['own_help'] == []
     with pytest.raises(SystemExit):
         run_tool(R2PLUS1D, *chosen, '--compiled')
     assert '--compiled: there is no C++ compiler' in capsys.readouterr().err
+
+
+VIDEOS = """
+test_dataloader = dict(dataset=dict(
+    type='VideoDataset', ann_file='{0}/test.txt', data_prefix=dict(video='{0}'), test_mode=True,
+    pipeline=[
+        dict(type='DecordInit'),
+        dict(type='SampleFrames', clip_len={1}, frame_interval=1, num_clips={2}, test_mode=True),
+        dict(type='DecordDecode'),
+        dict(type='Resize', scale=(32, 32), keep_ratio=False),
+        dict(type='FormatShape', input_format='{3}'),
+        dict(type='PackActionInputs')]))
+model['data_preprocessor'] = dict(
+    type='ActionDataPreprocessor', mean=[128.0] * 3, std=[40.0] * 3, format_shape='{3}')
+"""
+
+
+@pytest.fixture(params=['3-D', '2-D'])
+def on_videos(request, videos):
+    """A config whose test set are three videos, of which a 3-D network sees three clips each."""
+    if request.param == '3-D':
+        return R2PLUS1D + VIDEOS.format(videos, 4, 3, 'NCTHW')
+    return TSN + VIDEOS.format(videos, 1, 4, 'NCHW')
+
+
+def save_randomised(text, path):
+    model = build(text)
+    randomise(model)
+    torch.save(model.state_dict(), path)
+    return model, str(path)
+
+
+def test_learned_policies_are_those_of_test_videos(
+    on_videos, run_tool, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv('COLUMNS', '200')
+    model, weights = save_randomised(on_videos, tmp_path / 'weights.pth')
+    clips = [list(clips) for clips in flops.read_videos(read(on_videos), model, 'test', 3)]
+    middle = [of_video[len(of_video) // 2] for of_video in clips]
+    ratios = [counted_ratio(model, clip) for clip in middle]
+    assert len(set(ratios)) == 3
+    chosen = ('--data', '--policy', 'learned', '--no-masked', '--no-unhelped', '--no-compiled')
+    sizes = ('--batch-sizes', '1', '3', '2')
+    rows = run_tool(on_videos, *chosen, *sizes, weights=[weights])['rows']
+    assert [row['clips'] for row in rows] == ['3 test videos', '3 test videos', '2 test videos']
+    for row, used in zip(rows, (ratios, ratios, ratios[:2]), strict=True):
+        assert row['macs_ratio'] == pytest.approx(sum(used) / len(used), rel=1e-9)
+        assert row['shape'] == [3, 4, 32, 32]
+    told = capsys.readouterr().out
+    assert 'learned, of 3 test videos' in told
+    assert 'saw noise' not in told
+
+
+def test_networks_are_fed_the_same_videos(videos):
+    text = R2PLUS1D + VIDEOS.format(videos, 4, 1, 'NCTHW')
+    model, seen = build(text), {}
+    batches = read_batches(read(text), model, 3)
+    assert [video.inputs.shape for video in batches] == [(1, 1, 3, 4, 32, 32)] * 3
+    assert [int(video.data_samples[0].gt_label) for video in batches] == [0, 1, 0]
+    options = benchmark.Options(videos=batches)
+    networks = [
+        benchmark.build_network(name, model, case('full'), options) for name in ('stock', 'ours')
+    ]
+    for name, network in zip(('stock', 'ours'), networks, strict=True):
+        seen[name] = []
+        network.model.backbone.register_forward_pre_hook(
+            lambda _, args, of=seen[name]: of.append(args[0].flatten()[:9].tolist())
+        )
+    benchmark.time_in_turn(networks, 4)
+    expected = [batch.inputs[0, 0].flatten()[:9].tolist() for batch in batches]
+    assert seen['stock'] == seen['ours'] == [expected[i % 3] for i in range(6)]
+
+
+def test_training_takes_labels_of_test_videos(run_tool, videos):
+    text = R2PLUS1D + VIDEOS.format(videos, 4, 1, 'NCTHW')
+    chosen = ('--mode', 'train', '--policy', 'channel=1', '--no-masked', '--no-unhelped')
+    (row,) = run_tool(text, *chosen, '--data', '--batch-sizes', '2', '--num-videos', '2')['rows']
+    assert row['clips'] == '2 test videos'
+
+
+def test_a_learned_row_on_noise_says_so(run_tool, monkeypatch, capsys):
+    monkeypatch.setenv('COLUMNS', '200')
+    chosen = ('--policy', 'full', 'learned', '--batch-sizes', '1', '--no-compiled')
+    rows = run_tool(R2PLUS1D, *chosen, '--no-masked', '--no-unhelped')['rows']
+    assert [row['clips'] for row in rows] == ['noise', 'noise']
+    told = capsys.readouterr().out
+    assert 'learned, of noise' in told
+    assert 'full, of' not in told
+    assert 'Gates of "learned" saw noise' in told
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--data', '--shape', '3', '4', '32', '32'], 'not allowed with argument --data'),
+        (['--data', '--batch-sizes', '1', '4'], '--batch-sizes 4: expected at most 3, the videos'),
+        (
+            ['--data', '--batch-sizes', '1', '3', '--num-videos', '2'],
+            '--batch-sizes 3: expected at most 2, the videos',
+        ),
+        (['--data', '--num-videos', '0'], '--num-videos 0: expected at least 1'),
+        (
+            ['--data', '--cfg-options', 'test_dataloader.dataset.ann_file=gone.txt'],
+            "ann_file='gone.txt': no such annotation file",
+        ),
+        (['--data', '--cfg-options', 'test_dataloader=None'], 'the config has no test_dataloader'),
+    ],
+)
+def test_mistakes_with_data_are_named(arguments, message, videos, run_tool, tool, capsys):
+    with pytest.raises(SystemExit):
+        run_tool(R2PLUS1D + VIDEOS.format(videos, 4, 1, 'NCTHW'), *arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_clips_of_two_sizes_are_named(videos, tmp_path, run_tool, capsys):
+    write_video(tmp_path / 'wide.mp4', 12, size=(96, 32))
+    write_video(tmp_path / 'small.mp4', 12, size=(32, 32))
+    (tmp_path / 'test.txt').write_text('wide.mp4 0\nsmall.mp4 1\n')
+    text = (R2PLUS1D + VIDEOS.format(tmp_path, 4, 1, 'NCTHW')).replace(', keep_ratio=False', '')
+    with pytest.raises(SystemExit):
+        run_tool(text, '--data', '--batch-sizes', '1')
+    assert 'test_dataloader: expected clips of one size, found' in capsys.readouterr().err
 
 
 def test_profile(run_tool, capsys):

@@ -14,7 +14,7 @@ from torch import nn
 from vared2_mmaction.engine import FreezeGatesHook
 from vared2_mmaction.engine.network import network_of
 
-from .training import config, train
+from .training import CLOSED, OPEN, config, train
 
 STATES: list[dict[str, torch.Tensor]] = []
 
@@ -63,6 +63,41 @@ def test_gates_are_trained_before(videos, tmp_path):
     biases = [name for name in first if name.endswith('gate.fc2.bias')]
     assert biases
     assert not any(torch.equal(first[name], second[name]) for name in biases)
+
+
+@pytest.mark.parametrize(
+    ('gates', 'budget', 'off'),
+    [
+        (OPEN, 0.97, 'off the budget 0.97: compute ratio 1.000 of the clips of iterations 2 to 2'),
+        (OPEN, 0.99, None),
+        (CLOSED, 0.9, 'off the budget 0.9: compute ratio 0.'),
+        (OPEN, 0.0, None),  # the loss of VA-RED2, without a budget
+    ],
+)
+def test_frozen_gates_off_their_budget_are_named_once(videos, tmp_path, gates, budget, off):
+    """Gates are frozen in the last three epochs of four."""
+    register_all_modules()
+    changes = {
+        'train_cfg__max_epochs': 4,
+        'train_dataloader__dataset__indices': 2,  # one batch
+        'model__cls_head__loss_budget__budget': budget,
+    }
+    # At the end of the fall the budget is that of the config; it is compared from the start.
+    schedule = {'type': 'BudgetScheduleHook', 'fall': 3}
+    hooks = [schedule, {'type': 'FreezeGatesHook', 'begin': 1}, gates]
+    training = train(config(videos, tmp_path, hooks, **changes))
+    said = [line for line in training.log.splitlines() if 'FreezeGatesHook:' in line]
+    assert len(said) == (off is not None)
+    if off is not None:
+        assert 'WARNING' in said[0]
+        assert off in said[0]
+        assert 'freeze later (begin=1 now)' in said[0]
+
+
+def test_gates_that_learn_may_be_off_their_budget(videos, tmp_path):
+    register_all_modules()
+    hooks = [{'type': 'FreezeGatesHook', 'begin': 2}, OPEN]
+    assert 'FreezeGatesHook:' not in train(config(videos, tmp_path, hooks)).log
 
 
 def test_mistakes_are_named():

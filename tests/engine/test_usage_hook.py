@@ -147,6 +147,16 @@ def test_open_gates_are_stuck_once_the_budget_loss_has_its_weight(videos, tmp_pa
     assert 'iterations 4 to 4' in second
 
 
+def test_frozen_gates_are_not_stuck(videos, tmp_path):
+    hooks = [USAGE, {'type': 'FreezeGatesHook', 'begin': 2}, CLOSED]
+    changes = {'train_cfg__max_epochs': 4, 'train_dataloader__dataset__indices': 2}
+    training = train(config(videos, tmp_path, hooks, **changes))
+    assert [line['usage/channel_2'] for line in training.usage.values()] == [1.0] * 4
+    assert len(training.warnings) == 2
+    for epoch, warning in enumerate(training.warnings, start=1):
+        assert f'iterations {epoch} to {epoch}: p_c=2' in warning
+
+
 def test_tensorboard_shows_the_same(videos, tmp_path):
     pytest.importorskip('tensorboard', reason='TensorBoard is an optional installation')
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

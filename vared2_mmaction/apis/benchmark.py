@@ -12,14 +12,13 @@ down slows all of them:
 
 import copy
 import gc
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from mmaction.models.recognizers import Recognizer2D
 from torch import Tensor, nn
@@ -39,12 +38,8 @@ from . import flops
 from .batches import Batch, classifier, make_batch
 from .memory import peak_bytes, state_tensors
 from .operations import convolution_time, operation_times
+from .timing import RIVALS, WARMUP, Network, realised, summarise, time_in_turn
 
-WARMUP = 2
-"""Runs of each network that are not counted."""
-NOTHING_TO_REALISE = 0.95
-"""Share of the multiply-adds from which on there is no saving to compare the time with."""
-RIVALS = ('unhelped', 'masked')
 DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
 _DIMENSIONS = ('channel', 'temporal')
 
@@ -117,6 +112,9 @@ class Options(NamedTuple):
     :func:`~vared2_mmaction.models.fuse`."""
     profile: bool = False
     """Whether to tell what the time goes into."""
+    videos: tuple[Batch, ...] = ()
+    """What is fed, run after run, in batches of one; see
+    :func:`~vared2_mmaction.apis.batches.read_batches`. Noise if there is none."""
 
     def own_help(self) -> list[str]:
         """What is of no use to ``stock``."""
@@ -137,19 +135,6 @@ class Options(NamedTuple):
             *(['freed memory kept'] if self.memory_kept else []),
             *([f'{self.dtype} autocast'] if reduced else []),
         ]
-
-
-@dataclass
-class Network:
-    """One of the networks, ready to run."""
-
-    model: nn.Module
-    call: Callable[[], object]
-    """Runs the network once."""
-    context: Callable[[], AbstractContextManager]
-    """What the call is to run under."""
-    batch: Batch
-    optimizer: torch.optim.Optimizer | None = None
 
 
 def clip_shape(
@@ -217,18 +202,25 @@ def build_network(
     if not infer and options.dtype != 'float32':
         # Stock heads hand the scores to NumPy, which knows no bfloat16.
         classifier(network).register_forward_hook(_to_float32)
-    batch = make_batch(model, case.batch_size, case.shape, options.seed)
-    samples = [sample.to(options.device) for sample in batch.data_samples]
-    batch = Batch(batch.inputs.to(options.device), samples)
+    batches = [batch.to(options.device) for batch in _batches(model, case, options)]
+    feed = itertools.cycle(batches)
     forced = None if policy is None else force_policies(network, policy)
     context = partial(_policy_context, network, forced, name == 'masked')
     autocast = partial(_autocast, options)
     if infer:
-        return Network(network, partial(_predict, network, batch, autocast), context, batch)
+        return Network(network, partial(_predict, network, feed, autocast), context, batches)
     trained = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=1e-4, momentum=0.9)
-    step = partial(_train_step, network, batch, autocast, optimizer)
-    return Network(network, step, context, batch, optimizer)
+    step = partial(_train_step, network, feed, autocast, optimizer)
+    return Network(network, step, context, batches, optimizer)
+
+
+def _batches(model: nn.Module, case: Case, options: Options) -> list[Batch]:
+    size = case.batch_size
+    if not options.videos:
+        return [make_batch(model, size, case.shape, options.seed)]
+    starts = range(0, len(options.videos) - size + 1, size)
+    return [Batch.of(options.videos[start : start + size]) for start in starts]
 
 
 def _to_float32(_: nn.Module, args: Any, scores: Tensor) -> Tensor:
@@ -253,14 +245,16 @@ def _policy_context(
 
 
 @torch.no_grad()
-def _predict(model: nn.Module, batch: Batch, autocast: Callable) -> object:
+def _predict(model: nn.Module, feed: Iterator[Batch], autocast: Callable) -> object:
+    batch = next(feed)
     with autocast():
         return model(batch.inputs, batch.data_samples, mode='predict')
 
 
 def _train_step(
-    model: Any, batch: Batch, autocast: Callable, optimizer: torch.optim.Optimizer
+    model: Any, feed: Iterator[Batch], autocast: Callable, optimizer: torch.optim.Optimizer
 ) -> None:
+    batch = next(feed)
     samples = copy.deepcopy(batch.data_samples)  # a detector changes them
     with autocast():
         losses = model(batch.inputs, samples, mode='loss')
@@ -282,7 +276,8 @@ def run_case(
         progress: Called whenever all networks had a run, ``WARMUP + options.runs`` times.
 
     Returns:
-        The row. Times are medians in milliseconds; ``time_ratio`` is the median of the ratios
+        The row. ``clips`` is what was fed, which decides the compute of learned policies. Times
+        are medians in milliseconds; ``time_ratio`` is the median of the ratios
         of ours to stock within the runs, and ``time_ratio_p10`` and ``time_ratio_p90`` are their
         percentiles. Memory is in megabytes (10^6 bytes). ``macs_ratio`` is that of the whole
         network, gates and cheap operations included. ``realised`` is the share of the saved
@@ -291,15 +286,15 @@ def run_case(
         :func:`~vared2_mmaction.apis.operations.operation_times` finds, and ``realised_bound`` is
         what would be realised if nothing but convolutions took time.
     """
-    peaks, ratio = {}, 1.0
+    ours = build_network('ours', model, case, options, captured=False)
+    clip = (1, *ours.batches[0].inputs.shape[1:])
+    ratio = macs_ratio(ours, static_cost(model, clip))
+    clips = f'{len(ours.batches) * case.batch_size} test videos' if options.videos else 'noise'
+    del ours
+    peaks, first = {}, options._replace(videos=options.videos[: case.batch_size])
     for name in ('stock', 'ours'):  # one at a time: on a GPU the other would count
         gc.collect()
-        network = build_network(name, model, case, options, captured=False)
-        if name == 'ours':
-            clip = (1, *network.batch.inputs.shape[1:])
-            ratio = macs_ratio(network, static_cost(model, clip))
-        peaks[name] = _peak(network, options.device)
-        del network
+        peaks[name] = _peak(build_network(name, model, case, first, captured=False), options.device)
     names = ('stock', 'ours', *options.rivals)
     networks = [build_network(name, model, case, options) for name in names]
     seconds = time_in_turn(networks, options.runs, options.device, progress)
@@ -309,6 +304,7 @@ def run_case(
         'policy': case.policy.name,
         'batch_size': case.batch_size,
         'shape': list(case.shape),
+        'clips': clips,
         'device': options.device,
         'dtype': options.dtype,
         'macs_ratio': ratio,
@@ -339,10 +335,10 @@ def _profile(stock: Network, ours: Network, runs: int, share: float) -> dict[str
 
 
 def macs_ratio(network: Network, static: int) -> float:
-    """Run a dynamic network once and take its multiply-adds from what the layers decided.
+    """Run a dynamic network and take its multiply-adds from what the layers decided.
 
     Args:
-        network: The network; costs are means over its batch.
+        network: The network; costs are means over its batches, each of which it is fed once.
         static: Multiply-adds of the stock recognizer for a clip.
 
     Returns:
@@ -356,8 +352,9 @@ def macs_ratio(network: Network, static: int) -> float:
 
     backbone: Any = network.model.backbone
     with backbone.register_forward_hook(keep), network.context():
-        network.call()
-    executed, charged, overhead = costs[0].tolist()
+        for _ in network.batches:
+            network.call()
+    executed, charged, overhead = torch.stack(costs).mean(0).tolist()
     return (static - charged + executed + overhead) / static
 
 
@@ -365,69 +362,5 @@ def _peak(network: Network, device: str) -> int:
     with network.context():
         for _ in range(WARMUP):  # the optimizer's state is there after the first
             network.call()
-        existing = [*state_tensors(network.model, network.optimizer), network.batch.inputs]
+        existing = [*state_tensors(network.model, network.optimizer), network.batches[0].inputs]
         return peak_bytes(network.call, torch.device(device), existing)
-
-
-def time_in_turn(
-    networks: Sequence[Network],
-    runs: int,
-    device: str = 'cpu',
-    progress: Callable[[], None] = lambda: None,
-) -> list[list[float]]:
-    """Time networks in turn, in an order that rotates from run to run.
-
-    Args:
-        networks: The networks. Their contexts are opened outside of what is timed.
-        runs: How often; ``WARMUP`` runs before them are not counted.
-        device: Where the networks run.
-        progress: Called after every run of all networks.
-
-    Returns:
-        Seconds of every run, for each network.
-    """
-    seconds: list[list[float]] = [[] for _ in networks]
-    wait = torch.cuda.synchronize if device == 'cuda' else lambda: None
-    for run in range(-WARMUP, runs):
-        for turn in range(len(networks)):
-            i = (run + turn) % len(networks)
-            with networks[i].context():
-                wait()
-                start = time.perf_counter()
-                networks[i].call()
-                wait()
-                taken = time.perf_counter() - start
-            if run >= 0:
-                seconds[i].append(taken)
-        progress()
-    return seconds
-
-
-def summarise(seconds: Mapping[str, Sequence[float]], share: float) -> dict[str, Any]:
-    """Ratios and medians of the times of a row.
-
-    Args:
-        seconds: Times of each network, run by run.
-        share: Executed over static multiply-adds.
-    """
-    ours = np.array(seconds['ours'])
-    ratios = {name: ours / np.array(times) for name, times in seconds.items()}
-    low, middle, high = np.percentile(ratios['stock'], (10, 50, 90)).tolist()
-    rivals = {
-        f'time_ratio_{name}': float(np.median(ratios[name])) if name in ratios else None
-        for name in RIVALS
-    }
-    return {
-        'time_ratio': middle,
-        'time_ratio_p10': low,
-        'time_ratio_p90': high,
-        **rivals,
-        'static_ms': 1000 * float(np.median(seconds['stock'])),
-        'dynamic_ms': 1000 * float(np.median(ours)),
-        'realised': realised(middle, share),
-    }
-
-
-def realised(time_ratio: float, macs_ratio: float) -> float | None:
-    """Saved time over saved multiply-adds; None where there is nothing to realise."""
-    return None if macs_ratio >= NOTHING_TO_REALISE else (1 - time_ratio) / (1 - macs_ratio)

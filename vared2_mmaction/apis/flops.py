@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from mmaction.models.recognizers import Recognizer2D, Recognizer3D
 from mmaction.registry import DATASETS, MODELS
+from mmaction.structures import ActionDataSample
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..models.dynamize import DynamicFeatures, is_own_parameter
+from ..models.kinds import Convolution
 from ..models.static import is_detector, run_once, to_static
 from .check import check_config
 from .weights import load_weights
@@ -159,7 +160,7 @@ def measure_clip(
         layers = [f'backbone.{name}' for name in backbone.dynamic_layers]
         decided = dict(zip(layers, tables[0][1:].tolist(), strict=True))
         executed, charged, _ = tables[0].sum(0).tolist()
-        convolutions = (n for n in static if isinstance(model.get_submodule(n), _ConvNd))
+        convolutions = (n for n in static if isinstance(model.get_submodule(n), Convolution))
         of_backbone = (static[name] for name in convolutions if name.startswith('backbone.'))
         _agree('backbone', 'static', charged, sum(of_backbone))
         ratio = executed / charged
@@ -336,7 +337,7 @@ def random_clip(
     if shape is None:
         if views is None or views.size is None:
             raise ValueError(f'--shape {wanted} is needed: the pipeline leaves it open')
-        convolutions = (m for m in backbone.modules() if isinstance(m, _ConvNd))
+        convolutions = (m for m in backbone.modules() if isinstance(m, Convolution))
         channels = next((convolution.in_channels for convolution in convolutions), 3)
         shape = (channels, *(() if flat else (views.frames,)), *views.size)
     if len(shape) != len(wanted.split()) or min(shape) < 1:
@@ -350,7 +351,17 @@ def random_clip(
 def read_videos(
     cfg: Config, model: nn.Module, split: str, number: int
 ) -> Iterator[Iterator[Tensor]]:
-    """Clips of some videos, evenly spread over the list of a split; decoded when asked for.
+    """Preprocessed clips of some videos; decoded when asked for. See :func:`read_clips`."""
+    preprocess: Any = model.data_preprocessor
+    for clips, sample in read_clips(cfg, model, split, number):
+        packed = ({'inputs': [clip], 'data_samples': [sample]} for clip in clips)
+        yield (preprocess(data)['inputs'] for data in packed)
+
+
+def read_clips(
+    cfg: Config, model: nn.Module, split: str, number: int
+) -> Iterator[tuple[Sequence[Tensor], ActionDataSample]]:
+    """Clips of some videos, evenly spread over the list of a split, and what is known of a video.
 
     Raises:
         ValueError: If there is no such split, or a video cannot be read.
@@ -373,7 +384,5 @@ def read_videos(
             if taken % frames:
                 wanted = f'clips of {frames}, the num_segments of the backbone'
                 raise ValueError(f'{split}_dataloader: {taken} frames a video; expected {wanted}')
-        preprocess: Any = model.data_preprocessor
-        sample = [packed['data_samples']]
         clips = [packed['inputs']] if is_detector(model) else packed['inputs'].split(frames)
-        yield (preprocess({'inputs': [clip], 'data_samples': sample})['inputs'] for clip in clips)
+        yield clips, packed['data_samples']

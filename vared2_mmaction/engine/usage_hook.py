@@ -34,7 +34,8 @@ class PolicyUsageHook(Hook):
     A gate that gave the same answer for every clip of a period is named in one warning. One that
     computed everything, which is how gates start, is named only where the budget loss had its full
     weight and budget in the whole period: before, nothing asked it to close. Layers that have one
-    option are never named. (A gate whose weights are not finite raises ``FloatingPointError``.)
+    option are never named, nor are gates that ``FreezeGatesHook`` keeps as they are. (A gate whose
+    weights are not finite raises ``FloatingPointError``.)
 
     Args:
         interval: Iterations between two writings; None takes that of the ``LoggerHook``.
@@ -155,9 +156,12 @@ class PolicyUsageHook(Hook):
         stuck = self._watched.same_answers(self._options)
         if not self._pressed:
             stuck = {layer: answer for layer, answer in stuck.items() if answer != (0, 0)}
+        layers = dynamic_layers(network_of(runner))
+        learning = [layer for layer in self._options if layers[layer].gate.training]
+        stuck = {layer: stuck[layer] for layer in learning if layer in stuck}
         if not stuck:
             return
-        choosing = [layer for layer, numbers in self._options.items() if max(numbers) > 1]
+        choosing = [layer for layer in learning if max(self._options[layer]) > 1]
         # Iterations tell a warning from the last one: MMEngine's logger drops what it has logged.
         runner.logger.warning(
             f'PolicyUsageHook: {len(stuck)} of {len(choosing)} gates are stuck: they gave the same '

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from mmaction.registry import MODELS
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from typing_extensions import Self
 
 from ..checkpoints.loading import OWN_PARTS, OtherNetworkError, check_kind
@@ -29,6 +28,7 @@ from ..ops.recompute import recomputing
 from ..ops.unused import with_zero_gradients
 from .blocks import checkpoint_without_reentry, decide_together, derive
 from .forms import channels_last, use_forms
+from .kinds import Convolution, TransposedConvolution
 from .layers import DynamicOptions, clip_length, make_layers_dynamic
 from .wrapped import is_wrapper
 
@@ -95,7 +95,7 @@ class DynamicBackbone(nn.Module):
         use_forms(self)
         checkpoint_without_reentry(self)
         for module in self.modules():
-            if isinstance(module, _ConvNd) and not isinstance(
+            if isinstance(module, Convolution) and not isinstance(
                 module, DynamicConv2d | DynamicConv3d
             ):
                 module.register_forward_hook(report_convolution)
@@ -311,5 +311,5 @@ def _sum(rows: Iterable[tuple[float, ...]]) -> tuple[float, ...]:
 
 def report_convolution(conv: nn.Module, args: Any, output: Tensor) -> None:
     shape: Any = conv.weight.shape
-    each = args[0] if isinstance(conv, _ConvTransposeNd) else output  # meets so many weights
+    each = args[0] if isinstance(conv, TransposedConvolution) else output  # meets so many weights
     report_fixed(each.numel() * math.prod(shape[1:]))

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..ops import gpu
 from ..ops.compiled import CompiledConv, CompiledGates, is_compilable, tells_kernels
-from ..ops.library import can_compile, library
+from ..ops.library import is_available, library
 
 
 class Execution(NamedTuple):
@@ -55,8 +55,9 @@ def by_kernels() -> Execution:
 
 
 def can_execute(device: str) -> bool:
-    """Whether there is what compiled code for a device needs: a C++ compiler, or Triton."""
-    return can_compile() if device == 'cpu' else gpu.is_available()
+    """Whether there is what compiled code for a device needs: C++ that is compiled or
+    can be, or Triton."""
+    return is_available() if device == 'cpu' else gpu.is_available()
 
 
 def execution_on(device: torch.device) -> Execution:

@@ -17,6 +17,7 @@ from ..ops.epilogue import Epilogue
 from ..ops.forms import Conv2d, convolve, max_pool, without_pointwise_steps
 from ..ops.plan import Plans
 from ..ops.watched import runs
+from .kinds import Convolution
 from .wrapped import unwrapped
 
 _NO_CHOICE = [((1.0,), (1.0,))]
@@ -183,7 +184,7 @@ def channels_last(x: Tensor) -> Tensor:
 def keep_channels_last(model: nn.Module) -> None:
     """Lay out kernels on a CPU as their inputs are, in place, or every call would copy them."""
     for module in model.modules():
-        if isinstance(module, nn.modules.conv._ConvNd) and not is_convolution(module):
+        if isinstance(module, Convolution) and not is_convolution(module):
             continue  # what it does with its kernels is not known
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
             if tensor.dim() in FORMATS:

@@ -11,7 +11,6 @@ from mmaction.models.backbones.resnet_tsm import TemporalShift
 from mmaction.models.common import Conv2plus1d
 from mmcv.cnn import ConvModule
 from torch import nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..ops import DynamicConv2d, DynamicConv3d, SoftModulationGate
@@ -24,6 +23,8 @@ from .dynamize import report_convolution
 from .epilogues import fuse_epilogues
 from .execution import Execution, by_operations, execution_on
 from .forms import FORMATS, is_convolution, keep_channels_last, pack_kernels
+from .kinds import Convolution as _ConvNd
+from .kinds import TransposedConvolution as _ConvTransposeNd
 from .policy import dynamic_layers
 from .wrapped import unwrapped, without_parametrizations
 

@@ -4,8 +4,8 @@
 from typing import Any, NamedTuple
 
 import torch
+from mmengine.utils import apply_to
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from .blocks import derive
 from .policy import dynamic_layers
@@ -70,7 +70,7 @@ class Captured(nn.Module):
             found.x.copy_(x)
             found.graph.replay()
         # The next replay writes over what is returned.
-        return pytree.tree_map_only(Tensor, torch.clone, found.output)
+        return apply_to(found.output, torch.is_tensor, torch.clone)
 
     def _capture(self, x: Tensor, held: list[Any]) -> _Graph:
         kept = torch.empty_like(x).copy_(x)

@@ -1,7 +1,7 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """Pure tensor code: gate, cheap operations, dynamic convolution and their cost.
 
-Knows PyTorch and nothing else.
+Knows PyTorch, helpers of MMEngine, and nothing else.
 """
 
 from .answer import Modulation

@@ -15,9 +15,9 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
+from mmengine.utils import apply_to
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils import _pytree as pytree
 
 
 class _Offer(NamedTuple):
@@ -65,7 +65,7 @@ def offer(maps: Tensor, make: Callable[..., Tensor], *args: Any) -> None:
     """
     offers = _offers.get()
     if offers is not None and torch.is_grad_enabled():
-        again = functools.partial(_make, make, pytree.tree_map_only(Tensor, Tensor.detach, args))
+        again = functools.partial(_make, make, apply_to(args, torch.is_tensor, Tensor.detach))
         memory = maps.untyped_storage()
         offers[memory._cdata] = _Offer(
             StorageWeakRef(memory), again, weakref.ref(maps), maps._version

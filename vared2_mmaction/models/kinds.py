@@ -1,0 +1,9 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""Kinds of stock layers as unions of PyTorch's public classes; their common bases are private."""
+
+from torch import nn
+
+TransposedConvolution = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d | TransposedConvolution
+"""Convolutions of all ranks, transposed ones too."""
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
