@@ -23,8 +23,7 @@ from .dynamize import report_convolution
 from .epilogues import fuse_epilogues
 from .execution import Execution, by_operations, execution_on
 from .forms import FORMATS, is_convolution, keep_channels_last, pack_kernels
-from .kinds import Convolution as _ConvNd
-from .kinds import TransposedConvolution as _ConvTransposeNd
+from .kinds import Convolution, TransposedConvolution
 from .policy import dynamic_layers
 from .wrapped import unwrapped, without_parametrizations
 
@@ -71,7 +70,7 @@ def fuse(model: nn.Module, compiled: bool | Execution = False) -> nn.Module:
         if isinstance(conv, DynamicConv2d | DynamicConv3d):
             fold_norm(conv, norm)
         else:
-            transposed = isinstance(conv, _ConvTransposeNd)
+            transposed = isinstance(conv, TransposedConvolution)
             folded: Any = fuse_conv_bn_eval(conv, norm, transposed)  # type: ignore[type-var, arg-type]
             conv.weight, conv.bias = folded.weight, folded.bias
         setattr(owner, norm_name, nn.Identity())
@@ -125,7 +124,7 @@ def _pairs(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
 
 def _last_convolution(conv: nn.Module) -> str | None:
     """Path, below the ``conv`` of a ConvModule, of the convolution whose output it returns."""
-    if isinstance(conv, _ConvNd):
+    if isinstance(conv, Convolution):
         return ''
     if is_watched(conv):
         return None
@@ -137,10 +136,10 @@ def _last_convolution(conv: nn.Module) -> str | None:
 def _foldable(norm: Any, conv: nn.Module) -> bool:
     """Whether nobody sees what is between both; what is watched stays as it is."""
     return (
-        isinstance(conv, _ConvNd)
+        isinstance(conv, Convolution)
         and is_convolution(conv)
         and not is_watched(conv, but=report_convolution)
         and is_folded_norm(norm)
         and norm.num_features == conv.out_channels
-        and not (isinstance(conv, _ConvTransposeNd) and conv.groups > 1)
+        and not (isinstance(conv, TransposedConvolution) and conv.groups > 1)
     )

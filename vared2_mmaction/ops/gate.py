@@ -224,7 +224,8 @@ def is_folded_norm(norm: nn.Module) -> bool:
 
 def _has_other_processes(norm: nn.Module) -> bool:
     """Whether statistics are those of the batches of several processes."""
-    if not isinstance(norm, nn.SyncBatchNorm) or not torch.distributed.is_initialized():
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if not isinstance(norm, nn.SyncBatchNorm) or not distributed:
         return False
     return torch.distributed.get_world_size(norm.process_group) > 1
 
