@@ -16,7 +16,7 @@ WRONG = {
     'misspelt.py': (
         "a = 1\n_base_ = ['right.py', 'rigth.py']\n",
         'misspelt.py, line 2',
-        "_base_ '.*rigth.py': no such file",
+        "'.*rigth.py': no such file",
     ),
     'grandson.py': (
         "_base_ = 'misspelt.py'\n",

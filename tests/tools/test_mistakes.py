@@ -64,7 +64,7 @@ WRONG = {
     'train.py': [
         (['gone.py'], "CONFIG='gone.py': no such file"),
         (['syntax.py'], "CONFIG='syntax.py' cannot be read: "),
-        (['misspelt.py'], 'misspelt.py, line 1: _base_ '),
+        (['misspelt.py'], 'misspelt.py, line 1: '),
         (['static.py'], 'the config has no train_dataloader'),
         (['static.py', '--cfg-options', 'model.depth.x.y=3', 'model.type.x=3'], '--cfg-options'),
         (['static.py', '--cfg-options', 'nothing'], ''),

@@ -82,7 +82,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, SyntaxError):
         return f'{type(error).__name__}: {error.msg}'
     if isinstance(error, FileNotFoundError) and error.filename is not None:
-        return f'_base_ {error.filename!r}: no such file'
+        return f'{error.filename!r}: no such file'
     if isinstance(error, ImportError):  # MMEngine tells where it looked, not what was missing
         while isinstance(inner := error.__cause__ or error.__context__, ImportError):
             error = inner

@@ -13,6 +13,7 @@ from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import Tensor, nn
 
+from ..errors import FileError
 from .reading import CheckpointError
 
 OWN_PARTS = ('gate', 'channel_options', 'temporal_options')
@@ -20,7 +21,7 @@ _COUNTER = 'num_batches_tracked'  # old files lack it, averaged ones have fracti
 _whole: ContextVar[bool] = ContextVar('whole', default=False)
 
 
-class OtherNetworkError(RuntimeError):
+class OtherNetworkError(FileError):
     """Weights are those of another network."""
 
 
