@@ -125,6 +125,8 @@ class Plans:
         maps, call, result = seen[0]
         if call is None or not _is_view(maps, x) or not _is_view(y, result):
             return y, None
+        if result.shape[2:] == (1, 1) and not packed.adds_to_elements():
+            return y, None
         geometries = (_geometry(y), _geometry(result))
         return y, Plan(weight, bias, version_of(weight), _geometry(maps), call, *geometries)
 
