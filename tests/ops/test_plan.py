@@ -12,7 +12,7 @@ from mmengine.utils import digit_version
 from vared2_mmaction.ops import packed
 from vared2_mmaction.ops.epilogue import Epilogue
 from vared2_mmaction.ops.forms import convolve
-from vared2_mmaction.ops.plan import Plans
+from vared2_mmaction.ops.plan import Plans, adds_to_elements
 
 pytestmark = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason='PyTorch without oneDNN plans nothing'
@@ -91,7 +91,7 @@ def test_a_residual_is_added_to_maps_of_any_size(number, size, channels, outputs
                 x, layer.weight, layer.bias, (), general, Epilogue(residual, True)
             )
             torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-4)
-    planned = size != (1, 1, 1) or packed.adds_to_elements()
+    planned = size != (1, 1, 1) or adds_to_elements()
     assert layer.steps == (1 if planned else 2)
 
 
@@ -211,4 +211,4 @@ def test_copies_plan_for_themselves(clone):
 
 
 def test_pytorch_adds_to_maps_of_one_element_since_2_13():
-    assert packed.adds_to_elements() or digit_version(torch.__version__) < digit_version('2.13')
+    assert adds_to_elements() or digit_version(torch.__version__) < digit_version('2.13')

@@ -1,7 +1,6 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """2-D convolutions whose kernels stay in the layout that oneDNN computes with."""
 
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -153,16 +152,3 @@ if torch.backends.mkldnn.is_available():
         # With a residual, kernels come third, where a bias, (C,), is otherwise.
         weight_shape = second if third is None or len(third) == 1 else third
         return conv_flop_count(x_shape, weight_shape, out_shape, transposed=False)
-
-
-@functools.cache
-def adds_to_elements() -> bool:
-    """Whether PyTorch can add a residual to maps of one element; 2.8 cannot."""
-    x = torch.zeros(1, 2, 1, 1).to(memory_format=torch.channels_last)
-    try:
-        _convolve_and_add(
-            x, x, x.expand(2, 2, 1, 1), None, [0, 0], [1, 1], [1, 1], 1, 'add', 1.0, None, [], ''
-        )
-    except RuntimeError:
-        return False
-    return True
