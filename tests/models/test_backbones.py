@@ -224,6 +224,7 @@ def test_gradient_of_the_cost_reaches_every_gate(name):
 @needs_compiler
 @pytest.mark.parametrize('name', NAMED)
 def test_compiled_blending_trains_alike(name):
+    torch.manual_seed(7)  # gradients near which no ReLU or pool changes sides by rounding
     nets, x = [dynamic(name, {'compiled': compiled}) for compiled in (False, True)], clips(name)
     nets[1].load_state_dict(nets[0].state_dict())
     for net in nets:

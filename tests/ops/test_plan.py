@@ -7,10 +7,12 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+from mmengine.utils import digit_version
 
 from vared2_mmaction.ops import packed
+from vared2_mmaction.ops.epilogue import Epilogue
 from vared2_mmaction.ops.forms import convolve
-from vared2_mmaction.ops.plan import Plans
+from vared2_mmaction.ops.plan import Plans, adds_to_elements
 
 pytestmark = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason='PyTorch without oneDNN plans nothing'
@@ -66,6 +68,31 @@ def test_the_second_of_a_kind_takes_no_steps(case):
             layer(x, channels)
             layer(x, channels)
             assert layer.steps <= before + 1  # the view of one clip may lie as a clip of its own
+
+
+@pytest.mark.parametrize(('channels', 'outputs'), [(16, 20), (16, 1)])
+@pytest.mark.parametrize('size', [(1, 1, 1), (3, 1, 1), (1, 1, 5), (2, 4, 3)])
+@pytest.mark.parametrize('number', [1, 2])
+def test_a_residual_is_added_to_maps_of_any_size(number, size, channels, outputs):
+    """PyTorch 2.8 cannot to those of one element, for which there is no plan then."""
+    layout = {'memory_format': torch.channels_last_3d}
+    layer = Layer('in time', outputs, channels)
+    x = torch.randn(number, channels, *size).to(**layout)
+    residual = torch.randn(number, outputs, *size).to(**layout)
+
+    def general(conv2d=F.conv2d):
+        layer.steps += 1
+        return convolve(x, layer.weight, layer.bias, (1, 1, 1), (1, 0, 0), (1, 1, 1), 1, conv2d)
+
+    expected = F.relu(F.conv3d(x, layer.weight, layer.bias, 1, (1, 0, 0)) + residual)
+    with torch.no_grad():
+        for _ in range(2):
+            y = layer.plans.convolve(
+                x, layer.weight, layer.bias, (), general, Epilogue(residual, True)
+            )
+            torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-4)
+    planned = size != (1, 1, 1) or adds_to_elements()
+    assert layer.steps == (1 if planned else 2)
 
 
 def test_a_view_inside_other_clips():
@@ -181,3 +208,7 @@ def test_copies_plan_for_themselves(clone):
         assert not layer.plans.tensors()
         layer(clips())
     assert layer.steps == 2
+
+
+def test_pytorch_adds_to_maps_of_one_element_since_2_13():
+    assert adds_to_elements() or digit_version(torch.__version__) < digit_version('2.13')

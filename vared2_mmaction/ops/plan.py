@@ -1,6 +1,7 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """What a layer did with its inputs, so that it does the same with the next in fewer steps."""
 
+import functools
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
@@ -125,6 +126,8 @@ class Plans:
         maps, call, result = seen[0]
         if call is None or not _is_view(maps, x) or not _is_view(y, result):
             return y, None
+        if result.shape[2:] == (1, 1) and not adds_to_elements():
+            return y, None
         geometries = (_geometry(y), _geometry(result))
         return y, Plan(weight, bias, version_of(weight), _geometry(maps), call, *geometries)
 
@@ -137,6 +140,18 @@ class Plans:
 
 def _geometry(x: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(x.shape), x.stride()
+
+
+@functools.cache
+def adds_to_elements() -> bool:
+    """Whether PyTorch can add a residual to maps of one element; 2.8 cannot."""
+    x = torch.zeros(1, 2, 1, 1).to(memory_format=torch.channels_last)
+    call = PackedCall(x.expand(2, 2, 1, 1), None, ([0, 0], [1, 1], [1, 1]), 1)
+    try:
+        call(x, Epilogue(x))
+    except RuntimeError:
+        return False
+    return True
 
 
 def _is_view(x: Tensor, base: Tensor) -> bool:
