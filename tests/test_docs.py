@@ -64,7 +64,8 @@ def test_every_tool_is_mentioned(tool):
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
 def test_named_tools_and_sources_exist(page):
-    named = re.findall(r'\b(?:tools|vared2_mmaction|configs)/[\w/-]+\.(?:py|sh)', page.read_text())
+    folders = 'tools|vared2_mmaction|configs|tests'
+    named = re.findall(rf'(?<![\w/])(?:{folders})/[\w/-]+\.(?:py|sh)', page.read_text())
     assert [name for name in named if not (ROOT / name).is_file()] == []
 
 

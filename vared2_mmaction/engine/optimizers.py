@@ -8,10 +8,11 @@ from typing import Any
 
 from mmaction.engine.optimizers import TSMOptimWrapperConstructor
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd
 
-_NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
+from ..models.kinds import Convolution
+from ..ops.watched import BATCH_NORMS
+
+_NORMS = (*BATCH_NORMS, nn.GroupNorm, nn.LayerNorm)
 
 
 def _with_parts_of_convolutions(add_stock: Callable[..., None]) -> Callable[..., None]:
@@ -44,7 +45,9 @@ def _with_parts_of_convolutions(add_stock: Callable[..., None]) -> Callable[...,
 def _without_parts(model: nn.Module) -> Iterator[list[nn.Module]]:
     """Take the modules that convolutions hold out of a model, and put them back."""
     inside = [
-        (module, dict(module._modules)) for module in model.modules() if isinstance(module, _ConvNd)
+        (module, dict(module._modules))
+        for module in model.modules()
+        if isinstance(module, Convolution)
     ]
     for conv, _ in inside:
         conv._modules.clear()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_linear_bn_weights
 
 from .answer import Modulation
-from .watched import is_plain, is_watched
+from .watched import BATCH_NORMS, is_plain, is_watched
 
 GRID = 4
 """Rows and columns of positions that a descriptor reads of every frame, at most; reading all would
@@ -218,8 +218,7 @@ class SoftModulationGate(nn.Module):
 def is_folded_norm(norm: nn.Module) -> bool:
     """Whether a module is a BatchNorm, synchronised or not, with running statistics and nothing
     else to it."""
-    kinds = nn.modules.batchnorm._BatchNorm, nn.SyncBatchNorm
-    return is_plain(norm, *kinds) and norm.running_mean is not None
+    return is_plain(norm, *BATCH_NORMS) and norm.running_mean is not None
 
 
 def _has_other_processes(norm: nn.Module) -> bool:

@@ -10,6 +10,9 @@ from collections.abc import Callable
 from torch import nn
 from torch.nn.utils import parametrize
 
+BATCH_NORMS = (nn.modules.batchnorm._BatchNorm, nn.SyncBatchNorm)
+"""BatchNorm of any rank, synchronised, or reverted from that by MMEngine."""
+
 
 def is_watched(module: nn.Module, but: Callable | None = None) -> bool:
     """Whether a module has hooks, or a forward of its own instead of its class's.

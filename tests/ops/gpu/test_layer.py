@@ -63,6 +63,9 @@ class Answers(nn.Module):
     def forward(self, clips):
         return self.v[:, None]
 
+    def is_watched(self):
+        return False
+
 
 def run(layer, x, *residual):
     """Output and what is charged."""
