@@ -97,8 +97,9 @@ lint: setup
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+# A process a core; the tests of a file share what they train.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 test-detection: setup-detection
 	$(DETECTION_BIN)/python -m pytest tests/detection
