@@ -14,7 +14,7 @@ PACKAGES = [path.parent.name for path in sorted(PACKAGE.glob('*/__init__.py'))]
 TOOLS = [
     path.relative_to(ROOT).as_posix()
     for path in sorted((ROOT / 'tools').rglob('*'))
-    if path.suffix in ('.py', '.sh')
+    if path.suffix in ('.py', '.sh') and not (path.parent / '__init__.py').exists()
 ]
 _FENCE = re.compile(r'^```(\w*)\n(.*?)^```', re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r'\]\(([^)\s]+)\)')
