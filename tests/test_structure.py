@@ -8,12 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+from .loading import SCRIPTS, TOOLS
+
 ROOT = Path(__file__).parents[1]
-PACKAGE, TOOLS = ROOT / 'vared2_mmaction', ROOT / 'tools'
+PACKAGE = ROOT / 'vared2_mmaction'
 OURS = {path.parent.name for path in TOOLS.glob('*/__init__.py')}
 BELOW = {'synthetic': set(), 'benchmarking': set(), 'studies': {'synthetic', 'benchmarking'}}
 """Packages of tools that each may import."""
-SCRIPTS = {path.stem for path in TOOLS.rglob('*.py') if path.parent.name not in OURS}
+NAMES = {Path(name).stem for name in SCRIPTS}
 PROBE = """
 import runpy, sys
 from pathlib import Path
@@ -24,7 +26,7 @@ ours = ('benchmarking', 'studies', 'synthetic')
 parts = lambda: {part for name in sys.modules for part in name.split('.')}
 print(sorted(parts() & {*ours, 'random_gate', 'moving_shapes'}), 'RandomPolicyGate' in MODELS)
 for script in Path(__file__).parent.glob('*.py'):
-    if script.stem in sys.argv[1:]:
+    if script.name in sys.argv[1:]:
         runpy.run_path(str(script), run_name='loaded')
 print(sorted(parts() & set(ours)), 'RandomPolicyGate' in MODELS)
 print(*(Path(sys.modules[name].__file__).parent for name in ours), sep='\\n')
@@ -45,7 +47,7 @@ def imported(path: Path) -> set[str]:
 def test_the_package_imports_nothing_of_tools():
     files = {path.relative_to(ROOT): imported(path) for path in PACKAGE.rglob('*.py')}
     assert len(files) > 50
-    wrong = {path: names & (OURS | SCRIPTS | {'tools'}) for path, names in files.items()}
+    wrong = {path: names & (OURS | NAMES | {'tools'}) for path, names in files.items()}
     assert {path: names for path, names in wrong.items() if names} == {}
 
 
@@ -53,7 +55,7 @@ def test_packages_of_tools_import_what_is_below_them():
     assert set(BELOW) == OURS
     for name, below in BELOW.items():
         for path in (TOOLS / name).rglob('*.py'):
-            assert imported(path) & (OURS | SCRIPTS) <= below, path
+            assert imported(path) & (OURS | NAMES) <= below, path
 
 
 def test_tools_find_their_packages_from_anywhere(tmp_path):
@@ -62,7 +64,7 @@ def test_tools_find_their_packages_from_anywhere(tmp_path):
     shutil.copytree(TOOLS, tools, ignore=shutil.ignore_patterns('__pycache__'))
     (tools / 'probe.py').write_text(PROBE)
     done = subprocess.run(
-        [sys.executable, str(tools / 'probe.py'), *sorted(SCRIPTS)],
+        [sys.executable, str(tools / 'probe.py'), *SCRIPTS],
         cwd=tmp_path,
         env={**os.environ, 'PYTHONPATH': str(ROOT)},
         capture_output=True,

@@ -229,7 +229,7 @@ class Study:
             'variant': run.variant,
             'seed': run.seed,
             'start': start,
-            'version.torch': torch.__version__,
+            'version.torch': str(torch.__version__),
             'version.vared2_mmaction': vared2_mmaction.__version__,
             'videos.version': VERSION,
             **videos,

@@ -2,9 +2,7 @@
 """One run: trained, interrupted, resumed, tested, summarised."""
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import mmengine
@@ -14,6 +12,7 @@ from mmaction.registry import HOOKS
 from mmengine.hooks import Hook
 
 from studies import run
+from studies.schedule import LOG, Scheduler
 from studies.study import Run, Study, set_data
 from synthetic.moving_shapes import MovingShapes, make_moving_shapes
 
@@ -129,20 +128,18 @@ def test_hash_of_weights():
     assert run.weights_hash(changed) != run.weights_hash(state)
 
 
-def test_process_ends_with_the_study(tmp_path):
+def test_process_ends_with_the_study(tmp_path, monkeypatch):
     """A worker that waits for the lock of its folder is gone when its standard input is."""
-    mmengine.dump({}, tmp_path / 'run.json')
-    command = [sys.executable, '-m', 'studies.run', str(tmp_path)]
-    with run.locked(tmp_path):
-        root = CONFIGS.parents[1]
-        path = os.pathsep.join([str(root), str(root / 'tools')])
-        process = subprocess.Popen(
-            [*command, '--with-stdin'],
-            stdin=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, 'PYTHONPATH': path, 'OMP_NUM_THREADS': '1'},
-        )
+    monkeypatch.setenv('PYTHONPATH', str(CONFIGS.parents[1]))
+    monkeypatch.chdir(tmp_path)
+    scheduler = Scheduler(Study(CONFIGS, VIDEOS), tmp_path, tmp_path)
+    folder = scheduler.folder(Run('static', 0))
+    folder.mkdir()
+    mmengine.dump({}, folder / 'run.json')
+    with run.locked(folder):
+        process = scheduler._start(Run('static', 0))
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(0.5)
         process.stdin.close()
         assert process.wait(300) == 1
+    assert 'Error' not in (folder / LOG).read_text()
