@@ -6,6 +6,12 @@ from pathlib import Path
 from types import ModuleType
 
 TOOLS = Path(__file__).parents[1] / 'tools'
+SCRIPTS = sorted(
+    path.relative_to(TOOLS).as_posix()
+    for path in TOOLS.rglob('*')
+    if path.suffix in ('.py', '.sh') and not (path.parent / '__init__.py').exists()
+)
+"""What is run; what it imports are the modules of packages beside it."""
 
 
 def load_tool(name: str) -> ModuleType:

@@ -7,15 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from .loading import SCRIPTS
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
 PACKAGE = ROOT / 'vared2_mmaction'
 PACKAGES = [path.parent.name for path in sorted(PACKAGE.glob('*/__init__.py'))]
-TOOLS = [
-    path.relative_to(ROOT).as_posix()
-    for path in sorted((ROOT / 'tools').rglob('*'))
-    if path.suffix in ('.py', '.sh')
-]
+TOOLS = [f'tools/{name}' for name in SCRIPTS]
 _FENCE = re.compile(r'^```(\w*)\n(.*?)^```', re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r'\]\(([^)\s]+)\)')
 _HEADING = re.compile(r'^#+ (.*)$', re.MULTILINE)

@@ -9,7 +9,10 @@ from torch import nn
 
 from vared2_mmaction.models import kinds
 
-PACKAGE = Path(__file__).parents[1] / 'vared2_mmaction'
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted(
+    path for folder in ('vared2_mmaction', 'tools') for path in (ROOT / folder).rglob('*.py')
+)
 NO_PUBLIC_WAY = {
     # Kernels packed for oneDNN.
     'torch._C._nn.mkldnn_reorder_conv2d_weight',
@@ -78,9 +81,7 @@ torch.__version__
     }
 
 
-@pytest.mark.parametrize(
-    'path', sorted(PACKAGE.rglob('*.py')), ids=lambda path: str(path.relative_to(PACKAGE))
-)
+@pytest.mark.parametrize('path', SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_private_names_have_no_public_way(path):
     assert private_names(path.read_text()) <= NO_PUBLIC_WAY
 

@@ -23,11 +23,12 @@ from rich.table import Table
 from torch import nn
 
 import vared2_mmaction
-from vared2_mmaction.apis import benchmark, flops, keep_freed_memory
-from vared2_mmaction.apis.batches import Batch, clip_of, read_batches
+from benchmarking import benchmark
+from benchmarking.batches import Batch, clip_of, read_batches
+from benchmarking.environment import processor
+from vared2_mmaction.apis import flops, keep_freed_memory
 from vared2_mmaction.apis.cli import add_config_options, run_tool
 from vared2_mmaction.apis.config_file import read_config_file
-from vared2_mmaction.apis.environment import processor
 from vared2_mmaction.models import can_execute, dynamic_layers
 from vared2_mmaction.models.static import is_detector
 from vared2_mmaction.ops.library import missing_tool

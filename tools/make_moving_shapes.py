@@ -6,9 +6,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import fields
 
+from synthetic.motions import MOTIONS
+from synthetic.moving_shapes import MovingShapes, make_moving_shapes
 from vared2_mmaction.apis.cli import run_tool
-from vared2_mmaction.datasets.motions import MOTIONS
-from vared2_mmaction.datasets.moving_shapes import MovingShapes, make_moving_shapes
 
 
 def build_parser() -> argparse.ArgumentParser:

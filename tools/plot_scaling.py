@@ -5,8 +5,8 @@ import argparse
 import os
 from collections.abc import Sequence
 
+from benchmarking import scaling
 from vared2_mmaction.apis.cli import run_tool
-from vared2_mmaction.visualization import scaling
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 import vared2_mmaction
-from vared2_mmaction.apis import compare
+from studies import compare
 from vared2_mmaction.apis.cli import run_tool
 from vared2_mmaction.checkpoints.resuming import is_whole
 

@@ -19,7 +19,7 @@ from mmengine.config import Config
 from rich.console import Console
 
 import vared2_mmaction  # noqa: F401  (mends the installed releases)
-from vared2_mmaction.apis import detection_study
+from studies import detection
 from vared2_mmaction.apis.cli import run_tool
 from vared2_mmaction.checkpoints.resuming import is_whole
 
@@ -43,16 +43,16 @@ def run_all(args: argparse.Namespace) -> None:
     # Threads that wait actively take the cores from the processes that decode videos.
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     run('tools/make_moving_boxes.py', 'data/moving_boxes')
-    scores: dict[str, list[detection_study.Score]] = {name: [] for name in args.networks}
+    scores: dict[str, list[detection.Score]] = {name: [] for name in args.networks}
     console = Console()
     for seed in args.seeds:
         for name in args.networks:
             console.rule(f'{name}, seed {seed}')
             scores[name].append(train_and_test(name, seed, args.work_dir))
     cfg = Config.fromfile(CONFIGS / f'{STATIC}.py')
-    at_random = detection_study.chance(cfg.test_evaluator.ann_file)
-    console.print(detection_study.table(scores, at_random))
-    console.print('\n'.join(detection_study.markdown(scores, at_random)), soft_wrap=True)
+    at_random = detection.chance(cfg.test_evaluator.ann_file)
+    console.print(detection.table(scores, at_random))
+    console.print('\n'.join(detection.markdown(scores, at_random)), soft_wrap=True)
     plain = {name: [asdict(score) for score in runs] for name, runs in scores.items()}
     report = {'seeds': args.seeds, 'chance': at_random, 'scores': plain}
     (args.work_dir / 'results.json').write_text(json.dumps(report, indent=1) + '\n')
@@ -63,7 +63,7 @@ def run(*command: str) -> None:
     subprocess.run([sys.executable, *command], check=True)
 
 
-def train_and_test(name: str, seed: int, work_dir: Path) -> detection_study.Score:
+def train_and_test(name: str, seed: int, work_dir: Path) -> detection.Score:
     """Train and test a network, or what is missing of that."""
     config = CONFIGS / f'{NETWORKS[name]}.py'
     cfg = Config.fromfile(config)
@@ -83,7 +83,7 @@ def train_and_test(name: str, seed: int, work_dir: Path) -> detection_study.Scor
         where = ['--work-dir', str(folder), '--dump', str(partial)]
         run('tools/test.py', str(config), str(checkpoint), *where)
         partial.replace(dump)
-    return detection_study.score(cfg, str(dump))
+    return detection.score(cfg, str(dump))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from vared2_mmaction.apis import study, study_report
+from studies import report, study
+from studies.schedule import RESULTS, STALE, Resources, RunFailedError, Scheduler
 from vared2_mmaction.apis.cli import run_tool
-from vared2_mmaction.apis.study_schedule import RESULTS, STALE, Resources, RunFailedError, Scheduler
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs' / 'study'
 
@@ -107,7 +107,7 @@ def run_study(args: argparse.Namespace) -> int | None:
         print(f'study.py: {said}', file=sys.stderr)
         return 1 if failed else 130
     docs = args.out or args.docs
-    study_report.write(study_report.load((args.report or args.out) / RESULTS), docs)
+    report.write(report.load((args.report or args.out) / RESULTS), docs)
     console.print(f'{docs / "results.md"} is written', soft_wrap=True)
     return None
 

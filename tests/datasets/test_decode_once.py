@@ -7,7 +7,7 @@ from mmaction.registry import TRANSFORMS
 from mmaction.utils import register_all_modules
 from mmcv.transforms import Compose
 
-from vared2_mmaction.datasets.moving_shapes import MovingShapes, make_moving_shapes
+from synthetic.moving_shapes import MovingShapes, make_moving_shapes
 
 DECODE = [
     dict(type='DecordInit', num_threads=1),

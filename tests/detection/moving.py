@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from mmengine.config import Config
 
+from synthetic.moving_boxes import MovingBoxes, make_moving_boxes
 from vared2_mmaction.apis.flops import load_model
-from vared2_mmaction.datasets.moving_boxes import MovingBoxes, make_moving_boxes
 
 from ..loading import TOOLS
 

@@ -12,9 +12,10 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from studies import detection
+from synthetic.moving_boxes import ACTIONS, MovingBoxes, make_moving_boxes
 from vared2_mmaction import force_policy
-from vared2_mmaction.apis import detection_study, flops
-from vared2_mmaction.datasets.moving_boxes import ACTIONS, MovingBoxes, make_moving_boxes
+from vared2_mmaction.apis import flops
 from vared2_mmaction.models import dynamic_layers
 
 from ..loading import TOOLS, load_tool
@@ -101,7 +102,7 @@ def test_training_and_testing(trained, monkeypatch):
         boxes, scores = (sample['pred_instances'][key] for key in ('bboxes', 'scores'))
         assert boxes.shape == (len(scores), 4)
         assert scores.shape[1] == 1 + len(ACTIONS)
-    score = detection_study.score(Config.fromfile(config), 'd.pkl')
+    score = detection.score(Config.fromfile(config), 'd.pkl')
     (line,) = [line for line in printed.splitlines() if 'Epoch(test)' in line and 'mAP' in line]
     assert f'mAP/overall: {score.mean_ap:.4f}' in line
     assert score.least <= score.ratio <= score.most
@@ -154,15 +155,15 @@ def test_chance_is_the_share_of_boxes(tmp_path):
     lines = ['a,1,0,0,.5,.5,1,0', 'a,1,0,0,.5,.5,2,0', 'a,1,.1,0,.5,.5,1,1', 'b,1,0,0,.5,.5,3,0']
     (tmp_path / 'ann.csv').write_text('\n'.join(lines))
     expected = (2 / 3 + 1 / 3 + 1 / 3) / 3
-    assert detection_study.chance(str(tmp_path / 'ann.csv')) == pytest.approx(expected)
+    assert detection.chance(str(tmp_path / 'ann.csv')) == pytest.approx(expected)
 
 
 def test_seeds_are_summed_up():
     runs = [
-        detection_study.Score(0.975, 0.6, 0.61, 0.4, 0.8),
-        detection_study.Score(0.955, 0.5, 0.51, 0.3, 1.0),
+        detection.Score(0.975, 0.6, 0.61, 0.4, 0.8),
+        detection.Score(0.955, 0.5, 0.51, 0.3, 1.0),
     ]
-    lines = detection_study.markdown({'VA-RED2': runs}, 0.177)
+    lines = detection.markdown({'VA-RED2': runs}, 0.177)
     cells = '96.5 ± 1.4 (97.5, 95.5) | 55.0 ± 7.1 (60.0, 50.0) | 56.0 ± 7.1 (61.0, 51.0)'
     assert f'| VA-RED2 | {cells} | 40 - 80, 30 - 100 |' in lines
     assert '| at random | 17.7 | | | |' in lines

@@ -13,8 +13,8 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.evaluator import DumpResults, Evaluator
 
+from synthetic.moving_boxes import ACTIONS
 from vared2_mmaction.apis import flops, visualize
-from vared2_mmaction.datasets.moving_boxes import ACTIONS
 from vared2_mmaction.models.policy import force_policy
 
 from ..loading import load_tool

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from mmaction.registry import MODELS
 
+import studies.random_gate  # noqa: F401  (registers the gate that draws)
 from vared2_mmaction import dynamize
 from vared2_mmaction.models.layers import DynamicOptions
 from vared2_mmaction.models.losses import ComputationBudgetLoss

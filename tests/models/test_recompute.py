@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarking.memory import peak_bytes, state_tensors
 from vared2_mmaction import dynamize, force_policy
-from vared2_mmaction.apis.memory import peak_bytes, state_tensors
 from vared2_mmaction.models import dynamic_layers, force_policies
 from vared2_mmaction.ops import recompute
 

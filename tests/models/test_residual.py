@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.modules.module import register_module_forward_hook
 
-from vared2_mmaction.apis.memory import peak_bytes
+from benchmarking.memory import peak_bytes
 from vared2_mmaction.models import accelerate, dynamic_layers, force_policies, fuse, residual
 from vared2_mmaction.models.residual import FusedResidual, FusedStage
 from vared2_mmaction.ops import chain, packed

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from studies.random_gate import keyed_by
 from vared2_mmaction import dynamize, force_policy
 from vared2_mmaction.models import dynamic_layers, force_policies, masking
 from vared2_mmaction.models.dynamize import is_own_parameter
-from vared2_mmaction.models.random_gate import keyed_by
 from vared2_mmaction.ops import Modulation
 from vared2_mmaction.ops.unused import with_zero_gradients
 from vared2_mmaction.ops.watched import BATCH_NORMS

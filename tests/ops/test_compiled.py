@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vared2_mmaction.apis.memory import state_tensors
+from benchmarking.memory import state_tensors
 from vared2_mmaction.ops import (
     Modulation,
     SoftModulationGate,

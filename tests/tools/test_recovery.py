@@ -10,7 +10,8 @@ import torch
 from mmengine import runner
 from torch import nn
 
-from vared2_mmaction.apis import cli, study_run
+from studies import run as study_run
+from vared2_mmaction.apis import cli
 
 from ..checkpoints.files import content
 from ..loading import load_tool
@@ -26,7 +27,7 @@ def demo(folder, commands, monkeypatch):
 def detection(folder, commands, monkeypatch):
     tool = load_tool('run_detection')
     monkeypatch.setattr(tool, 'run', lambda *command: commands.append(command))
-    monkeypatch.setattr(tool.detection_study, 'score', lambda cfg, dump: None)
+    monkeypatch.setattr(tool.detection, 'score', lambda cfg, dump: None)
     run_folder = folder / 'VA-RED2_seed0'
     run_folder.mkdir(exist_ok=True)
     (run_folder / 'partial.pkl').touch()

@@ -12,7 +12,6 @@ from .heads import VARED2I3DHead, VARED2TSNHead, VARED2X3DHead
 from .losses import ComputationBudgetLoss
 from .neck import ModulatedFeatures, SoftModulationGateNeck
 from .policy import dynamic_layers, force_policies, force_policy, masking
-from .random_gate import RandomPolicyGate, RandomPolicyResNet2Plus1d
 from .static import static_cost, to_static
 
 if has_detection():
@@ -25,8 +24,6 @@ __all__ = [
     'ComputationBudgetLoss',
     'DynamicFeatures',
     'ModulatedFeatures',
-    'RandomPolicyGate',
-    'RandomPolicyResNet2Plus1d',
     'SoftModulationGateNeck',
     'VARED2I3DHead',
     'VARED2ResNet',

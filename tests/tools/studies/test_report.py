@@ -1,0 +1,191 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""The report says what the results say."""
+
+import copy
+import json
+import re
+
+import pytest
+
+from studies import report
+from studies.statistics import Results, Spread
+
+from ...loading import load_tool
+
+SEEDS = (0, 1)
+# Variant: top-1, GMACs of the convolutions, and of gates and cheap operations; of each seed.
+NUMBERS = {
+    'static': ((0.88, 0.10, 0.0), (0.90, 0.10, 0.0)),
+    'vared2': ((0.875, 0.055, 0.002), (0.895, 0.059, 0.002)),
+    'random': ((0.80, 0.0554, 0.001), (0.86, 0.0593, 0.001)),
+    'slimmed': ((0.82, 0.056, 0.0), (0.85, 0.060, 0.0)),
+    'longer': ((0.877, 0.10, 0.0), (0.897, 0.10, 0.0)),
+    'no_motion': ((0.89, 0.06, 0.002), (0.87, 0.05, 0.002)),
+}
+
+
+def run(variant, seed, top1, gmacs, overhead):
+    dynamic = variant not in ('static', 'slimmed', 'longer')
+    ratio = gmacs / 0.1 if dynamic else 1.0
+    group = {'still_clips': 75, 'moving_clips': 485, 'still': 0.5, 'moving': 0.75, 'p': 0.0001}
+    return {
+        'variant': variant,
+        'seed': seed,
+        'top1': top1,
+        'ratio': {'mean': ratio, 'min': ratio - 0.05 * dynamic, 'max': ratio, 'std': 0.0},
+        'gmacs': {'mean': gmacs, 'min': gmacs, 'max': gmacs, 'std': 0.0},
+        'overhead_gmacs': overhead,
+        'motion': {'all': group, 'same_classes': None} if dynamic else None,
+        'seconds': 120.0,
+        'cpu_seconds': 90.0,
+        'resumed': False,
+        'settings': {},
+        'environment': {'device': 'a processor', 'threads': 1, 'torch': '2.13.0'},
+    }
+
+
+@pytest.fixture
+def content():
+    runs = {
+        f'{variant}_seed{seed}': run(variant, seed, *numbers[seed])
+        for variant, numbers in NUMBERS.items()
+        for seed in SEEDS
+    }
+    settings = {'videos.seed': 1, 'videos.train': 1120, 'videos.test': 560, 'version.torch': '2'}
+    command = 'python tools/study.py --out work_dirs/study'
+    return {'command': command, 'settings': settings, 'runs': runs}
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load(content):
+        path = tmp_path / 'results.json'
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+        return Results.load(path)
+
+    return load
+
+
+def met(results):
+    return [goal.met for goal in results.goals()]
+
+
+def test_spread():
+    assert Spread.of([85.0, 84.0, 86.0]).text() == '85.0 ± 1.0 (85.0, 84.0, 86.0)'
+    assert Spread.of([1.26]).text(sign=True) == '+1.3'
+    assert Spread.of([-0.01, 0.01]).text(sign=True) == '+0.0 ± 0.0 (+0.0, +0.0)'
+
+
+def test_all_goals_met(load, content):
+    results = load(content)
+    assert met(results) == [True] * 7
+    assert results.share('vared2', 0) == pytest.approx(57)
+    assert results.difference('top1', 'vared2', 'random').values == pytest.approx((7.5, 3.5))
+    assert 'not met' not in report.page(results)
+
+
+@pytest.mark.parametrize(
+    ('goal', 'name', 'change'),
+    [
+        (0, 'vared2_seed1', {'overhead_gmacs': 0.005}),
+        (1, 'static_seed1', {'top1': 0.902}),
+        (2, 'longer_seed1', {'top1': 0.908}),
+        (3, 'random_seed1', {'top1': 0.931}),
+        (4, 'slimmed_seed0', {'top1': 0.881}),
+        (5, 'random_seed0', {'ratio': {'mean': 0.57, 'min': 0.5, 'max': 0.7, 'std': 0.1}}),
+        (6, 'vared2_seed0', {'p': 0.02}),
+        (6, 'vared2_seed0', {'still': 0.8}),
+    ],
+)
+def test_each_goal_can_be_missed(load, content, goal, name, change):
+    changed = content['runs'][name]
+    target = changed['motion']['all'] if goal == 6 else changed
+    target.update(change)
+    results = load(content)
+    assert met(results) == [i != goal for i in range(7)]
+    assert report.page(results).count('**not met**') == 1
+
+
+def test_what_was_not_measured_is_said(load, content):
+    content['runs'] = {k: v for k, v in content['runs'].items() if k.startswith('static')}
+    results = load(content)
+    assert met(results) == [None] * 7
+    assert report.page(results).count('not measured') >= 7
+
+
+def test_page(load, content):
+    page = report.page(load(content))
+    assert '88.5 ± 1.4 (87.5, 89.5)' in page
+    assert '| 50.0 – 59.0 |' in page
+    assert 'vared2 − random | +5.5 ± 2.8 (+7.5, +3.5) |' in page
+    assert 'no_motion − vared2 | -0.5 ± 2.8 (+1.5, -2.5) |' in page
+    assert '| vared2 | 0 | all | 75 | 485 | 50.0 | 75.0 | 0.0001 |' in page
+    assert '| vared2 | 1 | same classes | no such clips |' in page
+    assert content['command'] in page
+    assert '12 runs, 24 minutes' in page
+    assert '18 minutes of processor time' in page
+    assert 'different versions' not in page
+    for line in re.findall(r'^\|.*\|$', page, re.M):
+        assert ' nan' not in line
+
+
+def test_runs_of_different_versions_are_told(load, content):
+    del content['settings']['version.torch']
+    content['runs']['static_seed0']['settings'] = {'version.torch': '1'}
+    assert 'different versions of PyTorch or of this package' in report.page(load(content))
+
+
+def test_tool_writes_page_and_figure(load, content, tmp_path, capsys):
+    load(content)
+    docs = tmp_path / 'docs'
+    load_tool('study').main(['--report', str(tmp_path), '--docs', str(docs)])
+    assert 'VA-RED' in (docs / 'results.md').read_text()
+    assert (docs / 'results.png').read_bytes()[:4] == b'\x89PNG'
+    assert 'results.md is written' in capsys.readouterr().out
+
+
+def test_tool_names_mistakes(tmp_path, capsys):
+    tool = load_tool('study')
+    for argv, named in (
+        (['--report', str(tmp_path)], 'results.json: no such file'),
+        (['--out', str(tmp_path), '--variants', 'statik'], "'statik'"),
+        (['--out', str(tmp_path), '--jobs', '0'], '--jobs'),
+        (['--out', str(tmp_path), '--videos', '0', '1', '1'], '--train'),
+    ):
+        with pytest.raises(SystemExit):
+            tool.main(argv)
+        assert named in capsys.readouterr().err
+
+
+def test_command_of_the_tool():
+    tool = load_tool('study')
+    parse = tool.build_parser().parse_args
+    plain = 'python tools/study.py --out work_dirs/study'
+    assert tool.command(parse(['--out', 'elsewhere', '--data', 'there', '--jobs', '7'])) == plain
+    given = ['--seeds', '1', '--epochs', '2', '3', '--scale', 'large']
+    again = tool.command(parse(['--out', 'elsewhere', *given]))
+    assert parse(again.split()[2:]).epochs == [2, 3]
+    assert parse(again.split()[2:]).seeds == [1]
+    assert parse(again.split()[2:]).scale == 'large'
+
+
+def broken(content, change):
+    content = copy.deepcopy(content)
+    change(content)
+    return content
+
+
+@pytest.mark.parametrize(
+    ('change', 'named'),
+    [
+        (lambda c: c.pop('runs'), 'expected the results'),
+        (lambda c: c['runs']['vared2_seed0'].pop('top1'), "lacks 'top1'"),
+        (lambda c: c['runs']['vared2_seed0'].update(variant='other'), "variant 'other'"),
+        (lambda c: [c['runs'].pop(f'static_seed{seed}') for seed in SEEDS], "run of 'static'"),
+    ],
+)
+def test_other_files_are_refused(load, content, change, named):
+    with pytest.raises(ValueError, match=named):
+        load(broken(content, change))
+    with pytest.raises(ValueError, match='expected the results'):
+        load('no JSON')

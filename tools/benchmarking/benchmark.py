@@ -1,0 +1,367 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""Time a dynamic network against the stock one, side by side and with the same help.
+
+Four networks with the same weights take turns in one process, so that whatever slows the machine
+down slows all of them:
+
+- ``stock``: MMAction2's network with all the help that ours gets,
+- ``ours``: the dynamic network, under a policy or with its own gates,
+- ``unhelped``: MMAction2's network as it is,
+- ``masked``: ours, but every layer computes all and throws away what the policy leaves out.
+"""
+
+import copy
+import gc
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from mmaction.models.recognizers import Recognizer2D
+from torch import Tensor, nn
+
+from vared2_mmaction.apis import flops
+from vared2_mmaction.models import (
+    accelerate,
+    capture,
+    dynamic_layers,
+    force_policies,
+    fuse,
+    masking,
+    static_cost,
+    to_static,
+)
+from vared2_mmaction.models.dynamize import DynamicFeatures
+
+from .batches import Batch, classifier, make_batch
+from .memory import peak_bytes, state_tensors
+from .operations import convolution_time, operation_times
+from .timing import RIVALS, WARMUP, Network, realised, summarise, time_in_turn
+
+DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16}
+_DIMENSIONS = ('channel', 'temporal')
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What the layers are to compute; see :func:`parse_policy`."""
+
+    name: str
+    options: tuple[int, int] | None = None
+    """(p_c, p_t) of every layer and clip; None where they are drawn or the gates decide."""
+
+    def draw(self, clips: int, layers: int, seed: int) -> Tensor | None:
+        """Options (clips, layers, 2) of every clip and layer; None where the gates decide."""
+        if self.name == 'learned':
+            return None
+        if self.options is not None:
+            return torch.tensor(self.options).expand(clips, layers, 2)
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randint(0, 3, (clips, layers, 2), generator=generator)
+
+
+def parse_policy(text: str) -> Policy:
+    """Read a policy: full, mixed, learned, or channel=I,temporal=J, one of which may be left out.
+
+    Raises:
+        ValueError: If it is none of them.
+    """
+    if text in ('mixed', 'learned'):
+        return Policy(text)
+    if text == 'full':
+        return Policy(text, (0, 0))
+    parts = [part.partition('=') for part in text.split(',')]
+    given = {name: option for name, _, option in parts}
+    known = len(given) == len(parts) and set(given) <= set(_DIMENSIONS)
+    if not known or not all(o.isascii() and o.isdigit() for o in given.values()):
+        raise ValueError(
+            f'--policy {text}: expected full, mixed, learned or channel=I,temporal=J with options '
+            'I and J, 0 or more, of which one may be left out'
+        )
+    channel, temporal = (int(given.get(name, '0')) for name in _DIMENSIONS)
+    return Policy(text, (channel, temporal))
+
+
+class Case(NamedTuple):
+    """What differs from row to row."""
+
+    policy: Policy
+    batch_size: int
+    shape: tuple[int, ...]
+    """C, T, H and W of a clip."""
+
+
+class Options(NamedTuple):
+    """What is the same for all rows."""
+
+    mode: str = 'infer'
+    """``infer``, a prediction, or ``train``, a whole step."""
+    device: str = 'cpu'
+    dtype: str = 'float32'
+    runs: int = 20
+    seed: int = 0
+    rivals: tuple[str, ...] = RIVALS
+    """Networks that are timed beside ``stock`` and ``ours``."""
+    memory_kept: bool = False
+    """Whether the process keeps freed memory; see
+    :func:`~vared2_mmaction.apis.keep_freed_memory`."""
+    compiled: bool = False
+    """Whether layers are executed by compiled code, or in training blend by it; see
+    :func:`~vared2_mmaction.models.fuse`."""
+    profile: bool = False
+    """Whether to tell what the time goes into."""
+    videos: tuple[Batch, ...] = ()
+    """What is fed, run after run, in batches of one; see
+    :func:`~benchmarking.batches.read_batches`. Noise if there is none."""
+
+    def own_help(self) -> list[str]:
+        """What is of no use to ``stock``."""
+        return ['compiled blending'] if self.compiled and self.mode == 'train' else []
+
+    def help(self) -> list[str]:
+        """What ``stock`` and ``ours`` both get."""
+        infer, on_cpu, reduced = self.mode == 'infer', self.device == 'cpu', self.dtype != 'float32'
+        kernels = infer and self.compiled and not on_cpu
+        return [
+            *(['batch norm folded'] if infer else []),
+            'convolution forms',
+            *(['channels-last'] if on_cpu or kernels else []),
+            *(['packed kernels'] if infer and on_cpu and not reduced else []),
+            *(['ReLU and residuals in convolutions'] if infer else []),
+            *(['compiled layers'] if infer and self.compiled else []),
+            *(['CUDA graph'] if kernels else []),
+            *(['freed memory kept'] if self.memory_kept else []),
+            *([f'{self.dtype} autocast'] if reduced else []),
+        ]
+
+
+def clip_shape(
+    model: nn.Module, shape: Sequence[int] | None, views: flops.Views | None
+) -> tuple[int, ...]:
+    """Check the shape of a clip, or take what a pipeline makes.
+
+    Args:
+        model: The recognizer.
+        shape: C, T, H and W; None takes that of ``views``.
+        views: What the pipeline makes of a video.
+
+    Raises:
+        ValueError: If the network cannot take such a clip, or nothing tells its shape.
+    """
+    frames = flops.clip_frames(model)
+    if shape is None:
+        if views is None or views.size is None:
+            raise ValueError('--shape C T H W is needed: the test pipeline leaves it open')
+        clip = flops.random_clip(model, None, views)[0]
+        if isinstance(model, Recognizer2D):
+            clip = clip.transpose(0, 1)
+        shape = tuple(clip.shape[-4:])
+    text = f'--shape {" ".join(map(str, shape))}'
+    if len(shape) != 4 or min(shape) < 1:
+        raise ValueError(f'{text}: expected C T H W, each 1 or more')
+    if frames and shape[1] != frames:
+        raise ValueError(f'{text}: expected T = {frames}, the frames that the backbone is made for')
+    try:
+        static_cost(model, make_batch(model, 1, shape, 0).inputs.shape)
+    except RuntimeError as error:
+        raise ValueError(f'{text}: the network cannot take it: {error}') from error
+    return tuple(shape)
+
+
+def build_network(
+    name: str, model: nn.Module, case: Case, options: Options, captured: bool = True
+) -> Network:
+    """Make one of the networks from a dynamic recognizer.
+
+    Args:
+        name: ``stock``, ``ours``, ``unhelped`` or ``masked``.
+        model: The recognizer; stays as it is, so that every row starts from the same weights.
+        case: What is measured.
+        options: How it is measured.
+        captured: Whether it may run as a CUDA graph, whose memory is not told apart from what was
+            freed.
+    """
+    infer, policy = options.mode == 'infer', None
+    if name in ('ours', 'masked'):
+        network = copy.deepcopy(model).to(options.device)
+        policy = case.policy.draw(case.batch_size, len(dynamic_layers(model)), options.seed)
+    else:
+        network = to_static(model).to(options.device)
+    if name == 'stock':
+        network = accelerate(network)
+    if infer and name != 'unhelped':
+        network = fuse(network, options.compiled)
+        if captured and options.compiled and options.device == 'cuda':
+            network = capture(network)
+    elif not infer:
+        for layer in dynamic_layers(network).values():
+            layer.compiled_blend = options.compiled
+    network.train(not infer)
+    if not infer and options.dtype != 'float32':
+        # Stock heads hand the scores to NumPy, which knows no bfloat16.
+        classifier(network).register_forward_hook(_to_float32)
+    batches = [batch.to(options.device) for batch in _batches(model, case, options)]
+    feed = itertools.cycle(batches)
+    forced = None if policy is None else force_policies(network, policy)
+    context = partial(_policy_context, network, forced, name == 'masked')
+    autocast = partial(_autocast, options)
+    if infer:
+        return Network(network, partial(_predict, network, feed, autocast), context, batches)
+    trained = [p for p in network.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=1e-4, momentum=0.9)
+    step = partial(_train_step, network, feed, autocast, optimizer)
+    return Network(network, step, context, batches, optimizer)
+
+
+def _batches(model: nn.Module, case: Case, options: Options) -> list[Batch]:
+    size = case.batch_size
+    if not options.videos:
+        return [make_batch(model, size, case.shape, options.seed)]
+    starts = range(0, len(options.videos) - size + 1, size)
+    return [Batch.of(options.videos[start : start + size]) for start in starts]
+
+
+def _to_float32(_: nn.Module, args: Any, scores: Tensor) -> Tensor:
+    return scores.float()
+
+
+def _autocast(options: Options) -> AbstractContextManager:
+    dtype = DTYPES[options.dtype]
+    return torch.autocast(options.device, dtype=dtype, enabled=dtype != torch.float32)
+
+
+@contextmanager
+def _policy_context(
+    network: nn.Module, forced: AbstractContextManager | None, masked: bool
+) -> Iterator[None]:
+    with ExitStack() as stack:
+        if forced is not None:
+            stack.enter_context(forced)
+        if masked:
+            stack.enter_context(masking(network))
+        yield
+
+
+@torch.no_grad()
+def _predict(model: nn.Module, feed: Iterator[Batch], autocast: Callable) -> object:
+    batch = next(feed)
+    with autocast():
+        return model(batch.inputs, batch.data_samples, mode='predict')
+
+
+def _train_step(
+    model: Any, feed: Iterator[Batch], autocast: Callable, optimizer: torch.optim.Optimizer
+) -> None:
+    batch = next(feed)
+    samples = copy.deepcopy(batch.data_samples)  # a detector changes them
+    with autocast():
+        losses = model(batch.inputs, samples, mode='loss')
+    loss, _ = model.parse_losses(losses)
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def run_case(
+    model: nn.Module, case: Case, options: Options, progress: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+    """Measure one row.
+
+    Args:
+        model: A dynamic recognizer, on the CPU.
+        case: What is measured.
+        options: How it is measured.
+        progress: Called whenever all networks had a run, ``WARMUP + options.runs`` times.
+
+    Returns:
+        The row. ``clips`` is what was fed, which decides the compute of learned policies. Times
+        are medians in milliseconds; ``time_ratio`` is the median of the ratios
+        of ours to stock within the runs, and ``time_ratio_p10`` and ``time_ratio_p90`` are their
+        percentiles. Memory is in megabytes (10^6 bytes). ``macs_ratio`` is that of the whole
+        network, gates and cheap operations included. ``realised`` is the share of the saved
+        multiply-adds that shows as saved time, None where hardly any are saved. With a profile,
+        ``static_operations_ms`` and ``dynamic_operations_ms`` are what
+        :func:`~benchmarking.operations.operation_times` finds, and ``realised_bound`` is
+        what would be realised if nothing but convolutions took time.
+    """
+    ours = build_network('ours', model, case, options, captured=False)
+    clip = (1, *ours.batches[0].inputs.shape[1:])
+    ratio = macs_ratio(ours, static_cost(model, clip))
+    clips = f'{len(ours.batches) * case.batch_size} test videos' if options.videos else 'noise'
+    del ours
+    peaks, first = {}, options._replace(videos=options.videos[: case.batch_size])
+    for name in ('stock', 'ours'):  # one at a time: on a GPU the other would count
+        gc.collect()
+        peaks[name] = _peak(build_network(name, model, case, first, captured=False), options.device)
+    names = ('stock', 'ours', *options.rivals)
+    networks = [build_network(name, model, case, options) for name in names]
+    seconds = time_in_turn(networks, options.runs, options.device, progress)
+    profiled = _profile(networks[0], networks[1], options.runs, ratio) if options.profile else {}
+    return {
+        'mode': options.mode,
+        'policy': case.policy.name,
+        'batch_size': case.batch_size,
+        'shape': list(case.shape),
+        'clips': clips,
+        'device': options.device,
+        'dtype': options.dtype,
+        'macs_ratio': ratio,
+        **summarise(dict(zip(names, seconds, strict=True)), ratio),
+        'peak_memory_ratio': peaks['ours'] / peaks['stock'],
+        'static_peak_mb': peaks['stock'] / 1e6,
+        'dynamic_peak_mb': peaks['ours'] / 1e6,
+        'help': options.help(),
+        'own_help': options.own_help(),
+        'threads': torch.get_num_threads(),
+        'runs': options.runs,
+        'seed': options.seed,
+        **profiled,
+    }
+
+
+def _profile(stock: Network, ours: Network, runs: int, share: float) -> dict[str, Any]:
+    found = []
+    for network in (stock, ours):
+        with network.context():
+            found.append(operation_times(network.call, runs))
+    static, dynamic = found
+    return {
+        'static_operations_ms': static,
+        'dynamic_operations_ms': dynamic,
+        'realised_bound': realised(convolution_time(dynamic) / convolution_time(static), share),
+    }
+
+
+def macs_ratio(network: Network, static: int) -> float:
+    """Run a dynamic network and take its multiply-adds from what the layers decided.
+
+    Args:
+        network: The network; costs are means over its batches, each of which it is fed once.
+        static: Multiply-adds of the stock recognizer for a clip.
+
+    Returns:
+        Executed over static multiply-adds of the whole network. In training those of the forward
+        pass, of which the backward pass is a multiple on both sides.
+    """
+    costs: list[Tensor] = []
+
+    def keep(_: nn.Module, args: Any, output: DynamicFeatures) -> None:
+        costs.append(output.decisions.detach()[..., :3].sum(1).mean(0))
+
+    backbone: Any = network.model.backbone
+    with backbone.register_forward_hook(keep), network.context():
+        for _ in network.batches:
+            network.call()
+    executed, charged, overhead = torch.stack(costs).mean(0).tolist()
+    return (static - charged + executed + overhead) / static
+
+
+def _peak(network: Network, device: str) -> int:
+    with network.context():
+        for _ in range(WARMUP):  # the optimizer's state is there after the first
+            network.call()
+        existing = [*state_tensors(network.model, network.optimizer), network.batches[0].inputs]
+        return peak_bytes(network.call, torch.device(device), existing)

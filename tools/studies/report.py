@@ -1,0 +1,231 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""The report of the study: a page and a figure, made of the results alone."""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import figure
+from .motion import PERMUTATIONS
+from .statistics import Results
+from .study import DYNAMIC, STATIC, VARIANTS
+
+load = Results.load
+PAGE, FIGURE = 'results.md', 'results.png'
+_MET = {True: 'met', False: '**not met**', None: 'not measured'}
+_SHOW_MOTION = (DYNAMIC, 'temporal', 'no_motion', 'random')
+
+
+def write(results: Results, folder: Path) -> None:
+    """Write ``results.md`` and ``results.png``.
+
+    Args:
+        results: Of a study.
+        folder: Where to; is made.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    points = {
+        variant: [(results.gmacs(variant, seed), results.top1(variant, seed)) for seed in by_seed]
+        for variant, by_seed in results.runs.items()
+    }
+    figure.draw(points, line=STATIC).savefig(folder / FIGURE, dpi=150)
+    (folder / PAGE).write_text(page(results))
+
+
+def page(results: Results) -> str:
+    """The report as Markdown."""
+    sections = (_introduction, _goals, _table, _equal_compute, _choices, _motion, _again)
+    return '\n\n'.join('\n'.join(section(results)) for section in sections) + '\n'
+
+
+def _introduction(results: Results) -> Iterator[str]:
+    settings, static = results.settings, results.runs[STATIC]
+    seeds = ', '.join(str(seed) for seed in static)
+    top1 = results.spread('top1', STATIC).mean / 100
+    yield '# Results of the study'
+    yield ''
+    yield (
+        'This page is written by `tools/study.py`; nothing in it is written by hand. Action '
+        'detection has a page of its own, [results_detection.md](results_detection.md).'
+    )
+    yield ''
+    yield (
+        f'Generated videos (tools/make_moving_shapes.py --seed {settings.get("videos.seed", "?")}, '
+        f'{settings.get("videos.train", "?")} to train, {settings.get("videos.test", "?")} to '
+        f'test); every network is trained with the seeds {seeds}. Every number is that of the last '
+        'epoch on the test set. Dynamic networks start from the static network of their seed, and '
+        'so are trained for longer than that; the slimmed network and the one called `longer` are '
+        'trained for as many epochs as both phases have. Where there are several seeds: mean ± '
+        'standard deviation (each seed).'
+    )
+    if videos := settings.get('videos.test'):
+        error = 100 * math.sqrt(top1 * (1 - top1) / videos)
+        yield (
+            f'With {videos} test videos the standard error of one accuracy like that of the '
+            f'static network is {error:.1f} points; smaller differences of single runs say little.'
+        )
+    runs = [run for by_seed in results.runs.values() for run in by_seed.values()]
+    if any(key.startswith('version.') for run in runs for key in run.get('settings', ())):
+        yield ''
+        yield (
+            '**The runs were made by different versions of PyTorch or of this package** '
+            '(`--stale keep`), and may not be comparable.'
+        )
+
+
+def _goals(results: Results) -> Iterator[str]:
+    yield '## Goals'
+    yield ''
+    yield from _rows(
+        ('goal', '', 'found'), [(goal.text, _MET[goal.met], goal.found) for goal in results.goals()]
+    )
+
+
+def _table(results: Results) -> Iterator[str]:
+    yield '## All networks'
+    yield ''
+    yield (
+        '*Compute*: multiply-adds of the backbone for a clip, gates and cheap operations included, '
+        'in % of the static network. *Convolutions*: executed ones only, in % of the network '
+        'itself. *Over videos*: smallest and largest share of the convolutions in any run.'
+    )
+    yield ''
+    header = (
+        'network',
+        '',
+        'top-1 %',
+        'compute %',
+        'convolutions %',
+        'over videos %',
+        'GMACs',
+        's',
+    )
+    yield from _rows(header, [_network(results, variant) for variant in results.runs])
+    yield ''
+    yield f'![Accuracy over compute]({FIGURE})'
+
+
+def _network(results: Results, variant: str) -> tuple[str, ...]:
+    runs = results.runs[variant].values()
+    least = 100 * min(run['ratio']['min'] for run in runs)
+    most = 100 * max(run['ratio']['max'] for run in runs)
+    seconds = [run['seconds'] for run in runs if not run.get('resumed')]
+    return (
+        variant,
+        VARIANTS[variant].about,
+        results.spread('top1', variant).text(),
+        results.spread('share', variant).text(),
+        results.spread('ratio', variant).text(),
+        f'{least:.1f} – {most:.1f}',
+        f'{results.spread("gmacs", variant).mean:.4f}',
+        f'{sum(seconds) / len(seconds):.0f}' if seconds else '–',
+    )
+
+
+def _equal_compute(results: Results) -> Iterator[str]:
+    yield '## At equal compute'
+    yield ''
+    yield (
+        'VA-RED² minus the other network, in points. The random policy draws its options so that '
+        'its convolutions are expected to take what those of VA-RED² of the same seed took; it has '
+        'no gates to pay for. The slimmed network has the width whose multiply-adds are nearest to '
+        'those of VA-RED² with gates and cheap operations; widths are whole numbers.'
+    )
+    yield ''
+    yield from _differences(results, [(DYNAMIC, other) for other in ('random', 'slimmed')])
+    yield ''
+    yield 'Minus the static network that is trained for as many epochs as VA-RED² in both phases:'
+    yield ''
+    yield from _differences(results, [(DYNAMIC, 'longer')])
+
+
+def _choices(results: Results) -> Iterator[str]:
+    compared = (STATIC, DYNAMIC, 'random', 'slimmed', 'longer')
+    others = [name for name in VARIANTS if name not in compared]
+    yield '## Choices'
+    yield ''
+    yield 'Each minus VA-RED² as configs/study configures it, in points.'
+    yield ''
+    yield from _differences(results, [(other, DYNAMIC) for other in others])
+
+
+def _differences(results: Results, pairs: Sequence[tuple[str, str]]) -> Iterator[str]:
+    rows = []
+    for pair in pairs:
+        cells = [
+            'not measured' if change is None else change.text(sign=True)
+            for change in (results.difference(m, *pair) for m in ('top1', 'share'))
+        ]
+        rows.append((' − '.join(pair), *cells))
+    yield from _rows(('networks', 'top-1', 'compute'), rows)
+
+
+def _motion(results: Results) -> Iterator[str]:
+    yield '## Still and moving clips'
+    yield ''
+    yield (
+        'Share of frames computed, %, mean over dynamic layers and clips; p of a two-sided '
+        f'permutation test of the means ({PERMUTATIONS} permutations). A still clip shows a shape '
+        'at rest before a background at rest; *same classes* compares it with clips of the same '
+        'classes, in which the background moves. The random policy is the control.'
+    )
+    yield ''
+    rows = []
+    for variant in _SHOW_MOTION:
+        for seed, run in results.runs.get(variant, {}).items():
+            for name, group in (run.get('motion') or {}).items():
+                rows.append((variant, str(seed), name.replace('_', ' '), *_group(group)))
+    header = (
+        'network',
+        'seed',
+        'compared with',
+        'still clips',
+        'moving',
+        'still %',
+        'moving %',
+        'p',
+    )
+    yield from _rows(header, rows)
+
+
+def _group(group: dict[str, Any] | None) -> tuple[str, ...]:
+    if group is None:
+        return ('no such clips', *['–'] * 4)
+    means = (f'{100 * group[name]:.1f}' for name in ('still', 'moving'))
+    return (str(group['still_clips']), str(group['moving_clips']), *means, f'{group["p"]:.4f}')
+
+
+def _again(results: Results) -> Iterator[str]:
+    runs = [run for by_seed in results.runs.values() for run in by_seed.values()]
+    places = sorted({_place(run['environment']) for run in runs})
+    resumed = sum(bool(run.get('resumed')) for run in runs)
+    yield '## To repeat it'
+    yield ''
+    yield '```bash'
+    yield results.command
+    yield '```'
+    yield ''
+    seconds, cpu = (sum(run[key] for run in runs) for key in ('seconds', 'cpu_seconds'))
+    yield (
+        f'{len(runs)} runs, {seconds / 60:.0f} minutes of training and testing in all, several '
+        f'side by side ({cpu / 60:.0f} minutes of processor time); {resumed} of them were '
+        'interrupted and went on, the time before not counted. Made on:'
+    )
+    yield ''
+    yield from (f'- {place}' for place in places)
+
+
+def _place(environment: dict[str, Any]) -> str:
+    versions = ('python', 'torch', 'mmengine', 'mmaction2', 'vared2_mmaction')
+    known = ', '.join(f'{name} {environment.get(name, "?")}' for name in versions)
+    return (
+        f'{environment.get("device", "?")}, {environment.get("cores", "?")} cores, '
+        f'{environment.get("threads", "?")} threads a run; {known}'
+    )
+
+
+def _rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    yield f'| {" | ".join(header)} |'
+    yield f'|{"---|" * len(header)}'
+    yield from (f'| {" | ".join(row)} |' for row in rows)

@@ -1,0 +1,242 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""One run of the study, in a process of its own: train, test, write down the result.
+
+``python -m studies.run FOLDER``, with ``tools`` on the path, does what ``FOLDER/run.json`` says,
+and goes on from the last checkpoint in the folder. With ``--with-stdin`` it ends when its standard
+input does, as it happens when the study that holds the other end is killed.
+"""
+
+import argparse
+import copy
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mmaction
+import mmengine
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.runner.checkpoint import _load_checkpoint
+from torch import Tensor
+
+import vared2_mmaction
+from benchmarking.environment import processor
+from vared2_mmaction.apis import cli
+from vared2_mmaction.apis.check import check_config
+from vared2_mmaction.checkpoints.loading import whole_networks
+from vared2_mmaction.checkpoints.resuming import newest_checkpoint
+from vared2_mmaction.models import static_cost
+from vared2_mmaction.visualization.dump import load_dump
+
+from . import compare
+from .motion import motion_statistics
+
+TASK, RESULT, VIDEOS = 'run.json', 'result.json', 'videos.json'
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description='One run of the study')
+    parser.add_argument('folder', type=Path, help='of the run, with run.json and config.py')
+    parser.add_argument('--with-stdin', action='store_true', help='end when standard input does')
+    args = parser.parse_args()
+    folder = args.folder
+    if args.with_stdin:
+        threading.Thread(target=_end_with_stdin, daemon=True).start()
+    with locked(folder):
+        task = json.loads((folder / TASK).read_text())
+        torch.set_num_threads(task['threads'])
+        run(folder, task)
+
+
+@contextmanager
+def locked(folder: Path, wait: bool = True) -> Iterator[None]:
+    """Hold a folder, so that no other process writes into it.
+
+    Args:
+        folder: The folder.
+        wait: Whether to wait for a process that holds it.
+
+    Raises:
+        BlockingIOError: If another process holds the folder, without ``wait``.
+    """
+    with open(folder / 'lock', 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+
+
+def run(folder: Path, task: Mapping[str, Any]) -> None:
+    """Train and test.
+
+    Args:
+        folder: Of the run, with ``config.py``.
+        task: 'threads', 'settings' and 'data', the folder of the video set.
+    """
+    begin = time.perf_counter()
+    cfg = Config.fromfile(folder / 'config.py')
+    checkpoint = folder / f'epoch_{cfg.train_cfg.max_epochs}.pth'
+    last = last_checkpoint(folder, 'current')
+    if last != checkpoint:
+        training = copy.deepcopy(cfg)
+        if last is not None:
+            training.resume, training.load_from = True, str(last)
+        check_config(training, 'train', 'test')
+        cli.build_runner(training).train()
+    dump = folder / 'test.pkl'
+    testing = copy.deepcopy(cfg)
+    testing.load_from = str(checkpoint)
+    testing.test_evaluator = [
+        *_as_list(cfg.test_evaluator),
+        {'type': 'DumpResults', 'out_file_path': str(dump)},
+    ]
+    with whole_networks():
+        cli.build_runner(testing).test()
+    samples = load_dump(str(dump))
+    videos = videos_of(samples, json.loads((Path(task['data']) / 'meta.json').read_text()))
+    result = {
+        'settings': task['settings'],
+        **summarise(videos, _static_gmacs(folder / 'config.py', checkpoint)),
+        'weights': weights_hash(_load_checkpoint(str(checkpoint), 'cpu')['state_dict']),
+        'seconds': time.perf_counter() - begin,
+        'cpu_seconds': cpu_seconds(),
+        'resumed': last is not None,
+        'environment': environment(),
+    }
+    write_json(folder / VIDEOS, videos)
+    write_json(folder / RESULT, result)
+    for old in folder.glob('epoch_*.pth'):
+        if old != checkpoint:
+            old.unlink()
+
+
+def last_checkpoint(folder: Path, logger: str = 'silent') -> Path | None:
+    """The newest whole checkpoint of a run's folder; the run goes on from it."""
+    found = newest_checkpoint(folder, logger)
+    return None if found is None else Path(found)
+
+
+def videos_of(samples: Sequence[Mapping[str, Any]], meta: Mapping[str, Any]) -> dict[str, list]:
+    """What is kept of every test video, as lists in the order of the test set.
+
+    Args:
+        samples: Of ``tools/test.py --dump``.
+        meta: The ``meta.json`` of the video set.
+
+    Raises:
+        ValueError: If the predictions are not those of this test set.
+    """
+    names = [name for name in meta['videos'] if name.startswith('test/')]
+    facts = [meta['videos'][name] for name in names]
+    labels = [int(sample['gt_label']) for sample in samples]
+    if labels != [fact['label'] for fact in facts]:
+        raise ValueError(
+            f'{len(labels)} predictions: expected those of the {len(facts)} test videos of '
+            'meta.json, with the same labels in the same order'
+        )
+    correct = [
+        int(sample['pred_score'].argmax()) == label
+        for sample, label in zip(samples, labels, strict=True)
+    ]
+    kept: dict[str, list] = {
+        'video': names,
+        'class_name': [fact['class_name'] for fact in facts],
+        'still': [fact['still'] for fact in facts],
+        'correct': correct,
+    }
+    if 'compute_ratio' in samples[0]:
+        for key in ('compute_ratio', 'compute_gmacs', 'overhead_gmacs'):
+            kept[key] = [sample[key] for sample in samples]
+        kept['frames_computed'] = [_frames_computed(sample['policy']) for sample in samples]
+    return kept
+
+
+def _frames_computed(policy: Tensor) -> float:
+    """Share of frames computed, mean over views and layers, of a policy (views, layers, 2); exact
+    where the numbers of frames are powers of two."""
+    return float((0.5 ** policy[..., 1].double()).mean())
+
+
+def summarise(videos: Mapping[str, list], static_gmacs: float) -> dict[str, Any]:
+    """Summary of the test set.
+
+    Args:
+        videos: What :func:`videos_of` returned.
+        static_gmacs: Billions of multiply-adds of a clip, for networks without gates.
+    """
+    result: dict[str, Any] = {'top1': float(np.mean(videos['correct']))}
+    dynamic = 'compute_ratio' in videos
+    result['ratio'] = _spread(videos['compute_ratio'] if dynamic else [1.0])
+    result['gmacs'] = _spread(videos['compute_gmacs'] if dynamic else [static_gmacs])
+    result['overhead_gmacs'] = float(np.mean(videos['overhead_gmacs'])) if dynamic else 0.0
+    result['motion'] = motion_statistics(videos) if dynamic else None
+    return result
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return {name: float(getattr(np, name)(values)) for name in ('mean', 'min', 'max', 'std')}
+
+
+def _static_gmacs(config: Path, checkpoint: Path) -> float:
+    model, cfg = compare.load_recognizer(str(config), str(checkpoint))
+    _, *shape = compare.decoded_videos(cfg, 1)[0]['inputs'][0].shape
+    return static_cost(model.get_submodule('backbone'), shape) / 1e9
+
+
+def cpu_seconds() -> float:
+    """Processor time of this process and its finished children, which a busy machine leaves as it
+    is."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def weights_hash(state: Mapping[str, Tensor]) -> str:
+    """Hash of a state dictionary."""
+    digest = hashlib.sha256()
+    for key, value in sorted(state.items()):
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def environment() -> dict[str, Any]:
+    """Where and with what this process computes."""
+    return {
+        'device': torch.cuda.get_device_name() if torch.cuda.is_available() else processor(),
+        'cores': os.cpu_count(),
+        'threads': torch.get_num_threads(),
+        'python': platform.python_version(),
+        'torch': torch.__version__,
+        'mmengine': mmengine.__version__,
+        'mmaction2': mmaction.__version__,
+        'vared2_mmaction': vared2_mmaction.__version__,
+    }
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write a file of which there is never a part."""
+    part = path.with_name(f'{path.name}.part')
+    part.write_text(json.dumps(content, indent=1, allow_nan=False) + '\n')
+    os.replace(part, path)
+
+
+def _as_list(value: Any) -> list:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _end_with_stdin() -> None:
+    while os.read(sys.stdin.fileno(), 1):  # not sys.stdin.read, whose lock forks would inherit
+        pass
+    os._exit(1)
+
+
+if __name__ == '__main__':
+    main()
