@@ -83,7 +83,7 @@ def fused(case, change=None):
     nn.init.uniform_(norm.weight, 0.5, 2)
     if change is not None:
         change(norm)
-    assert fold_norm(layer, norm) == (change is None or layer.channel_options.num_options == 1)
+    assert fold_norm(layer, norm) == (change is None)
     layer.gate.fold_norm()
     layer.plans, layer.compiled = Plans(), CompiledConv()
     layer.fused_gate = FusedGate(layer.gate, CompiledGate())

@@ -34,15 +34,6 @@ def fold_norm(layer: DynamicConv2d | DynamicConv3d, norm: Any) -> bool:
     if not (layer.normalised and channel.affine and temporal.affine):
         return False
     with torch.no_grad():
-        weight, bias = fuse_conv_bn_weights(
-            layer.weight,
-            layer.bias,
-            norm.running_mean,
-            norm.running_var,
-            norm.eps,
-            norm.weight,
-            norm.bias,
-        )
         ones, zeros = channel.ones.to(norm.running_var), channel.zeros.to(norm.running_var)
         gain, offset = (
             own if given is None else given
@@ -52,7 +43,15 @@ def fold_norm(layer: DynamicConv2d | DynamicConv3d, norm: Any) -> bool:
         shift = offset - norm.running_mean * scale
         folded = _invertible(layer, scale, gain.abs() + offset.abs())
         if folded:
-            layer.weight, layer.bias = weight, bias
+            layer.weight, layer.bias = fuse_conv_bn_weights(
+                layer.weight,
+                layer.bias,
+                norm.running_mean,
+                norm.running_var,
+                norm.eps,
+                norm.weight,
+                norm.bias,
+            )
             _fold_into_operations(layer, scale, shift)
         _tabulate(layer)
     layer.__class__ = FusedConv3d if isinstance(layer, DynamicConv3d) else FusedConv2d
