@@ -83,9 +83,18 @@ def test_fused_networks_equal_the_unfused(name, kind, compiled):
         model.eval()
     layers = dynamic_layers(net)
     fused, fused_twin = fuse(net, compiled), fuse(twin, compiled)
-    left = [n for n, m in fused.named_modules() if isinstance(m, _BatchNorm)]
-    assert left == [n for n, m in fused_twin.named_modules() if isinstance(m, _BatchNorm)]
-    assert all('.tam.G.' in n for n in left)  # behind a linear layer
+    before, left, left_in_twin = (
+        [n for n, m in model.named_modules() if isinstance(m, _BatchNorm)]
+        for model in (net, fused, fused_twin)
+    )
+    assert all('.tam.G.' in n for n in left_in_twin)  # behind a linear layer
+    behind = {
+        n for n in before if any(key.startswith(f'{n.rpartition(".")[0]}.') for key in layers)
+    }
+    assert bool(behind) == (name != 'C3D')
+    if kind == 'affine':
+        behind = set()  # folded
+    assert left == [n for n in before if n in behind or n in left_in_twin]
     policy = torch.randint(0, 3, (2, len(layers), 2))
     with torch.no_grad():
         assert relative(fused_twin(x), twin(x)) <= 1e-4
@@ -313,11 +322,6 @@ def test_a_static_checkpoint_starts_nearly_unchanged_where_dear_options_are_domi
         with torch.no_grad():
             found, expected = net(x)[0], twin(x)
         assert torch.nn.functional.cosine_similarity(found.flatten(), expected.flatten(), 0) > 0.9
-        net = dynamic(name, {'gate': gate, 'saturation': 0.5})
-        net.load_state_dict(twin.state_dict(), strict=False)
-        net.eval()
-        with torch.no_grad():
-            assert relative(net(x)[0], expected) <= 1e-5  # unchanged
 
 
 @pytest.mark.parametrize('bias', [-5, 5])
@@ -370,7 +374,6 @@ def test_one_dimension_alone(key, column):
         ({'channel_operation': 'magic'}, r"dynamic\.channel_operation='magic'.*affine"),
         ({'gate': {'hidden': 3}}, r"dynamic\.gate.*unknown option 'hidden'.*hidden_channels"),
         ({'gate': {'initial': (2, 1, 1)}}, r'dynamic\.gate\.initial\[0\]=2: expected a number'),
-        ({'saturation': 0}, r'dynamic\.saturation=0'),
     ],
 )
 def test_wrong_options_are_named(options, message):

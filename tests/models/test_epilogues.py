@@ -10,7 +10,7 @@ from mmcv.cnn import ConvModule
 from torch import nn
 
 from vared2_mmaction.models import accelerate, fuse
-from vared2_mmaction.models.blocks import Checkpointed, Deciding, parts_of
+from vared2_mmaction.models.blocks import Checkpointed, parts_of
 from vared2_mmaction.models.residual import FusedResidual
 
 from .backbones import STOCK, dynamic, stock
@@ -23,19 +23,15 @@ def blocks(net):
     return [module for module in net.modules() if isinstance(module, FusedResidual)]
 
 
-@pytest.mark.parametrize('gate_input', ['layer', 'block'])
 @pytest.mark.parametrize('name', RESIDUAL)
-def test_nothing_is_left_of_residual_blocks(name, gate_input):
-    networks = fuse(dynamic(name, {'gate_input': gate_input})), fuse(accelerate(stock(name)))
-    for net in networks:
+def test_nothing_is_left_of_residual_blocks(name):
+    for net in (fuse(dynamic(name)), fuse(accelerate(stock(name)))):
         assert len(blocks(net)) == RESIDUAL[name]
         for block in blocks(net):
             assert type(block.relu) is nn.Identity
             assert block.stages[-1].relu
             left = [m for m in block.modules() if isinstance(m, nn.ReLU)]
             assert len(left) == (name == 'ResNetTSM')  # behind what shifts channels
-    together = [isinstance(block, Deciding) for block in blocks(networks[0])]
-    assert together == [gate_input == 'block'] * len(together)
 
 
 def test_stages_are_the_convolutions():
@@ -46,12 +42,8 @@ def test_stages_are_the_convolutions():
 
 
 @pytest.mark.parametrize('clone', [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
-@pytest.mark.parametrize('gate_input', ['layer', 'block'])
-def test_copies_are_equal_and_apart(gate_input, clone):
-    net, x = (
-        fuse(dynamic('ResNet2Plus1d', {'gate_input': gate_input})),
-        torch.randn(2, 3, 8, 40, 40),
-    )
+def test_copies_are_equal_and_apart(clone):
+    net, x = fuse(dynamic('ResNet2Plus1d')), torch.randn(2, 3, 8, 40, 40)
     with torch.no_grad():
         expected = net(x)[0]
         other = clone(net)
@@ -62,9 +54,9 @@ def test_copies_are_equal_and_apart(gate_input, clone):
 
 
 def test_mixins_of_a_block_stay():
-    net = dynamic('ResNet3d', {'gate_input': 'block'}, with_cp=True)
+    net = dynamic('ResNet3d', with_cp=True)
     block = blocks(fuse(net))[0]
-    assert parts_of(type(block))[:3] == (Checkpointed, Deciding, FusedResidual)
+    assert parts_of(type(block))[:2] == (Checkpointed, FusedResidual)
 
 
 def test_gradients_reach_what_is_before_a_fused_block():

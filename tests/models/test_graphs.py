@@ -38,16 +38,16 @@ def network(name, **options):
 
 
 @needs_kernels
-@pytest.mark.parametrize('gate_input', ['layer', 'block'])
-def test_a_network_by_kernels(gate_input):
+@pytest.mark.parametrize('decided', [True, False], ids=['decided', 'open'])
+def test_a_network_by_kernels(decided):
     pytest.importorskip('triton')
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    net = network('ResNet2Plus1d', gate_input=gate_input).to(device)
+    net = network('ResNet2Plus1d').to(device)
     x = torch.randn(2, 3, 4, 12, 12, device=device)
     fused = fuse(net, by_kernels())
     policy = torch.randint(0, 3, (2, len(dynamic_layers(net)), 2))
     with torch.no_grad(), torch.backends.cudnn.flags(**EXACT):
-        if gate_input == 'block':
+        if decided:
             expected, found = net(x), fused(x)
         else:
             with force_policies(net, policy), force_policies(fused, policy):

@@ -27,12 +27,10 @@ WRONG = {
     'temporal': [*WHOLE, 0, 5, -1],
     'layers': [['a'], '(', '*', 3, True, {}],
     'gate': ['big', True, ['x'], 3, None],
-    'gate_input': ['stage', '', None, True, 1, ['block']],
     'channel_multiple': [*WHOLE, 0, -1],
     'channel_operation': ['linear', None, 1, ['affine'], True],
     'temporal_operation': ['linear', None, 1, ['affine'], True],
     'normalise': FLAGS,
-    'saturation': [*NUMBERS, 'x', 0, -0.1, -math.inf],
     'num_segments': [*(value for value in WHOLE if value is not None), 0, -1],
     'compiled': FLAGS,
     'recompute': FLAGS,
@@ -133,6 +131,28 @@ def test_unknown_options_are_named():
         MODELS.build({**head, 'loss_budget': {'weight': 1}})
 
 
+@pytest.mark.parametrize(
+    ('key', 'value', 'now'),
+    [
+        ('gate_input', 'block', 'sees the input of its layer'),
+        ('gate_input', 'layer', 'sees the input of its layer'),
+        ('gate_input', None, 'sees the input of its layer'),
+        ('saturation', 0.5, 'over their sum'),
+        ('saturation', math.inf, 'over their sum'),
+    ],
+)
+def test_options_that_are_gone_say_what_to_do(key, value, now):
+    inner = {'type': 'ResNet3d', 'depth': 50, 'pretrained': None}
+    configs = (
+        {'type': 'VARED2ResNet3d', 'depth': 50, 'pretrained': None},
+        {'type': 'VARED2Backbone', 'backbone': inner},
+    )
+    message = rf'\Adynamic\.{key}={value!r}: [^\n]* is gone; leave it out: [^\n]*{now}[^\n]*\Z'
+    for config in configs:
+        with pytest.raises(ValueError, match=message):
+            MODELS.build({**config, 'dynamic': {'channel': 2, key: value}})
+
+
 @pytest.mark.parametrize('thrift', [*NUMBERS, -0.1, 1.1])
 def test_thrift_of_random_gates(thrift):
     with named('dynamic.gate.thrift', thrift):
@@ -160,16 +180,13 @@ def test_right_values_are_taken():
                 initial=dict(temporal=(0.5, 0.4, 0.3, np.float32(0.2))),
                 floor=0.5,
             ),
-            gate_input='block',
             channel_multiple=16,
-            saturation=1,
             normalise=False,
             num_segments=8,
         )
     )
-    assert right.own_gate
+    assert not right.normalise
     assert DynamicOptions.parse(None) == DynamicOptions.parse({}) == DynamicOptions()
-    assert DynamicOptions().saturation == math.inf
     loss = ComputationBudgetLoss(loss_weight=1, budget=0, correct_only=False, per_clip=False)
     assert (loss.loss_weight, loss.budget) == (1, 0)
     backbone = MODELS.build({'type': 'ResNet', 'depth': 18})

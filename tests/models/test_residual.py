@@ -83,11 +83,10 @@ def whole_stages(net):
 
 
 @pytest.mark.parametrize('decided', [True, False], ids=['decided', 'open'])
-@pytest.mark.parametrize('gate_input', ['layer', 'block'])
 @pytest.mark.parametrize('name', NETWORKS)
-def test_stages_of_dynamic_networks(name, gate_input, decided, calls, monkeypatch):
+def test_stages_of_dynamic_networks(name, decided, calls, monkeypatch):
     every = {} if name == 'ResNetTSM' else {'out_indices': (0, 1, 2, 3)}
-    net, x = network(name, {'gate_input': gate_input}, decided, **every), clips(name)
+    net, x = network(name, {}, decided, **every), clips(name)
     before = x.clone()
     with torch.no_grad():
         net(x)  # what oneDNN convolves is planned
@@ -193,12 +192,10 @@ def test_what_a_hook_keeps_stays_as_it_is():
 
 
 @pytest.mark.parametrize('row', [0, 2])
-@pytest.mark.parametrize('gate_input', ['layer', 'block'])
-def test_weights_that_are_not_finite_name_the_layer(row, gate_input):
-    net = network('ResNet3d', {'gate_input': gate_input})
+def test_weights_that_are_not_finite_name_the_layer(row):
+    net = network('ResNet3d')
     layer = net.layer1[1].stages[row]
-    stack = net.layer1[1].gate_stack if gate_input == 'block' else layer.gate_stack
-    stack.beta[row if gate_input == 'block' else 0] = math.nan
+    layer.fused_gate.beta[0] = math.nan
     message = f'^{layer.layer_name}: the weights of the gate are not finite'
     with torch.no_grad(), pytest.raises(FloatingPointError, match=message):
         net(clips('ResNet3d'))

@@ -81,13 +81,11 @@ POLICIES = {
 }
 OPTIONS = {
     'default': {},
-    'block': {'gate_input': 'block'},
-    'block, stick': {'gate_input': 'block', 'saturation': 0.5},
     'not normalised': {'normalise': False},
     'depthwise channels': {'channel_operation': 'depthwise'},
-    'depthwise frames': {'temporal_operation': 'depthwise', 'gate_input': 'block'},
+    'depthwise frames': {'temporal_operation': 'depthwise'},
     'channel only': {'temporal': 1},
-    'temporal only': {'channel': 1, 'gate_input': 'block'},
+    'temporal only': {'channel': 1},
     'recompute': {'recompute': True},
 }
 
@@ -112,24 +110,23 @@ def test_every_policy_of_every_kind(options, policy):
 @needs_compiler
 @pytest.mark.parametrize('policy', POLICIES)
 def test_compiled_blending(policy):
-    net = dynamic('ResNet2Plus1d', {'compiled': True, 'gate_input': 'block'}, **SMALL)
+    net = dynamic('ResNet2Plus1d', {'compiled': True}, **SMALL)
     assert step(net, torch.randn(2, 3, 8, 16, 16), POLICIES[policy](net)) == []
 
 
 @pytest.mark.parametrize('policy', ['free', 'mixed', 'channel 1 temporal 0', 'forced some'])
-@pytest.mark.parametrize('options', ['default', 'block'])
 @pytest.mark.parametrize(
     ('frames', 'clips', 'more'), [(8, 1, {}), (1, 2, {}), (8, 2, {'with_cp': True})], ids=str
 )
-def test_short_or_single_clips_and_checkpointed_blocks(options, policy, frames, clips, more):
-    net = dynamic('ResNet2Plus1d', OPTIONS[options], **SMALL, **more)
+def test_short_or_single_clips_and_checkpointed_blocks(policy, frames, clips, more):
+    net = dynamic('ResNet2Plus1d', **SMALL, **more)
     assert step(net, torch.randn(clips, 3, frames, 40, 40), POLICIES[policy](net)) == []
 
 
 @pytest.mark.parametrize('policy', ['free', 'dear closed', 'mixed', 'channel 2 temporal 1'])
 @pytest.mark.parametrize('name', ['ResNet', 'X3D', 'ResNet3dSlowFast'])
 def test_other_networks(name, policy):
-    net = dynamic(name, {'gate_input': 'block'})
+    net = dynamic(name)
     assert step(net, torch.randn(STOCK[name][1]), POLICIES[policy](net)) == []
 
 
@@ -149,7 +146,7 @@ def test_drawn_policies():
 
 @pytest.mark.parametrize('policy', ['free', 'channel 1 temporal 0'])
 def test_what_is_frozen_gets_no_gradient(policy):
-    net = dynamic('ResNet2Plus1d', {'gate_input': 'block'}, frozen_stages=2, **SMALL)
+    net = dynamic('ResNet2Plus1d', frozen_stages=2, **SMALL)
     for number, layer in enumerate(dynamic_layers(net).values()):
         layer.gate.fc1.requires_grad_(number % 2 == 0)
         layer.channel_options.requires_grad_(number % 3 == 0)

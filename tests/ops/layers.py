@@ -2,7 +2,6 @@
 """Dynamic layers of all kinds, and what they should compute, written down naively."""
 
 import itertools
-import math
 from dataclasses import dataclass, field
 
 import torch
@@ -16,7 +15,6 @@ from vared2_mmaction.ops import (
     SoftModulationGate,
     TemporalOptions,
 )
-from vared2_mmaction.ops.blend import shares
 
 
 @dataclass
@@ -30,7 +28,7 @@ class Case:
     channel: int = 3
     temporal: int = 3
     kinds: tuple[str, str] = ('affine', 'affine')
-    saturation: float | None = math.inf
+    normalised: bool = True
     multiple: int = 1
     extra: dict = field(default_factory=dict)
 
@@ -79,17 +77,12 @@ CASES = [
         },
     ),
     Case('four options', {'in_channels': 2, 'out_channels': 16, 'kernel_size': 1}, 16, 3, 4, 4),
-    Case(
-        'stick',
-        {'in_channels': 2, 'out_channels': 8, 'kernel_size': 3, 'padding': 1},
-        saturation=0.5,
-    ),
     Case('channel only', {'in_channels': 2, 'out_channels': 6, 'kernel_size': 3}, temporal=1),
     Case('temporal only', {'in_channels': 2, 'out_channels': 6, 'kernel_size': 3}, channel=1),
     Case(
         'not normalised',
         {'in_channels': 2, 'out_channels': 6, 'kernel_size': 3, 'padding': 1},
-        saturation=None,
+        normalised=False,
     ),
     Case('2d', {'in_channels': 4, 'out_channels': 7, 'kernel_size': 3, 'stride': 2}, rank=2),
     Case(
@@ -109,7 +102,7 @@ def build(case: Case, dtype: torch.dtype = torch.float64) -> DynamicConv2d | Dyn
     channel = ChannelOptions(conv.out_channels, case.channel, case.kinds[0], case.multiple)
     temporal = TemporalOptions(conv.out_channels, case.temporal, case.kinds[1])
     gate = SoftModulationGate(conv.in_channels, len(channel.kept), case.temporal, 5)
-    layer = dynamic.convert_from(conv, gate, channel, temporal, case.saturation, case.name)
+    layer = dynamic.convert_from(conv, gate, channel, temporal, case.normalised, case.name)
     if isinstance(layer, DynamicConv2d):
         layer.num_segments = case.frames
     for parameter in (*channel.parameters(), *temporal.parameters()):
@@ -145,7 +138,7 @@ def dense(layer: DynamicConv2d | DynamicConv3d, x: Tensor, modulation: Modulatio
     else:
         frames = nn.Conv2d.forward.__get__(layer)(x.transpose(1, 2).flatten(0, 1))
         full = frames.view(len(x), x.shape[2], *frames.shape[1:]).transpose(1, 2)
-    weights = [v if layer.saturation is None else shares(v, layer.saturation) for v in modulation]
+    weights = [v / v.sum(1, keepdim=True) if layer.normalised else v for v in modulation]
     channels = full.shape[1]
     mixed = torch.zeros_like(full)
     for i, k in enumerate(layer.channel_options.kept):

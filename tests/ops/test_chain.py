@@ -84,7 +84,7 @@ def test_where_it_stops_is_told():
     x = clips(Case('input', SIZES, 6), 2)
     found = run([Block([a]), Block([b, c])], x)
     assert found.blocks == 2
-    c.gate_stack.beta[0, 0] = torch.nan
+    c.fused_gate.beta[0] = torch.nan
     c.forced = None
     with torch.no_grad():
         stopped = execute([Block([a]), Block([b, c])], x)

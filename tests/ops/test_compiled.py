@@ -22,15 +22,15 @@ from vared2_mmaction.ops import (
     packed,
 )
 from vared2_mmaction.ops.answer import fetch
-from vared2_mmaction.ops.compiled import CompiledConv, CompiledGates, is_compilable
+from vared2_mmaction.ops.compiled import CompiledConv, CompiledGate, is_compilable
 from vared2_mmaction.ops.compiled_blend import serves
 from vared2_mmaction.ops.decision import COLUMNS, ChargedDecision, charge_on_host
 from vared2_mmaction.ops.epilogue import Epilogue
 from vared2_mmaction.ops.forced import Forced
 from vared2_mmaction.ops.fused import fold_norm
+from vared2_mmaction.ops.fused_gate import FusedGate
 from vared2_mmaction.ops.library import build_folder, can_compile, library
 from vared2_mmaction.ops.plan import Plans
-from vared2_mmaction.ops.stack import GateStack
 
 from ..compiling import needs_compiler
 from .layers import CASES, Case, build, every_modulation
@@ -45,7 +45,6 @@ IN_2D = [
     Case('dilated', {'kernel_size': (1, 3, 3), 'dilation': (1, 2, 1)}, 5),
     Case('odd', {'kernel_size': 1, 'out_channels': 23}, 7, 3, 4, 4),
     Case('one frame', {'kernel_size': 1}, 1),
-    Case('stick', {'kernel_size': 1}, 6, saturation=0.5),
     Case('channel only', {'kernel_size': 1}, 6, temporal=1),
     Case('vectors', {'kernel_size': 1, 'out_channels': 27}, 6, multiple=4),
     Case('frames', {'kernel_size': 3, 'padding': 1}, 6, rank=2),
@@ -84,10 +83,10 @@ def fused(case, change=None):
     nn.init.uniform_(norm.weight, 0.5, 2)
     if change is not None:
         change(norm)
-    fold_norm(layer, norm)
+    assert fold_norm(layer, norm) == (change is None)
     layer.gate.fold_norm()
     layer.plans, layer.compiled = Plans(), CompiledConv()
-    layer.gate_stack = GateStack([layer.gate], CompiledGates())
+    layer.fused_gate = FusedGate(layer.gate, CompiledGate())
     return layer.requires_grad_(False)
 
 
@@ -113,7 +112,7 @@ def zero(norm):
 
 @needs_compiler
 @pytest.mark.parametrize('height', [7, 40], ids=['gathered', 'in runs'])
-@pytest.mark.parametrize('change', [None, zero], ids=['one kernel', 'two kernels'])
+@pytest.mark.parametrize('change', [None, zero], ids=['folded', 'not folded'])
 @pytest.mark.parametrize('case', LAYERS, ids=lambda case: case.name)
 def test_layers(case, change, height):
     """Every policy, blends, batches of several policies; with and without what follows."""
@@ -154,11 +153,11 @@ def test_gate_and_convolution_in_one_call(case, forced):
     layer, x = fused(case), clips(case, 2)
     _needs_tiles(case)
     nn.init.normal_(layer.gate.fc2.weight, std=2)
-    layer.gate_stack = GateStack([layer.gate], CompiledGates())
+    layer.fused_gate = FusedGate(layer.gate, CompiledGate())
     layer.forced = None if forced is None else Forced(forced)
     x = x if case.rank == 3 else layer._from_clips(x)
     other = copy.deepcopy(layer)
-    other.compiled, other.gate_stack = None, GateStack([layer.gate])
+    other.compiled, other.fused_gate = None, FusedGate(layer.gate)
     with torch.no_grad():
         with collect() as decisions:
             y = layer(x)
@@ -172,42 +171,21 @@ def test_gate_and_convolution_in_one_call(case, forced):
 
 
 @needs_compiler
-def test_answers_of_gates_in_python():
-    """Those of a block may lie otherwise."""
-    case = IN_2D[0]
-    layer, x = fused(case), clips(case, 3)
-    gates = [copy.deepcopy(layer.gate) for _ in range(3)]
-    for gate in gates:
-        nn.init.normal_(gate.fc2.weight, std=2)
-        nn.init.normal_(gate.fc2.bias)
-    with torch.no_grad():
-        answered = GateStack(gates)(x)
-        assert not answered.is_contiguous()
-        for row, gate in enumerate(gates):
-            y, charges = layer.compiled.forward(layer, x, None, (answered, row))
-            expected, decision = layer.modulate(x, gate(x, 3))
-            torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
-            assert list(map(tuple, charges)) == charge_on_host(decision)
-
-
-@needs_compiler
 @pytest.mark.parametrize('motion', [True, False])
+@pytest.mark.parametrize('numbers', [(3, 2), (1, 3), (4, 4)], ids=str)
 @pytest.mark.parametrize('shape', [(3, 5, 6, 9, 9), (1, 600, 1, 2, 3), (2, 300, 4, 7, 7)], ids=str)
-def test_gates(shape, motion):
-    gates = []
-    for channel, temporal in ((3, 2), (1, 3), (4, 4)):
-        gate = SoftModulationGate(shape[1], channel, temporal, 6, motion=motion).eval()
-        nn.init.normal_(gate.fc2.weight, std=2)
-        gate.fold_norm()
-        gates.append(gate)
+def test_gates(shape, numbers, motion):
+    gate = SoftModulationGate(shape[1], *numbers, 6, motion=motion).eval()
+    nn.init.normal_(gate.fc2.weight, std=2)
+    gate.fold_norm()
+    fused, twin = FusedGate(gate, CompiledGate()), FusedGate(gate)
     x = torch.randn(shape).contiguous(memory_format=torch.channels_last_3d)
     with torch.no_grad():
-        stacks = [GateStack(gates, compiled) for compiled in (CompiledGates(), None)]
-        v = stacks[0].compiled(stacks[0], x)
-        torch.testing.assert_close(v, stacks[1](x), rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(stacks[0](x.contiguous()), v, rtol=1e-4, atol=1e-5)
+        v = fused.compiled(fused, x)
+        torch.testing.assert_close(v, twin.weigh(x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(fused.weigh(x.contiguous()), v, rtol=1e-4, atol=1e-5)
         with pytest.raises(RuntimeError, match=f'a gate for {shape[1]} channels got 2'):
-            stacks[0](x[:, :2].contiguous(memory_format=torch.channels_last_3d))
+            fused.weigh(x[:, :2].contiguous(memory_format=torch.channels_last_3d))
 
 
 @needs_compiler
@@ -342,10 +320,9 @@ def test_tiles_of_any_number_of_threads(threads):
 
 
 @needs_compiler
-@pytest.mark.parametrize('change', [None, zero], ids=['one kernel', 'two kernels'])
-def test_kernels_of_tiles_are_counted(change):
+def test_kernels_of_tiles_are_counted():
     case = TILED[0]
-    layer, x = fused(case, change), clips(case, 1)
+    layer, x = fused(case), clips(case, 1)
     counted = []
     for policy in ((2, 2), (0, 0)):  # small maps, which tiles make whole as well
         layer.forced = Forced(torch.tensor([policy]))
@@ -355,7 +332,7 @@ def test_kernels_of_tiles_are_counted(change):
     if not library().can_tile(MANY):
         pytest.skip('this processor has no products of matrices for tiles')
     packed = (1, 9, MANY, 64)
-    assert counted == [[packed], [packed] * (2 if change else 1)]
+    assert counted == [[packed]] * 2
 
 
 @needs_compiler
@@ -451,7 +428,7 @@ def test_bad_input_is_refused():
         with pytest.raises(ValueError, match='expected a batch of 3 clips, got 2'):
             layer(frames)
         layer.forced = None
-        layer.gate_stack.beta[0, 0] = math.nan
+        layer.fused_gate.beta[0] = math.nan
         with pytest.raises(FloatingPointError, match='frames: the weights of the gate'):
             layer(frames)
         weights = [([0.0, 0, 0], [1.0, 0, 0])] * 2

@@ -2,15 +2,15 @@
 """Gate, straight-through cost and options."""
 
 import itertools
-import math
 
 import pytest
 import torch
 
-from vared2_mmaction.ops import SoftModulationGate, kept
-from vared2_mmaction.ops.blend import shares, sharing
+from vared2_mmaction.ops import Modulation, SoftModulationGate, kept
+from vared2_mmaction.ops.answer import active_options, fetch
 from vared2_mmaction.ops.decision import straight_through
-from vared2_mmaction.ops.gate import INITIAL, descriptor
+from vared2_mmaction.ops.fused_gate import FusedGate
+from vared2_mmaction.ops.gate import INITIAL, descriptor, open_options
 from vared2_mmaction.ops.options import check_num_options
 
 
@@ -32,10 +32,6 @@ def test_starts_as_it_is_told():
     channel, temporal = gate(torch.randn(5, 4, 8, 6, 6), 3)
     torch.testing.assert_close(channel[0], torch.tensor([0.5, 0.4]), atol=0.02, rtol=0)
     torch.testing.assert_close(temporal[0], torch.tensor([0.5, 0.4, 0.3]), atol=0.02, rtol=0)
-    for v in SoftModulationGate(4, 3, 3, initial=(0.9, 0.067, 0.033))(
-        torch.randn(5, 4, 8, 6, 6), 3
-    ):
-        assert torch.equal(shares(v, 0.5), torch.tensor([[1.0, 0, 0]]).expand(5, 3))
     own = {'channel': (0.9, 0.1), 'temporal': (0.3, 0.2, 0.1)}
     channel, temporal = SoftModulationGate(4, 2, 3, initial=own)(torch.randn(5, 4, 8, 6, 6), 3)
     torch.testing.assert_close(channel[0], torch.tensor([0.9, 0.1]), atol=0.02, rtol=0)
@@ -89,20 +85,112 @@ def test_descriptor_tells_a_still_clip_from_a_moving_one_at_any_length():
     assert (descriptor(frame, True)[:, 3:] == 0).all()
 
 
-def test_shares_break_a_stick():
-    v = torch.tensor(
-        [[0.9, 0.9, 0.9], [0.25, 0.9, 0.9], [0, 0.25, 0.9], [0, 0, 0.1], [0.25, 0.25, 0]]
-    )
-    expected = [[1, 0, 0], [0.5, 0.5, 0], [0, 0.5, 0.5], [0, 0, 1], [2 / 3, 1 / 3, 0]]
-    torch.testing.assert_close(shares(v, 0.5), torch.tensor(expected))
-    for row, share in zip(v.tolist(), expected, strict=True):
-        assert sharing(row, 0.5) == [i for i, s in enumerate(share) if s > 0]
-    torch.testing.assert_close(shares(v, math.inf), v / v.sum(1, keepdim=True))
-    torch.testing.assert_close(shares(v, 1e4), shares(v, math.inf), atol=1e-4, rtol=0)
-    assert sharing([0.9, 0.0, 0.1], math.inf) == [0, 2]
-    assert sharing([0.9, 0.0, 0.1], None) == [0, 2]
-    inputs = (0.05 + 0.4 * torch.rand(4, 3, dtype=torch.float64)).requires_grad_()
-    assert torch.autograd.gradcheck(lambda v: shares(v, 0.5), [inputs])
+def test_shares_are_weights_over_their_sum_if_normalised():
+    v = Modulation(torch.rand(4, 3).double(), torch.tensor([[0.2, 0, 0.1]] * 4).double())
+    answer = fetch(v)
+    for share, weights in zip(answer.shares(True), v, strict=True):
+        torch.testing.assert_close(share.sum(1), torch.ones(4).double())
+        torch.testing.assert_close(share * weights.sum(1, keepdim=True), weights)
+    for share, weights in zip(answer.shares(False), v, strict=True):
+        assert torch.equal(share, weights)
+    assert active_options(answer.weights[0][1]) == [0, 2]
+
+
+@pytest.mark.parametrize('closing', [0.0, -2.0])
+@pytest.mark.parametrize('options', [3, 2, 1])
+@pytest.mark.parametrize('numbers', [(3, 3), (1, 3), (2, 3), (4, 3), (1, 4)], ids=str)
+@pytest.mark.parametrize('motion', [True, False])
+def test_a_fused_gate_answers_as_the_gate(numbers, options, closing, motion):
+    gate = SoftModulationGate(5, *numbers, hidden_channels=6, motion=motion, floor=0.07)
+    torch.nn.init.normal_(gate.fc2.weight, std=2)
+    torch.nn.init.normal_(gate.fc2.bias, mean=closing)
+    torch.nn.init.uniform_(gate.bn.running_mean, -1, 1)
+    torch.nn.init.uniform_(gate.bn.weight, 0.5, 2)
+    gate.eval()
+    x = torch.randn(7, 5, 6, 9, 9)
+    with torch.no_grad():
+        expected = gate(x, options)
+        gate.fold_norm()
+        fused = FusedGate(gate)
+        for found, own in zip(fused(x, options), expected, strict=True):
+            torch.testing.assert_close(found, own, atol=1e-5, rtol=1e-5)
+        exact = fused.weigh(x)
+        with torch.autocast('cpu', dtype=torch.bfloat16):
+            assert torch.equal(fused.weigh(x), exact)
+
+
+@pytest.mark.parametrize('part', ['gate', 'fc1', 'bn', 'fc2'])
+def test_a_fused_gate_knows_who_watches_the_gate(part):
+    gate = SoftModulationGate(5, 3, 3).eval()
+    gate.fold_norm()
+    fused = FusedGate(gate)
+    assert not fused.is_watched()
+    watched = gate if part == 'gate' else getattr(gate, part)
+    handle = watched.register_forward_hook(lambda *_: None)
+    assert fused.is_watched()
+    handle.remove()
+    assert not fused.is_watched()
+
+
+@pytest.mark.parametrize('training', [True, False])
+@pytest.mark.parametrize('numbers', [(3, 3), (2, 3), (1, 3), (3, 1)], ids=str)
+def test_every_parameter_of_a_called_gate_has_a_gradient(numbers, training):
+    gate = SoftModulationGate(5, *numbers).double().train(training)
+    x = torch.randn(7, 5, 6, 9, 9).double()
+    for clips, options in ((7, 3), (7, 1), (1, 2)):
+        gate.zero_grad()
+        v = gate(x[:clips], min(options, numbers[1]))
+        (v.channel.square().sum() + v.temporal.square().sum()).backward()
+        assert [key for key, p in gate.named_parameters() if p.grad is None] == []
+
+
+def test_gradients_of_a_gate_against_finite_differences():
+    gate = SoftModulationGate(3, 3, 2, hidden_channels=2).double()
+    torch.nn.init.normal_(gate.fc2.weight, std=0.2)
+    x, names = torch.randn(4, 3, 4, 5, 5).double(), [n for n, _ in gate.named_parameters()]
+
+    def weigh(*parameters):
+        given = dict(zip(names, parameters, strict=True))
+        return torch.cat(torch.func.functional_call(gate, given, (x, 2)), 1)
+
+    assert torch.autograd.gradcheck(weigh, tuple(gate.parameters()))
+
+
+def test_gates_are_evaluated_in_full_precision_in_both_directions():
+    gate, x, gradients = SoftModulationGate(5, 3, 3).eval(), torch.randn(7, 5, 6, 9, 9), []
+    for cast in (False, True):
+        gate.zero_grad()
+        with torch.autocast('cpu', torch.bfloat16, enabled=cast):
+            v = gate(x, 3)
+        (v.channel.square().sum() + v.temporal.square().sum()).backward()
+        gradients.append([p.grad for p in gate.parameters()])
+    for exact, found in zip(*gradients, strict=True):
+        assert torch.equal(exact, found)
+
+
+def test_options_that_there_are_not_are_left_out():
+    for numbers, floor in (((3, 2), 0.05), ((1, 3), 0.2), ((2, 1), 0.1), ((4, 4), 0.3)):
+        v = torch.randn(50, 2, max(numbers)).double().tanh() - 0.4
+        opened = open_options(v, numbers, floor)
+        for weights, given, number in zip(opened, v.unbind(1), numbers, strict=True):
+            assert weights.shape == (50, number)
+            if number == 1:
+                assert (weights == 1).all()
+                continue
+            closed = (given[:, :number] <= 0).all(1)
+            assert closed.any()
+            cheapest = torch.eye(number).double()[-1] * floor
+            assert torch.equal(weights[closed], cheapest.expand(int(closed.sum()), number))
+            assert torch.equal(weights[~closed], given[~closed, :number].clamp(min=0))
+
+
+def test_tables_made_in_inference_mode_serve_training():
+    v = torch.randn(2, 2, 3)
+    with torch.inference_mode():
+        open_options(v, (3, 1), 0.123)
+    v.requires_grad_()
+    sum(weights.sum() for weights in open_options(v, (3, 1), 0.123)).backward()
+    assert v.grad.abs().sum() > 0
 
 
 def test_one_clip_trains_as_it_is_evaluated():

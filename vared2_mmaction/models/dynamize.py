@@ -26,7 +26,7 @@ from ..ops.decision import (
 )
 from ..ops.recompute import recomputing
 from ..ops.unused import with_zero_gradients
-from .blocks import checkpoint_without_reentry, decide_together, derive
+from .blocks import checkpoint_without_reentry, derive
 from .forms import channels_last, use_forms
 from .kinds import Convolution, TransposedConvolution
 from .layers import DynamicOptions, clip_length, make_layers_dynamic
@@ -90,8 +90,6 @@ class DynamicBackbone(nn.Module):
         frames = any(isinstance(layer, DynamicConv2d) for layer in layers)
         self.clip_length = clip_length(self, options) if frames else None
         self._own = tuple(f'{name}.{part}.' for name in self.dynamic_layers for part in OWN_PARTS)
-        if options.gate_input == 'block':
-            decide_together(self, self.dynamic_layers)
         use_forms(self)
         checkpoint_without_reentry(self)
         for module in self.modules():

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..ops import gpu
-from ..ops.compiled import CompiledConv, CompiledGates, is_compilable, tells_kernels
+from ..ops.compiled import CompiledConv, CompiledGate, is_compilable, tells_kernels
 from ..ops.library import is_available, library
 
 
@@ -17,8 +17,8 @@ class Execution(NamedTuple):
 
     convolution: Callable[[nn.Module], Any]
     """For a dynamic convolution, or a stock one in its fastest form."""
-    gates: Callable[[], Any]
-    """For a stack of gates."""
+    gate: Callable[[], Any]
+    """For a gate."""
     innermost: bool = False
     """Whether channels are to lie innermost on every device."""
 
@@ -35,7 +35,7 @@ def by_compiled_code() -> Execution:
         RuntimeError: If it cannot be compiled.
     """
     library()
-    return Execution(lambda conv: CompiledConv() if is_compilable(conv) else None, CompiledGates)
+    return Execution(lambda conv: CompiledConv() if is_compilable(conv) else None, CompiledGate)
 
 
 def by_kernels() -> Execution:
@@ -46,11 +46,11 @@ def by_kernels() -> Execution:
     """
     if not gpu.is_available():
         raise RuntimeError(f'compiled=True needs Triton {gpu.OLDEST} or newer on a GPU')
-    from ..ops.gpu.gates import DeviceGates
+    from ..ops.gpu.gate import DeviceGate
     from ..ops.gpu.layer import DeviceConv
 
     return Execution(
-        lambda conv: DeviceConv() if tells_kernels(conv) else None, DeviceGates, innermost=True
+        lambda conv: DeviceConv() if tells_kernels(conv) else None, DeviceGate, innermost=True
     )
 
 

@@ -34,7 +34,7 @@ class _Formed(nn.modules.conv._ConvNd):
     relu: bool
     """Whether ReLU follows at once, in a fused network."""
     clip_rows, skip = 1, True
-    gate = gate_stack = forced = None
+    gate = fused_gate = forced = None
 
     def _convolve(self, clips: Tensor, residual: Tensor | None) -> Tensor:
         """Convolve (N, C, T, H, W), and do what follows."""
@@ -52,14 +52,14 @@ class _Formed(nn.modules.conv._ConvNd):
         """Convolve by a 2-D convolution, where that can be."""
         raise NotImplementedError
 
-    def kernels(self, whole: bool) -> Kernels:
+    def kernels(self) -> Kernels:
         """See :class:`~vared2_mmaction.ops.compiled.CompiledConv`."""
         raise NotImplementedError
 
     def options(self) -> Options:
         """See :class:`~vared2_mmaction.ops.compiled.CompiledConv`."""
         costs = (math.prod(self.weight.shape[1:]), 0, 0, 0)
-        return Options((self.out_channels,), ((self.weight.new_empty(0),),), math.inf, costs=costs)
+        return Options((self.out_channels,), ((self.weight.new_empty(0),),), costs=costs)
 
 
 class FormedConv2d(_Formed, nn.Conv2d):
@@ -80,7 +80,7 @@ class FormedConv2d(_Formed, nn.Conv2d):
         sizes = (tuple(stride), padding, self.dilation, self.groups)
         return conv2d(x, self.weight, self.bias, *sizes).unsqueeze(2)
 
-    def kernels(self, whole: bool) -> Kernels:
+    def kernels(self) -> Kernels:
         padding: Any = self.padding
         sizes = ((1, *self.stride), (0, *padding), (1, *self.dilation))
         return Kernels(self.weight.unsqueeze(2), self.bias, *sizes)
@@ -95,9 +95,9 @@ class FormedConv3d(_Formed, nn.Conv3d):
         return self._convolve(x, residual)
 
     def _in_2d(self, clips: Tensor, conv2d: Conv2d = F.conv2d) -> Tensor:
-        return convolve(clips, *self.kernels(True), self.groups, conv2d)
+        return convolve(clips, *self.kernels(), self.groups, conv2d)
 
-    def kernels(self, whole: bool) -> Kernels:
+    def kernels(self) -> Kernels:
         padding: Any = self.padding
         return Kernels(self.weight, self.bias, self.stride, padding, self.dilation)
 

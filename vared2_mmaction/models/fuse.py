@@ -15,10 +15,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..ops import DynamicConv2d, DynamicConv3d, SoftModulationGate
 from ..ops.fused import fold_norm
+from ..ops.fused_gate import FusedGate
 from ..ops.gate import is_folded_norm
-from ..ops.stack import GateStack
 from ..ops.watched import is_watched
-from .blocks import Deciding
 from .dynamize import report_convolution
 from .epilogues import fuse_epilogues
 from .execution import Execution, by_operations, execution_on
@@ -33,9 +32,11 @@ def fuse(model: nn.Module, compiled: bool | Execution = False) -> nn.Module:
     and gates, and with ReLU and residual addition done by the convolutions before them.
 
     A BatchNorm is folded where it is the ``norm`` of an mmcv ``ConvModule``, or is registered right
-    behind its convolution, as MMEngine's and mmcv's own fusion take it. Parameters of the copy
-    differ from those of a checkpoint: load first, then fuse. On a CPU, the convolutions of dynamic
-    layers and of networks that were accelerated also keep their kernels packed for oneDNN.
+    behind its convolution, as MMEngine's and mmcv's own fusion take it. It stays behind dynamic
+    layers whose cheap operations are not affine, whose weights are not normalised, or whose maps
+    rebuild others and are scaled to next to nothing. Parameters of the copy differ from those of a
+    checkpoint: load first, then fuse. On a CPU, the convolutions of dynamic layers and of networks
+    that were accelerated also keep their kernels packed for oneDNN.
 
     What has hooks when the model is fused is called as ever, and so are convolutions and norms with
     a forward of their own. Parametrisations (weight norm) become plain weights. A wrapper
@@ -68,7 +69,8 @@ def fuse(model: nn.Module, compiled: bool | Execution = False) -> nn.Module:
     for owner, name, norm_name in list(_pairs(fused)):
         conv, norm = owner.get_submodule(name), owner.get_submodule(norm_name)
         if isinstance(conv, DynamicConv2d | DynamicConv3d):
-            fold_norm(conv, norm)
+            if not fold_norm(conv, norm):
+                continue
         else:
             transposed = isinstance(conv, TransposedConvolution)
             folded: Any = fuse_conv_bn_eval(conv, norm, transposed)  # type: ignore[type-var, arg-type]
@@ -78,7 +80,9 @@ def fuse(model: nn.Module, compiled: bool | Execution = False) -> nn.Module:
         if isinstance(gate, SoftModulationGate):
             gate.fold_norm()
     fuse_epilogues(fused)
-    _stack_gates(fused, execution)
+    for layer in dynamic_layers(fused).values():
+        if isinstance(layer.gate, SoftModulationGate) and layer.gate.can_fuse():
+            layer.fused_gate = FusedGate(layer.gate, execution.gate())
     keep_channels_last(fused)
     pack_kernels(fused, execution.convolution)
     if execution.innermost:
@@ -90,19 +94,6 @@ def fuse(model: nn.Module, compiled: bool | Execution = False) -> nn.Module:
 def _lay_out(module: nn.Module, args: tuple) -> tuple:
     x = args[0]
     return (x.contiguous(memory_format=FORMATS[x.dim()]), *args[1:])
-
-
-def _stack_gates(model: nn.Module, execution: Execution) -> None:
-    """Let gates that are evaluated together, and those that decide alone, be evaluated as one."""
-    blocks = [module for module in model.modules() if isinstance(module, Deciding)]
-    together = {layer for block in blocks for layer in block.decides_for}
-    for block in blocks:
-        gates = [layer.gate for layer in block.decides_for]
-        if all(gate.can_stack() for gate in gates):
-            block.gate_stack = GateStack(gates, execution.gates())
-    for layer in set(dynamic_layers(model).values()) - together:
-        if isinstance(layer.gate, SoftModulationGate) and layer.gate.can_stack():
-            layer.gate_stack = GateStack([layer.gate], execution.gates())
 
 
 def _pairs(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:

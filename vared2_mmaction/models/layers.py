@@ -1,7 +1,6 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """Which convolutions of a backbone become dynamic, and how."""
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,7 +33,6 @@ from ..ops import (
 )
 from ..ops.options import check_num_options
 from ..ops.watched import is_watched, runs
-from .blocks import block_of
 from .execution import execution_on
 
 MODELS.register_module(module=SoftModulationGate)
@@ -61,16 +59,19 @@ def _is_pattern(text: str) -> bool:
 _LAYERS = "a regular expression for names of convolutions, such as 'layer3|layer4',"
 _EXPECTED = {
     'dynamic.layers': Expected(str, _LAYERS, _is_pattern, or_none=True),
-    'dynamic.gate_input': one_of(('block', 'layer')),
     'dynamic.channel_multiple': COUNT,
     'dynamic.channel_operation': one_of(CHEAP_OPERATIONS),
     'dynamic.temporal_operation': one_of(CHEAP_OPERATIONS),
     'dynamic.normalise': FLAG,
-    'dynamic.saturation': Expected(float, 'a number above 0', lambda x: x > 0),
     'num_segments': COUNT._replace(or_none=True),  # also an argument of a 2-D backbone
     'dynamic.compiled': FLAG,
     'dynamic.recompute': FLAG,
 }
+_GONE = {
+    'gate_input': 'every gate sees the input of its layer',
+    'saturation': 'options are blended with the weights of the gate over their sum',
+}
+"""Options of earlier versions, and what is done now."""
 _EXPECTED_OF_GATE = {
     'hidden_channels': COUNT,
     'motion': FLAG,
@@ -91,18 +92,12 @@ class DynamicOptions:
             downsampling, lateral, squeeze-and-excitation and non-local branches; in a backbone
             without residual stages, all but the first.
         gate: Config of the gate of each layer, by default a ``SoftModulationGate``.
-        gate_input: What gates see: each the input of its own 'layer', as in the paper, or those of
-            a residual block the input of the 'block', so that they decide together and a GPU is
-            waited for once a block. Layers outside residual blocks, and gates of another kind,
-            always see that of the layer.
         channel_multiple: What the numbers of computed channels are rounded down to a multiple of,
             where they are at least twice as many. Processors compute channels in vectors: half of
             144 channels takes the time of 80, but 16 makes it 64.
         channel_operation: Cheap operation that rebuilds channels: 'affine' or 'depthwise'.
         temporal_operation: Cheap operation that rebuilds frames: 'affine' or 'depthwise'.
         normalise: Whether the weights of a dimension's options become shares that sum to one.
-        saturation: Weight from which on an option leaves no share to cheaper ones, infinity for
-            weights over their sum; see :func:`~vared2_mmaction.ops.blend.shares`.
         num_segments: For a 2-D backbone, the number of frames of a clip (the segments of TSN).
             None takes the backbone's own ``num_segments``.
         compiled: Whether to blend by compiled code where there is some, with float32 on a CPU and
@@ -115,12 +110,10 @@ class DynamicOptions:
     temporal: int = 3
     layers: str | None = None
     gate: dict = field(default_factory=dict)
-    gate_input: str = 'layer'
     channel_multiple: int = 1
     channel_operation: str = 'affine'
     temporal_operation: str = 'affine'
     normalise: bool = True
-    saturation: float = math.inf
     num_segments: int | None = None
     compiled: bool = False
     recompute: bool = False
@@ -133,6 +126,12 @@ class DynamicOptions:
             ValueError: Naming the key that is wrong, and what was expected.
         """
         options = {} if options is None else options
+        check('dynamic', options, OPTIONS)
+        for key, now in _GONE.items():
+            if key in options:
+                raise ValueError(
+                    f'dynamic.{key}={options[key]!r}: the option is gone; leave it out: {now}'
+                )
         check_arguments('dynamic', options, cls)
         self = cls(**options)
         check_num_options(self.channel, 'dynamic.channel')
@@ -143,11 +142,6 @@ class DynamicOptions:
             check(key, getattr(self, key.removeprefix('dynamic.')), expected)
         self._check_gate()
         return self
-
-    @property
-    def own_gate(self) -> bool:
-        """Whether the gates are of this project's kind."""
-        return self._gate_class() is SoftModulationGate
 
     def _gate_class(self) -> Any:
         kind = self.gate.get('type', SoftModulationGate)
@@ -206,16 +200,9 @@ def make_layers_dynamic(backbone: nn.Module, options: DynamicOptions) -> tuple[s
         _check_convolution(name, backbone.get_submodule(name))
     if options.compiled:  # what is missing is said before hours are spent
         execution_on(torch.device('cuda' if torch.cuda.is_available() else 'cpu'))
-    first: dict[str | None, str] = {}  # convolution of each block, which reads the block's input
-    if options.own_gate and options.gate_input == 'block':
-        for name in convolutions:
-            first.setdefault(block_of(name), name)
-        first.pop(None, None)
     for name in chosen:
-        seen: Any = backbone.get_submodule(first.get(block_of(name), name))
         parent, _, attribute = name.rpartition('.')
-        layer = _convert(backbone, name, seen.in_channels, options)
-        setattr(backbone.get_submodule(parent), attribute, layer)
+        setattr(backbone.get_submodule(parent), attribute, _convert(backbone, name, options))
     return tuple(chosen)
 
 
@@ -246,9 +233,7 @@ def _check_convolution(name: str, conv: nn.Module) -> None:
     )
 
 
-def _convert(
-    backbone: nn.Module, name: str, gate_channels: int, options: DynamicOptions
-) -> nn.Module:
+def _convert(backbone: nn.Module, name: str, options: DynamicOptions) -> nn.Module:
     conv = backbone.get_submodule(name)
     assert isinstance(conv, nn.Conv2d | nn.Conv3d)
     channel = ChannelOptions(
@@ -259,14 +244,13 @@ def _convert(
         {
             'type': 'SoftModulationGate',
             **options.gate,
-            'in_channels': gate_channels,
+            'in_channels': conv.in_channels,
             'channel_options': len(channel.kept),
             'temporal_options': temporal.num_options,
         }
     )
     dynamic = next(made for kind, made in CONVOLUTIONS.items() if isinstance(conv, kind))
-    saturation = options.saturation if options.normalise else None
-    layer = dynamic.convert_from(conv, gate, channel, temporal, saturation, name)
+    layer = dynamic.convert_from(conv, gate, channel, temporal, options.normalise, name)
     layer.compiled_blend = options.compiled
     if isinstance(layer, DynamicConv2d):
         layer.num_segments = _segments(backbone, name, options)

@@ -14,11 +14,9 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from ..ops import DynamicConv2d, DynamicConv3d
 from ..ops.chain import Block, execute
-from ..ops.compiled import CompiledConv, CompiledGates
+from ..ops.compiled import CompiledConv
 from ..ops.decision import COLUMNS, ChargedDecision, Charges, report, report_fixed
-from ..ops.joint import open_decision
 from ..ops.watched import is_watched
-from .blocks import Deciding
 from .dynamize import report_convolution
 
 
@@ -61,13 +59,7 @@ class FusedResidual(nn.Module):
             return None
         if not all(map(_is_compiled, (*self.stages, *self.beside))):
             return None
-        if not isinstance(self, Deciding):
-            return Block(self.stages, self.beside)
-        gates: Any = self.gate_stack
-        if gates is None or gates.is_watched() or not isinstance(gates.compiled, CompiledGates):
-            return None
-        rows = {layer: row for row, layer in enumerate(self.decides_for)}
-        return Block(self.stages, self.beside, True, gates.compiled.native(gates), rows)
+        return Block(self.stages, self.beside)
 
 
 class FusedStage(nn.Module):
@@ -130,8 +122,6 @@ def _execute_layers(stages: list[nn.Module], x: Tensor, residual: Tensor) -> tup
     if not layers:
         return x, 0
     block = Block(layers, adds=len(layers) == len(stages))
-    if (joint := next(filter(None, map(open_decision, layers)), None)) is not None:
-        block = block._replace(deciding=joint.weights, rows=joint.rows)
     try:
         found = execute([block], x, residual if block.adds else None)
     except FloatingPointError:

@@ -12,7 +12,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..checkpoints.loading import OWN_PARTS
 from ..ops import DynamicConv2d, DynamicConv3d
-from .blocks import Deciding, stop_deciding
 from .dynamize import DynamicBackbone, report_convolution
 from .forms import restore_stock_forms
 from .heads import BudgetPart
@@ -30,8 +29,6 @@ def to_static(model: nn.Module) -> nn.Module:
                 delattr(module, part)
             stock = nn.Conv2d if isinstance(module, DynamicConv2d) else nn.Conv3d
             module.__class__ = stock  # type: ignore[assignment]
-        if isinstance(module, Deciding):
-            stop_deciding(module)
         for mixin in (DynamicBackbone, BudgetPart):
             if isinstance(module, mixin):
                 module.__class__ = _behind(mixin, type(module))

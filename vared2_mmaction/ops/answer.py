@@ -8,8 +8,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .blend import shares
-
 Weights = Sequence[Sequence[float]]
 """Weights of the channel options of one clip, and those of its temporal options."""
 
@@ -32,7 +30,6 @@ class Answer:
     Args:
         weights: The weights of each clip.
         modulation: Makes the same as tensors. Skipping without blending never asks for them.
-        shares: Does what the method does, where that is known better than by the tensors.
         constant: Whether the tensors are known to have no gradient.
     """
 
@@ -40,31 +37,31 @@ class Answer:
         self,
         weights: Sequence[Weights],
         modulation: Callable[[], Modulation],
-        shares: Callable[[float | None], Modulation] | None = None,
         constant: bool = False,
     ) -> None:
         self.weights = weights
         self.constant = constant
         self._make = modulation
-        self._share = shares
 
     @functools.cached_property
     def modulation(self) -> Modulation:
         """The weights as tensors, with their gradient."""
         return self._make()
 
-    def shares(self, saturation: float | None) -> Modulation:
-        """What options are blended with, (N, options) each, zeros behind them included.
+    def shares(self, normalised: bool) -> Modulation:
+        """What options are blended with, (N, options) each.
 
         Args:
-            saturation: See :func:`~vared2_mmaction.ops.blend.shares`; None where the weights are
-                the shares.
+            normalised: Whether weights are divided by their sum; otherwise they are the shares.
         """
-        if self._share is not None:
-            return self._share(saturation)
-        if saturation is None:
+        if not normalised:
             return self.modulation
-        return Modulation(*(shares(v, saturation) for v in self.modulation))
+        return Modulation(*(v / v.sum(-1, keepdim=True) for v in self.modulation))
+
+
+def active_options(v: Sequence[float]) -> list[int]:
+    """Options of one dimension that are on for a clip, dearest first."""
+    return [option for option, weight in enumerate(v) if weight > 0]
 
 
 def fetch(modulation: Modulation) -> Answer:

@@ -2,8 +2,7 @@
 """Layers of a fused network that compiled code executes one after the other, in one call."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -21,11 +20,6 @@ class Block(NamedTuple):
     """Layers that make what the last of the others adds; none add the input of the block."""
     adds: bool = True
     """Whether the last layer adds anything."""
-    deciding: Any = None
-    """Compiled gates that see the input of the block, or what they have answered, (N, layers, 2,
-    options)."""
-    rows: Mapping[Any, int] = MappingProxyType({})
-    """Which of these gates decides for a layer; others have their own."""
 
     def executed(self) -> Iterator[Any]:
         """Layers in the order of their execution."""
@@ -34,12 +28,12 @@ class Block(NamedTuple):
     def told(self, x: Tensor) -> tuple | None:
         """The block as compiled code is told of it; None where it cannot be."""
         steps, beside = (
-            [layer.compiled.step(layer, x, self.rows.get(layer)) for layer in layers]
+            [layer.compiled.step(layer, x) for layer in layers]
             for layers in (self.layers, self.beside)
         )
         if None in steps or None in beside:
             return None
-        return steps[:-1], beside, steps[-1], self.adds, self.deciding
+        return steps[:-1], beside, steps[-1], self.adds
 
 
 class Executed(NamedTuple):

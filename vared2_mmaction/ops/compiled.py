@@ -9,7 +9,6 @@ applied. What follows each other is executed by one call; see :mod:`.chain`.
 """
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -47,7 +46,6 @@ class Options(NamedTuple):
     tables: Sequence[Sequence[Tensor]]
     """Factors (2, 2^j, C) of each channel option i and temporal option j: scale and shift of what
     the pair rebuilds, frame offset by frame offset."""
-    saturation: float
     multiple: int = 1
     """See :func:`~vared2_mmaction.ops.kept`."""
     costs: tuple[int, int, int, int] = (0, 0, 0, 0)
@@ -59,46 +57,46 @@ def is_compilable(layer: Any) -> bool:
     """Whether there is compiled code for a layer of a fused network."""
     if not tells_kernels(layer):
         return False
-    weight, _, stride, padding, _ = layer.kernels(True)
+    weight, _, stride, padding, _ = layer.kernels()
     in_2d = has_2d_form(weight.shape[2:], stride, padding)
     return in_2d or library().can_tile(weight.shape[1])
 
 
 def tells_kernels(layer: Any) -> bool:
     """Whether ``kernels`` and ``options`` of a layer of a fused network say all that it does."""
-    if not hasattr(layer, 'kernels') or layer.groups > 1 or layer.padding_mode != 'zeros':
-        return False
-    if isinstance(layer.padding, str) or getattr(layer, 'saturation', math.inf) is None:
-        return False
-    options = (getattr(layer, f'{name}_options', None) for name in ('channel', 'temporal'))
-    return all(of is None or of.affine for of in options)
+    return (
+        hasattr(layer, 'kernels')
+        and layer.groups == 1
+        and layer.padding_mode == 'zeros'
+        and not isinstance(layer.padding, str)
+    )
 
 
-class CompiledGates(Made):
-    """A stack of gates by compiled code."""
+class CompiledGate(Made):
+    """A gate by compiled code."""
 
     def __init__(self) -> None:
         self._native: Any = None
 
-    def native(self, stack: Any) -> Any:
-        """The compiled gates.
+    def native(self, gate: Any) -> Any:
+        """The compiled gate.
 
         Args:
-            stack: The :class:`~vared2_mmaction.ops.stack.GateStack`.
+            gate: The :class:`~vared2_mmaction.ops.fused_gate.FusedGate`.
         """
         if self._native is None:
-            tensors = (stack.first, stack.shift, stack.second, stack.beta)
-            self._native = library().Gates(*tensors, stack.motion, GRID)
+            tensors = (gate.first, gate.shift, gate.second, gate.beta)
+            self._native = library().Gate(*tensors, gate.motion, GRID)
         return self._native
 
-    def __call__(self, stack: Any, clips: Tensor) -> Tensor | None:
-        """What the stack returns, or None where there is no compiled code.
+    def __call__(self, gate: Any, clips: Tensor) -> Tensor | None:
+        """What the gate weighs, (N, 2, width), or None where there is no compiled code.
 
         Args:
-            stack: See :meth:`native`.
-            clips: What the gates see, (N, C, T, H, W).
+            gate: See :meth:`native`.
+            clips: What the gate sees, (N, C, T, H, W).
         """
-        return self.native(stack).weigh(clips) if library().serves(clips) else None
+        return self.native(gate).weigh(clips) if library().serves(clips) else None
 
 
 class _Layer(NamedTuple):
@@ -108,7 +106,7 @@ class _Layer(NamedTuple):
     decides: bool
     """Whether the layer has a gate."""
     gate: Any
-    """The layer's own gate, if there is compiled code for it and no block decides."""
+    """The gate, if there is compiled code for it."""
     floor: float
     weight: Tensor
     bias: Tensor | None
@@ -118,22 +116,19 @@ class _Layer(NamedTuple):
 
     @classmethod
     def of(cls, owner: Any, weight: Tensor, bias: Tensor | None) -> '_Layer':
-        options, kernels, whole = owner.options(), owner.kernels(False), owner.kernels(True)
+        options, kernels = owner.options(), owner.kernels()
         native = library().Layer(
             list(options.kept),
             len(options.tables[0]),
             [table for tables in options.tables for table in tables],
-            options.saturation,
             options.costs,
             kernels[:2],
-            whole[:2],
             list(map(list, kernels[2:])),
             owner.clip_rows,
         )
-        stack, gate = owner.gate_stack, owner.gate
-        own = None if stack is None else stack.compiled.native(stack)
-        floor = getattr(gate, 'floor', 0.0)  # of other gates the weights are given
-        return cls(native, gate is not None, own, floor, weight, bias, version_of(weight), {})
+        fused, decides = owner.fused_gate, owner.gate is not None
+        gate, floor = (None, 0.0) if fused is None else (fused.compiled.native(fused), fused.floor)
+        return cls(native, decides, gate, floor, weight, bias, version_of(weight), {})
 
     def serves(self, weight: Tensor, bias: Tensor | None) -> bool:
         """Whether the parameters are as they were."""
@@ -147,11 +142,11 @@ class _Layer(NamedTuple):
         return self.plans[key]
 
     def _plan(self, owner: Any, like: Tensor, key: tuple[int, ...]) -> bool:
-        number, frames, rows, columns, channel, temporal, whole = key
+        number, frames, rows, columns, channel, temporal = key
         plans = owner.plans
         if plans is None or len(self.plans) >= packed.MAX_SHAPES:
             return False
-        weight, bias, (pace, *stride), padding, dilation = owner.kernels(bool(whole))
+        weight, bias, (pace, *stride), padding, dilation = owner.kernels()
         channels, pace = owner.options().kept[channel], pace * 2**temporal
         weight, bias = weight[:channels], None if bias is None else bias[:channels]
         # Frames that are left out are not copied, if the kernel can step over them.
@@ -185,10 +180,9 @@ class CompiledConv(Made):
     """The convolution of one layer by compiled code.
 
     The layer, a dynamic one or a stock one in its fastest form, is handed over with every call. It
-    has ``kernels(whole)``, what it convolves with where nothing is blended or rebuilt or elsewhere,
-    as :class:`Kernels`; ``options()``, an :class:`Options`; its ``plans``, whose packed kernels are
-    used; ``relu``, ``skip`` and ``clip_rows``; its ``gate`` and ``gate_stack``, None for a stock
-    one; and what is ``forced``.
+    has ``kernels()``, what it convolves with, as :class:`Kernels`; ``options()``, an
+    :class:`Options`; its ``plans``, whose packed kernels are used; ``relu``, ``skip`` and
+    ``clip_rows``; its ``gate`` and ``fused_gate``, None for a stock one; and what is ``forced``.
 
     Where there is no compiled code for an input, the layer goes on as ever: with gradients, under
     autocast, for other types than float32 and other layouts than channels-last.
@@ -200,11 +194,7 @@ class CompiledConv(Made):
         self._made: _Layer | None = None
 
     def forward(
-        self,
-        owner: Any,
-        x: Tensor,
-        residual: Tensor | None,
-        answered: tuple[Tensor, int] | None = None,
+        self, owner: Any, x: Tensor, residual: Tensor | None
     ) -> tuple[Tensor, Charges] | None:
         """Decide by a gate, or as is forced, and convolve.
 
@@ -212,8 +202,6 @@ class CompiledConv(Made):
             owner: The layer, a dynamic one.
             x: Input, (N, C, T, H, W) or (N T, C, H, W).
             residual: Added to the output, of its shape.
-            answered: What gates of a block have answered, (N, layers, 2, options), and which of
-                them is the layer's. Without it the layer's own gate is asked.
 
         Returns:
             Output and what each clip is charged, or None where there is no compiled code.
@@ -223,8 +211,6 @@ class CompiledConv(Made):
             ValueError: If options are forced for another number of clips.
         """
         block = Block([owner], adds=residual is not None)
-        if answered is not None:
-            block = block._replace(deciding=answered[0], rows={owner: answered[1]})
         while True:
             found = execute([block], x, residual)
             if found.blocks:
@@ -232,25 +218,20 @@ class CompiledConv(Made):
             if found.missing is None or not self._current(owner).plan(owner, x, found.missing):
                 return None
 
-    def step(self, owner: Any, x: Tensor, row: int | None) -> tuple | None:
+    def step(self, owner: Any, x: Tensor) -> tuple | None:
         """A layer as compiled code is told of it; None where it cannot be.
 
         Args:
             owner: The layer.
             x: Its input, or that of a layer before it, of as many rows.
-            row: Which of the gates of a block decides for it; None if its own does, or none.
         """
         made, (clips, rest) = self._current(owner), divmod(x.shape[0], owner.clip_rows)
-        gate = made.gate if row is None else None
-        if gate is not None and owner.gate_stack.is_watched():
-            return None
         if rest or x.dim() != made.weight.dim():
             return None
-        if made.decides and gate is None and row is None:
+        if made.decides and (made.gate is None or owner.fused_gate.is_watched()):
             return None
         forced = None if owner.forced is None else owner.forced.pairs(clips)
-        relu, skip = owner.relu, owner.skip
-        return made.native, made.decides, gate, row or 0, made.floor, forced, relu, skip
+        return made.native, made.gate, made.floor, forced, owner.relu, owner.skip
 
     def modulate(
         self, owner: Any, x: Tensor, weights: Sequence[Weights], epilogue: Epilogue

@@ -18,14 +18,12 @@ from .decision import ChargedDecision, LayerConstants, LayerCost, LayerDecision,
 from .epilogue import NOTHING, Epilogue
 from .forced import Forced
 from .forms import Conv2d, as_clips, as_frames, convolve
+from .fused_gate import FusedGate
 from .gate import SoftModulationGate
 from .groups import Group, assemble, consecutive, divide, group_by_policy
-from .joint import Joint, joint_answer, open_decision
 from .options import kept
 from .plan import Plans
 from .rebuild import rebuild
-from .stack import GateStack
-from .watched import is_watched
 
 
 class Part(NamedTuple):
@@ -47,7 +45,8 @@ class _DynamicConv(nn.modules.conv._ConvNd):
     gate: nn.Module
     channel_options: ChannelOptions
     temporal_options: TemporalOptions
-    saturation: float | None
+    normalised: bool
+    """Whether the shares of options are their weights divided by their sum."""
     layer_name: str
     constants: LayerConstants
     skip: bool
@@ -63,8 +62,8 @@ class _DynamicConv(nn.modules.conv._ConvNd):
     """Whether compiled code blends; see :mod:`~vared2_mmaction.ops.compiled_blend`."""
     relu: bool
     """Whether ReLU follows at once, in a fused network."""
-    gate_stack: GateStack | None
-    """The gate as it is evaluated in a fused network, where no block decides for the layer."""
+    fused_gate: FusedGate | None
+    """The gate as it is evaluated in a fused network."""
     _costs: dict[tuple[int, int], LayerCost]
     """Cost of each number of frames of the input and of positions of the output."""
 
@@ -75,7 +74,7 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         gate: nn.Module,
         channel_options: ChannelOptions,
         temporal_options: TemporalOptions,
-        saturation: float | None = math.inf,
+        normalised: bool = True,
         layer_name: str = '',
     ) -> Self:
         """Make a stock convolution dynamic; both share their parameters.
@@ -86,8 +85,8 @@ class _DynamicConv(nn.modules.conv._ConvNd):
                 :class:`Modulation` and has a method ``macs()``.
             channel_options: Channel options of conv's output channels.
             temporal_options: Temporal options of conv's output channels.
-            saturation: See :func:`~vared2_mmaction.ops.blend.shares`; None takes the weights of
-                the gate as they are.
+            normalised: Whether options are blended with the gate's weights divided by their sum;
+                otherwise with the weights as they are.
             layer_name: Name under which the layer reports its decisions.
         """
         self = cls.__new__(cls)
@@ -99,14 +98,13 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         self.gate = gate
         self.channel_options = channel_options
         self.temporal_options = temporal_options
-        self.saturation = saturation
+        self.normalised = normalised
         self.layer_name = layer_name
         self.constants = LayerConstants(
             math.prod(conv.weight.shape[1:]),
             channel_options.kept,
             (channel_options.macs_per_element, temporal_options.macs_per_element),
             gate.macs(),  # type: ignore[operator]
-            saturation,
         )
         self.skip = True
         self.forced = None
@@ -115,7 +113,7 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         self.compiled_blend = False
         self.relu = False
         self._costs = {}
-        self.gate_stack = None
+        self.fused_gate = None
         return self.train(conv.training)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -135,9 +133,7 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         if self.compiled is None:
             return None
         try:
-            joint = open_decision(self)
-            answered = None if joint is None else (joint.weights, joint.rows[self])
-            found = self.compiled.forward(self, x, residual, answered)
+            found = self.compiled.forward(self, x, residual)
         except FloatingPointError as error:
             raise FloatingPointError(f'{self.layer_name}: {error}') from error
         if found is None:
@@ -149,7 +145,7 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         clips = self._to_clips(x)
         added = None if residual is None else self._to_clips(residual)
         options = len(self._frame_options(clips.shape[2]))
-        answer = joint_answer(self, options) or self._decide(clips, options)
+        answer = self._decide(clips, options)
         if self.forced is not None:
             answer = self.forced.replace(answer)
         y, decision = self.modulate(clips, answer, Epilogue(added, self.relu))
@@ -160,13 +156,9 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         return self._from_clips(y), decision
 
     def _decide(self, clips: Tensor, options: int) -> Answer:
-        stack = self.gate_stack
-        if stack is not None and not stack.is_watched():
-            return Joint((self,), clips, stack).answer(self, options)
-        # Of another class only the forward is known.
-        if type(self.gate) is SoftModulationGate and not is_watched(self.gate):
-            return Joint((self,), clips).answer(self, options)
-        return fetch(self.gate(clips, options))
+        fused = self.fused_gate
+        gate = self.gate if fused is None or fused.is_watched() else fused
+        return fetch(gate(clips, options))
 
     def num_options(self, x: Tensor) -> tuple[int, int]:
         """Numbers of channel and temporal options that an input leaves the layer."""
@@ -195,7 +187,7 @@ class _DynamicConv(nn.modules.conv._ConvNd):
             if self.compiled is not None:
                 y = self.compiled.modulate(self, clips, answer.weights, epilogue)
             if y is None:
-                groups = group_by_policy(answer.weights, self.saturation)
+                groups = group_by_policy(answer.weights)
                 y = self._execute_all(clips, answer, groups, epilogue)
                 trained = self._trained(groups)
         except (FloatingPointError, ValueError) as error:
@@ -220,7 +212,7 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         self, clips: Tensor, answer: Answer, groups: list[Group], epilogue: Epilogue
     ) -> Tensor:
         if len(groups) == 1:
-            shares = functools.partial(answer.shares, self.saturation)
+            shares = functools.partial(answer.shares, self.normalised)
             return self._execute(clips, groups[0], shares, epilogue)
         return epilogue(self._execute_groups(clips, answer, groups))
 
@@ -232,7 +224,7 @@ class _DynamicConv(nn.modules.conv._ConvNd):
 
         @functools.cache
         def shares() -> list[Modulation]:
-            parts = (divide(v, rows) for v in answer.shares(self.saturation))
+            parts = (divide(v, rows) for v in answer.shares(self.normalised))
             return [Modulation(*part) for part in zip(*parts, strict=True)]
 
         parts = (
@@ -252,12 +244,12 @@ class _DynamicConv(nn.modules.conv._ConvNd):
 
         Args:
             clips: The group's.
-            group: Which options have a share.
+            group: Which options are on.
             shares: Makes the shares of the group's clips, where options are blended.
             epilogue: What follows.
         """
         channel, temporal = group.channel[0], group.temporal[0]
-        single = self.saturation is not None and len(group.channel) == len(group.temporal) == 1
+        single = self.normalised and len(group.channel) == len(group.temporal) == 1
         if single and channel == temporal == 0:
             return self._whole(clips, epilogue)
         z = self._convolve(clips, channel, temporal)
@@ -280,7 +272,7 @@ class _DynamicConv(nn.modules.conv._ConvNd):
 
     def _blends_compiled(self, z: Tensor) -> bool:
         """Whether compiled code blends what was computed."""
-        possible = self.compiled_blend and self.saturation is not None and self._affine
+        possible = self.compiled_blend and self.normalised and self._affine
         return possible and compiled_blend.serves(z)
 
     def _blend(
@@ -290,16 +282,16 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         if self._blends_compiled(z):
             options = (self.channel_options, self.temporal_options)
             return compiled_blend.blend(z, options, parts, group[1:], frames)
-        normalised = self.saturation is not None
         own, over = (None if part is None else part.to(z.dtype) for part in parts)
-        y = self.channel_options(z, own, group.channel, normalised)
-        return self.temporal_options(y, over, group.temporal, frames, normalised)
+        y = self.channel_options(z, own, group.channel, self.normalised)
+        return self.temporal_options(y, over, group.temporal, frames, self.normalised)
 
     def _parts(self, shares: Modulation, group: Group) -> list[Tensor | None]:
         """Shares of each dimension; None where one option has all, whatever its weight is."""
         active = zip(shares, group[1:], strict=True)
-        whole = self.saturation is not None
-        return [None if whole and len(options) == 1 else share for share, options in active]
+        return [
+            None if self.normalised and len(options) == 1 else share for share, options in active
+        ]
 
     def _factors(self, channel: int, temporal: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Scale and shift, (R, C), of what a pair of options rebuilds from what it computes."""

@@ -19,8 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .answer import Answer, Weights
-from .blend import sharing
+from .answer import Answer, Weights, active_options
 
 COLUMNS = ('executed', 'static', 'overhead', 'p_c', 'p_t')
 Charges = Sequence[Sequence[float]]
@@ -42,8 +41,6 @@ class LayerCost(NamedTuple):
     """Cheap operation of each temporal option."""
     gate: int
     """The gate."""
-    saturation: float | None = None
-    """See :func:`~vared2_mmaction.ops.blend.sharing`."""
 
 
 class LayerConstants(NamedTuple):
@@ -57,8 +54,6 @@ class LayerConstants(NamedTuple):
     """Multiply-adds of the cheap operations that rebuild channels and frames."""
     gate: int
     """Multiply-adds of the gate."""
-    saturation: float | None
-    """See :func:`~vared2_mmaction.ops.blend.sharing`."""
 
 
 @functools.lru_cache(maxsize=4096)
@@ -79,7 +74,6 @@ def layer_cost(constants: LayerConstants, frames: tuple[int, ...], area: int) ->
         channel_operation=tuple((channels[0] - k) * channel for k in channels),
         temporal_operation=tuple((frames[0] - t) * channels[0] * temporal for t in frames),
         gate=constants.gate,
-        saturation=constants.saturation,
     )
 
 
@@ -164,7 +158,7 @@ def gradient_of_charge(
     decisions: Sequence[LayerDecision], device: torch.device | None = None
 ) -> Tensor:
     """Zeros of the shape of :func:`charge`, with the gradient of what is executed."""
-    weights = [d.answer.shares(None) for d in decisions]
+    weights = [d.answer.modulation for d in decisions]
     channel, temporal = (_padded(list(dimension)) for dimension in zip(*weights, strict=True))
     units, channels, frames = _sizes(tuple(d.cost for d in decisions), device)
     executed = straight_through(channel, channels) * straight_through(temporal, frames) * units
@@ -173,7 +167,7 @@ def gradient_of_charge(
 
 def _charge(cost: LayerCost, weights: Weights) -> tuple[float, ...]:
     """Columns of one layer for one clip."""
-    channel, temporal = (sharing(v, cost.saturation) for v in weights)
+    channel, temporal = map(active_options, weights)
     frames = cost.frames[temporal[0]]
     return (
         cost.unit * cost.channels[channel[0]] * frames,

@@ -1,8 +1,7 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
-"""Dynamic convolutions that have taken in the normalisation behind them, for inference."""
+"""Dynamic convolutions of a fused network, which take in the normalisation behind them."""
 
 import itertools
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,38 +10,30 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from .cheap import PerChannelAffine
 from .compiled import Kernels, Options
-from .conv import DynamicConv2d, DynamicConv3d, Part
-from .epilogue import NOTHING, Epilogue
-from .groups import Group
+from .conv import DynamicConv2d, DynamicConv3d
 
 AMPLIFICATION = 100
 """How far rounding errors of normalised maps may grow when other maps are rebuilt from them."""
 
 
-def fold_norm(layer: DynamicConv2d | DynamicConv3d, norm: Any) -> None:
-    """Fold a BatchNorm in evaluation mode into a layer, in place.
+def fold_norm(layer: DynamicConv2d | DynamicConv3d, norm: Any) -> bool:
+    """Fold a BatchNorm in evaluation mode into a layer, in place, where that can be done.
 
-    Where shares sum to one and cheap operations are affine, the layer computes normalised maps, and
-    each operation undoes the normalisation of the map that it reads. Where that cannot be done, or
-    would divide by next to nothing, the layer keeps two kernels: folded ones for the full policy,
-    and its own for all others, whose normalisation comes last.
+    Shares have to sum to one, and cheap operations to be affine. Then the layer computes normalised
+    maps, and each operation undoes the normalisation of the map that it reads; which must not
+    divide by next to nothing.
 
     Args:
         layer: The dynamic convolution.
         norm: The BatchNorm that follows it, with running statistics.
+
+    Returns:
+        Whether it was folded. If not, it has to be called as ever.
     """
-    in_3d = isinstance(layer, DynamicConv3d)
     channel, temporal = layer.channel_options, layer.temporal_options
+    if not (layer.normalised and channel.affine and temporal.affine):
+        return False
     with torch.no_grad():
-        folded = fuse_conv_bn_weights(
-            layer.weight,
-            layer.bias,
-            norm.running_mean,
-            norm.running_var,
-            norm.eps,
-            norm.weight,
-            norm.bias,
-        )
         ones, zeros = channel.ones.to(norm.running_var), channel.zeros.to(norm.running_var)
         gain, offset = (
             own if given is None else given
@@ -50,22 +41,21 @@ def fold_norm(layer: DynamicConv2d | DynamicConv3d, norm: Any) -> None:
         )
         scale = torch.rsqrt(norm.running_var + norm.eps) * gain
         shift = offset - norm.running_mean * scale
-        affine = channel.affine and temporal.affine
-        sizes = gain.abs() + offset.abs()
-        if affine and layer.saturation is not None and _invertible(layer, scale, sizes):
-            layer.weight, layer.bias = folded
+        folded = _invertible(layer, scale, gain.abs() + offset.abs())
+        if folded:
+            layer.weight, layer.bias = fuse_conv_bn_weights(
+                layer.weight,
+                layer.bias,
+                norm.running_mean,
+                norm.running_var,
+                norm.eps,
+                norm.weight,
+                norm.bias,
+            )
             _fold_into_operations(layer, scale, shift)
-            scale, shift = ones, zeros
-            made: Any = FusedConv3d if in_3d else FusedConv2d
-        else:
-            made = TwoKernelConv3d if in_3d else TwoKernelConv2d
-            for name, tensor in zip(('folded_weight', 'folded_bias'), folded, strict=True):
-                layer.register_buffer(name, tensor.detach(), persistent=False)
-            spread = torch.stack((scale, shift)).view(2, 1, -1, 1, 1, 1)
-            layer.register_buffer('norm', spread, persistent=False)
-        if affine:
-            _tabulate(layer, scale, shift)
-    layer.__class__ = made
+        _tabulate(layer)
+    layer.__class__ = FusedConv3d if isinstance(layer, DynamicConv3d) else FusedConv2d
+    return folded
 
 
 def _operations(layer: DynamicConv2d | DynamicConv3d) -> list[tuple[PerChannelAffine, Any, Any]]:
@@ -109,12 +99,11 @@ def _fold_into_operations(
         operation.bias.copy_(scales * operation.bias + shifts * (1 - operation.weight))
 
 
-def _tabulate(layer: DynamicConv2d | DynamicConv3d, scale: Tensor, shift: Tensor) -> None:
-    """Keep, for every pair of options, the factors of what it rebuilds, normalised at the end."""
+def _tabulate(layer: DynamicConv2d | DynamicConv3d) -> None:
+    """Keep, for every pair of options, the factors of what it rebuilds."""
     numbers = (len(layer.channel_options.kept), layer.temporal_options.num_options)
     for i, j in itertools.product(*map(range, numbers)):
-        own_scale, own_shift = layer._factors(i, j, layer.weight.dtype)
-        factors = torch.stack((own_scale * scale, own_shift * scale + shift))
+        factors = torch.stack(layer._factors(i, j, layer.weight.dtype))
         layer.register_buffer(f'factors_{i}_{j}', factors, persistent=False)
 
 
@@ -134,52 +123,17 @@ class _Tabulated:
         tables = [[self._table(i, j) for j in range(number)] for i in range(len(kept))]
         constants = self.constants
         costs = (constants.kernel, *constants.macs_per_element, constants.gate)
-        return Options(kept, tables, self.saturation, self.channel_options.multiple, costs)
+        return Options(kept, tables, self.channel_options.multiple, costs)
 
-    def kernels(self: Any, whole: bool) -> Kernels:
+    def kernels(self: Any) -> Kernels:
         """What is convolved with; see :class:`~vared2_mmaction.ops.compiled.CompiledConv`."""
         weight, stride, padding, dilation = self._in_3d(self.weight, self.padding)
         return Kernels(weight, self.bias, stride, padding, dilation)
 
 
 class FusedConv3d(_Tabulated, DynamicConv3d):
-    """A dynamic 3-D convolution that computes normalised maps."""
+    """A dynamic 3-D convolution whose factors are looked up."""
 
 
 class FusedConv2d(_Tabulated, DynamicConv2d):
-    """A dynamic 2-D convolution that computes normalised maps."""
-
-
-class _TwoKernels(_Tabulated):
-    """Mixin: the normalisation is folded into the kernels of the full policy, and comes last
-    otherwise."""
-
-    folded_weight: Tensor
-    folded_bias: Tensor
-    norm: Tensor
-
-    def _whole(self, clips: Tensor, epilogue: Epilogue = NOTHING) -> Tensor:
-        part = Part(self.folded_weight, self.folded_bias, len(self.folded_weight), 1)
-        return self._filtered(clips, part, epilogue)  # type: ignore[attr-defined]
-
-    def kernels(self: Any, whole: bool) -> Kernels:
-        kernels = super().kernels(whole)
-        if not whole:
-            return kernels
-        weight = self.folded_weight.view_as(kernels.weight)
-        return kernels._replace(weight=weight, bias=self.folded_bias)
-
-    def _blend(
-        self, z: Tensor, frames: int, parts: Sequence[Tensor | None], group: Group
-    ) -> Tensor:
-        y = super()._blend(z, frames, parts, group)  # type: ignore[misc]
-        scale, shift = self.norm.to(y.dtype)
-        return torch.addcmul(shift, y, scale, out=None if torch.is_grad_enabled() else y)
-
-
-class TwoKernelConv3d(_TwoKernels, DynamicConv3d):
-    """A dynamic 3-D convolution with its normalisation behind it."""
-
-
-class TwoKernelConv2d(_TwoKernels, DynamicConv2d):
-    """A dynamic 2-D convolution with its normalisation behind it."""
+    """A dynamic 2-D convolution whose factors are looked up."""

@@ -147,9 +147,10 @@ class SoftModulationGate(nn.Module):
                 self.fc1.bias[0] = 0
                 self.fc2.weight[channel_options:-1, 0] = motion_slope
 
-    def can_stack(self) -> bool:
-        """Whether two linear layers are all there is to call, so that they can be evaluated with
-        those of others; the normalisation has been folded then."""
+    def can_fuse(self) -> bool:
+        """Whether two linear layers are all there is to call, so that a
+        :class:`~vared2_mmaction.ops.fused_gate.FusedGate` can take its place; the normalisation has
+        been folded then."""
         own = type(self).forward, type(self).weigh
         return (
             own == (SoftModulationGate.forward, SoftModulationGate.weigh)
@@ -188,24 +189,22 @@ class SoftModulationGate(nn.Module):
             temporal_options: Number of temporal options that the clip's length allows.
         """
         with full_precision(x):
-            v = self.weigh(describe(x, self.motion, self.fc1.weight.dtype), self.width)
-        number = (self.channel_options, temporal_options)
-        opened = open_options(v[:, None], ((*number, self.floor),))[:, 0]
-        return Modulation(*(opened[:, i, :n] for i, n in enumerate(number)))
+            v = self.weigh(describe(x, self.motion, self.fc1.weight.dtype))
+        return open_options(v, (self.channel_options, temporal_options), self.floor)
 
-    def weigh(self, described: Tensor, width: int) -> Tensor:
+    def weigh(self, described: Tensor) -> Tensor:
         """Weights before any option is switched off.
 
         Args:
             described: Description of N clips, (N, C) or with motion (N, 2 C).
-            width: Number of columns, options that there are not included.
 
         Returns:
-            (N, 2, width) in (-1, 1), channel options first.
+            (N, 2, width) in (-1, 1), channel options first, zeros behind those of the dimension
+            that has fewer.
         """
         v = self.fc2(self._normalise(self.fc1(described)).tanh()).tanh()
         parts = v.split((self.channel_options, self.temporal_options), 1)
-        return torch.stack([F.pad(part, (0, width - part.shape[1])) for part in parts], 1)
+        return torch.stack([F.pad(part, (0, self.width - part.shape[1])) for part in parts], 1)
 
     def _normalise(self, x: Tensor) -> Tensor:
         bn = self.bn
@@ -269,55 +268,35 @@ def describe(x: Tensor, motion: bool, dtype: torch.dtype) -> Tensor:
     return descriptor(x.detach(), motion).to(dtype)
 
 
-def open_options(v: Tensor, options: tuple[tuple[int, int, float], ...]) -> Tensor:
+def open_options(v: Tensor, numbers: tuple[int, int], floor: float) -> Modulation:
     """Switch options off, but never all of a dimension.
 
     Args:
-        v: Weights as :meth:`SoftModulationGate.weigh` returns them for L gates, (N, L, 2, width).
-        options: Number of channel options, number of temporal options and floor of each gate.
+        v: Weights as :meth:`SoftModulationGate.weigh` returns them, (N, 2, width).
+        numbers: Numbers of channel and temporal options that there are.
+        floor: Weight of the cheapest option where all would be off.
 
     Returns:
-        Weights in [0, 1], (N, L, 2, width); zero is off, as are options beyond the number. Where
-        there is one option, there is nothing to choose, and its weight is one.
+        Weights in [0, 1]; zero is off. Where there is one option, there is nothing to choose, and
+        its weight is one.
     """
-    slope, offset, cheapest = _opening(options, v.shape[-1], v.dtype, v.device)
+    slope, offset, cheapest = _opening(numbers, floor, v.shape[-1], v.dtype, v.device)
     v = v.relu() if slope is None else torch.addcmul(offset, v.relu(), slope)
-    return torch.where(v.amax(-1, keepdim=True) == 0, cheapest, v)
-
-
-def open_on_host(v: Sequence[float], number: int, floor: float) -> list[float]:
-    """The same for one dimension of one clip, on the host.
-
-    Args:
-        v: Weights that :meth:`SoftModulationGate.weigh` returned.
-        number: Number of options.
-        floor: Weight of the cheapest option where all would be off.
-    """
-    if number == 1:
-        return [1.0]
-    opened = [0.0 if weight <= 0 else weight for weight in v[:number]]  # NaN stays
-    if not any(opened):
-        opened[-1] = floor
-    return opened
+    opened = torch.where(v.amax(-1, keepdim=True) == 0, cheapest, v)
+    return Modulation(*(opened[:, i, :number] for i, number in enumerate(numbers)))
 
 
 @functools.lru_cache(maxsize=512)
 def _opening(
-    options: tuple[tuple[int, int, float], ...],
-    width: int,
-    dtype: torch.dtype,
-    device: torch.device,
+    numbers: tuple[int, int], floor: float, width: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Any, ...]:
     """Slope and offset that fix options, None if none is fixed, and weights with the floor only."""
     with torch.inference_mode(False):  # the tables serve training as well
-        slope, offset, cheapest = (
-            torch.zeros(len(options), 2, width, dtype=dtype) for _ in range(3)
-        )
-    for row, (*numbers, floor) in enumerate(options):
-        for dimension, number in enumerate(numbers):
-            slope[row, dimension, :number] = float(number > 1)
-            offset[row, dimension, 0] = float(number == 1)
-            cheapest[row, dimension, number - 1] = floor
+        slope, offset, cheapest = (torch.zeros(2, width, dtype=dtype) for _ in range(3))
+    for dimension, number in enumerate(numbers):
+        slope[dimension, :number] = float(number > 1)
+        offset[dimension, 0] = float(number == 1)
+        cheapest[dimension, number - 1] = floor
     if slope.all():
         return None, None, cheapest.to(device)
     return slope.to(device), offset.to(device), cheapest.to(device)

@@ -8,25 +8,23 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .answer import Weights
-from .blend import sharing
+from .answer import Weights, active_options
 from .forms import empty_clips
 
 
 class Group(NamedTuple):
-    """Clips whose dearest options are the same, and the options that have a share in any."""
+    """Clips whose dearest options are the same, and the options that are on for any."""
 
     rows: list[int]
     channel: list[int]
     temporal: list[int]
 
 
-def group_by_policy(weights: Sequence[Weights], saturation: float | None) -> list[Group]:
+def group_by_policy(weights: Sequence[Weights]) -> list[Group]:
     """Group clips by their dearest options.
 
     Args:
         weights: The weights of each of N clips.
-        saturation: See :func:`~vared2_mmaction.ops.blend.sharing`.
 
     Raises:
         FloatingPointError: If weights are not finite.
@@ -34,7 +32,7 @@ def group_by_policy(weights: Sequence[Weights], saturation: float | None) -> lis
     """
     members: dict[tuple[int, int], tuple[list[int], set[int], set[int]]] = {}
     for row, v in enumerate(weights):
-        channel, temporal = (sharing(part, saturation) for part in v)
+        channel, temporal = map(active_options, v)
         if not math.isfinite(sum(map(sum, v))):
             raise FloatingPointError(f'the weights of the gate are not finite: {v}')
         if not channel or not temporal:

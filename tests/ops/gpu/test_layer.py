@@ -13,7 +13,8 @@ from vared2_mmaction.ops import collect
 from vared2_mmaction.ops.compiled import tells_kernels
 from vared2_mmaction.ops.decision import ChargedDecision, charge_on_host
 from vared2_mmaction.ops.forced import Forced
-from vared2_mmaction.ops.stack import GateStack
+from vared2_mmaction.ops.fused_gate import FusedGate
+from vared2_mmaction.ops.gate import open_options
 
 from ..layers import CASES, Case
 from ..test_compiled import clips, fused, zero
@@ -22,7 +23,7 @@ from .device import DEVICE, HALF, needs_kernels
 pytest.importorskip('triton')
 
 from vared2_mmaction.ops.gpu import layer as module
-from vared2_mmaction.ops.gpu.gates import DeviceGates
+from vared2_mmaction.ops.gpu.gate import DeviceGate
 from vared2_mmaction.ops.gpu.layer import DeviceConv
 from vared2_mmaction.ops.gpu.padded import is_followed, padded_channels, widened
 
@@ -30,7 +31,7 @@ pytestmark = needs_kernels
 TWO = ('odd', '2d')
 IN_BETWEEN = 'padding in between'
 SAME = {'kernel_size': 3, 'padding': 1}
-NAMES = ('plain', 'odd', 'stride', 'dilation', 'one frame', 'one channel', 'stick', '2d')
+NAMES = ('plain', 'odd', 'stride', 'dilation', 'one frame', 'one channel', '2d')
 SERVED = [
     *(case for case in CASES if case.name in (*NAMES, 'vectors', 'four options', 'channel only')),
     Case('padding before and after', {'in_channels': 3, 'out_channels': 6, **SAME}, frames=1),
@@ -47,21 +48,27 @@ def pair(case, change=None, std=2.0):
     layer = fused(case, change)
     nn.init.normal_(layer.gate.fc2.weight, std=std)
     twin = copy.deepcopy(layer).to(DEVICE)
-    twin.compiled, twin.gate_stack = None, GateStack([twin.gate])
+    twin.compiled, twin.fused_gate = None, FusedGate(twin.gate)
     layer = layer.to(DEVICE)
-    layer.compiled, layer.gate_stack = DeviceConv(), GateStack([layer.gate], DeviceGates())
+    layer.compiled, layer.fused_gate = DeviceConv(), FusedGate(layer.gate, DeviceGate())
     return layer, twin
 
 
 class Answers(nn.Module):
-    """Gates that answer the same to everything."""
+    """A gate that answers the same to everything."""
 
     def __init__(self, v):
         super().__init__()
         self.v = torch.as_tensor(v, dtype=torch.float32, device=DEVICE)
 
-    def forward(self, clips):
-        return self.v[:, None]
+    def is_watched(self):
+        return False
+
+    def forward(self, clips, options):
+        return open_options(self.v, (self.v.shape[-1], options), 0.05)
+
+    def weigh(self, clips):
+        return self.v
 
     def is_watched(self):
         return False
@@ -91,7 +98,7 @@ def inputs(case, layer, number=2):
 @pytest.mark.parametrize(
     ('case', 'change'),
     [*((case, None) for case in SERVED), *((case, zero) for case in SERVED if case.name in TWO)],
-    ids=lambda value: getattr(value, 'name', 'two kernels' if value else 'one kernel'),
+    ids=lambda value: getattr(value, 'name', 'not folded' if value else 'folded'),
 )
 def test_decides_and_convolves(case, change, forced):
     layer, twin = pair(case, change)
@@ -117,7 +124,7 @@ def test_blends_of_one_clip_beside_whole_ones():
         [[-1, 0, 0]] * 2,
     )
     for one in (layer, twin):
-        one.gate_stack = Answers([blended, whole, off])
+        one.fused_gate = Answers([blended, whole, off])
     x = inputs(case, layer, 3)
     found = run(layer, x)
     equal(found, run(twin, x))
@@ -143,7 +150,7 @@ def test_channels_that_fill_no_vector_are_followed_by_zeros():
         layer.weight = nn.Parameter(pointwise)
         layer.kernel_size = (1, 1, 1)
         layer.forced = Forced(torch.tensor([[1, 0], [0, 1]]))
-        layer.gate_stack = Answers(torch.ones(2, 2, 3))
+        layer.fused_gate = Answers(torch.ones(2, 2, 3))
     x = inputs(case, first)
     y, _ = run(first, x)
     memory = y.as_strided(
@@ -232,7 +239,7 @@ def test_weights_that_are_not_finite_are_seen_in_the_output():
     case = SERVED[0]
     layer, _ = pair(case)
     first = [0.5, 0, 0]
-    layer.gate_stack = Answers([[first, first], [[0.5, math.nan, 0], first]])
+    layer.fused_gate = Answers([[first, first], [[0.5, math.nan, 0], first]])
     y, charged = run(layer, inputs(case, layer))
     assert y[0].isfinite().all()
     assert y[1].isnan().all()

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from vared2_mmaction.ops import ChannelOptions, TemporalOptions
-from vared2_mmaction.ops.blend import shares
 
 pytest.importorskip('triton')
 
@@ -59,7 +58,7 @@ def run(function, case, layout, dtype=torch.float32, precision=None, area=(3, 4)
     z = LAYOUTS[layout](z.to(dtype).to(DEVICE, precision)).requires_grad_()
     weights = [v.to(DEVICE).requires_grad_() for v in weights]
     of = [
-        shares(v, math.inf).to(dtype).to(precision) if len(chosen) > 1 else None
+        (v / v.sum(1, keepdim=True)).to(dtype).to(precision) if len(chosen) > 1 else None
         for v, chosen in zip(weights, active, strict=True)
     ]
     for option in options:

@@ -4,11 +4,11 @@
 import triton
 import triton.language as tl
 
-from .decide import find_shares, find_sharing, kept_channels, of_clip, of_option, open_both
+from .decide import find_active, kept_channels, of_clip, of_option, open_both
 
 _SIZES: list[str] = str.split(
     'clips channels frames area v_clip v_temporal forced_clip channel_options temporal_options '
-    'table_pair table_options floor saturation is_forced has_residual relu multiple'
+    'table_pair table_options floor is_forced has_residual relu multiple'
 )
 
 
@@ -17,7 +17,7 @@ def blend(
     computed, tables, residual, y, v, forced, clips, channels, frames, area,
     y_clip, y_position, r_clip, r_position,
     v_clip, v_temporal, forced_clip, channel_options, temporal_options, table_pair, table_options,
-    floor, saturation, is_forced, has_residual, relu, multiple,
+    floor, is_forced, has_residual, relu, multiple,
     CLIPS: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -26,11 +26,11 @@ def blend(
         v, forced, clip, clips, v_clip, v_temporal, forced_clip, channel_options, temporal_options,
         floor, is_forced,
     )  # fmt: skip
-    sharing_c, _ = find_sharing(opened_c, saturation)
-    sharing_t, option_t = find_sharing(opened_t, saturation)
-    several = (tl.sum(sharing_c.to(tl.int32), 1) > 1) | (tl.sum(sharing_t.to(tl.int32), 1) > 1)
-    shares_c = tl.where(sharing_c, find_shares(opened_c, saturation), 0.0)
-    shares_t = tl.where(sharing_t, find_shares(opened_t, saturation), 0.0)
+    active_c, _ = find_active(opened_c)
+    active_t, option_t = find_active(opened_t)
+    several = (tl.sum(active_c.to(tl.int32), 1) > 1) | (tl.sum(active_t.to(tl.int32), 1) > 1)
+    shares_c = tl.where(active_c, opened_c / tl.sum(opened_c, 1)[:, None], 0.0)
+    shares_t = tl.where(active_t, opened_t / tl.sum(opened_t, 1)[:, None], 0.0)
     across = tl.cdiv(channels, COLUMNS)
     each = across * tl.cdiv(frames * area, ROWS)
     ends = tl.cumsum(tl.where((clip < clips) & several, each, 0), 0)

@@ -10,7 +10,7 @@ clips that blend options, it is written once, to a map that :mod:`.blending` rea
 import triton
 import triton.language as tl
 
-from .decide import find_sharing, kept_channels, of_clip, open_both
+from .decide import find_active, kept_channels, of_clip, open_both
 
 TAPS = tl.constexpr(10)
 """How many taps of a kernel in each direction a number has bits for."""
@@ -18,7 +18,7 @@ _SIZES: list[str] = str.split(
     'clips frames_in height_in width_in frames height width kernel_height kernel_width '
     'kernel_time step_time step_height step_width pad_time pad_height pad_width apart_time '
     'apart_height apart_width v_clip v_temporal forced_clip channel_options '
-    'temporal_options table_pair table_options floor saturation is_forced '
+    'temporal_options table_pair table_options floor is_forced '
     'skip has_residual relu multiple zero'
 )
 """What differs from layer to layer, and is not worth a kernel of its own."""
@@ -30,11 +30,11 @@ def convolve(
     v, forced, costs, charged,
     clips, channels_in, frames_in, height_in, width_in, channels, frames, height, width,
     x_clip, x_frame, x_row, x_column, y_clip, y_position, r_clip, r_position,
-    whole_weight, whole_bias, weight_row, weight_tap,
+    weight_row, weight_tap,
     kernel_time, kernel_height, kernel_width, step_time, step_height, step_width,
     pad_time, pad_height, pad_width, apart_time, apart_height, apart_width,
     v_clip, v_temporal, forced_clip, channel_options, temporal_options, table_pair,
-    table_options, floor, saturation, is_forced, skip, has_residual, relu, multiple, zero,
+    table_options, floor, is_forced, skip, has_residual, relu, multiple, zero,
     GATED: tl.constexpr, BOUNDED: tl.constexpr, PLACED: tl.constexpr, DILATED: tl.constexpr,
     ALIGNED: tl.constexpr, PRECISION: tl.constexpr, CLIPS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
@@ -45,12 +45,12 @@ def convolve(
             v, forced, clip, clips, v_clip, v_temporal, forced_clip, channel_options,
             temporal_options, floor, is_forced,
         )  # fmt: skip
-        sharing_c, option_c = find_sharing(opened_c, saturation)
-        sharing_t, option_t = find_sharing(opened_t, saturation)
-        several = (tl.sum(sharing_c.to(tl.int32), 1) > 1) | (tl.sum(sharing_t.to(tl.int32), 1) > 1)
+        active_c, option_c = find_active(opened_c)
+        active_t, option_t = find_active(opened_t)
+        several = (tl.sum(active_c.to(tl.int32), 1) > 1) | (tl.sum(active_t.to(tl.int32), 1) > 1)
         if tl.program_id(0) == tl.num_programs(0) - 1:  # which has the fewest tiles
             _charge(
-                costs, charged, clip, clips, sharing_c, option_c, sharing_t, option_t, wrong,
+                costs, charged, clip, clips, active_c, option_c, active_t, option_t, wrong,
                 channels, frames, multiple,
             )  # fmt: skip
     else:
@@ -102,9 +102,7 @@ def convolve(
             seen = tl.where(there, seen, 0)
         base = x + here.to(tl.int64) * x_clip
         whole = (channel_option == 0) & (temporal_option == 0) & (not blended)
-        own_kernels = whole.to(tl.int32)
-        kernels = weight + own_kernels * whole_weight
-        kernels += first_column * weight_row
+        kernels = weight + first_column * weight_row
         from_x = at[:, None] + depth[None, :]
         from_kernels = (tl.arange(0, COLUMNS) * weight_row)[:, None] + depth[None, :]
         total = tl.zeros((ROWS, COLUMNS), tl.float32)
@@ -133,7 +131,7 @@ def convolve(
         row = first_row + zero + tl.arange(0, ROWS)
         column = first_column + tl.arange(0, COLUMNS)
         stored = row < rows
-        total += tl.load(bias + own_kernels * whole_bias + column)[None, :]
+        total += tl.load(bias + column)[None, :]
         if invalid:
             total += float('nan')
         own = kept_channels(channels, channel_option, multiple) // ALIGNED * ALIGNED
@@ -216,7 +214,7 @@ def _count(value, step, end):
 
 @triton.jit
 def _charge(
-    costs, charged, clip, clips, sharing_c, option_c, sharing_t, option_t, wrong, channels, frames,
+    costs, charged, clip, clips, active_c, option_c, active_t, option_t, wrong, channels, frames,
     multiple,
 ):  # fmt: skip
     """Write the columns of :data:`~vared2_mmaction.ops.decision.COLUMNS` of each clip.
@@ -232,8 +230,8 @@ def _charge(
     own_c = kept_channels(channels, option_c, multiple).to(tl.int64)
     own_t = ((frames + (1 << option_t) - 1) >> option_t).to(tl.int64)
     executed = unit * own_c * own_t
-    rebuilt = channel * own_t * tl.sum(tl.where(sharing_c, channels - kept_c, 0), 1)
-    rebuilt += temporal * tl.sum(tl.where(sharing_t, frames - kept_t, 0), 1)
+    rebuilt = channel * own_t * tl.sum(tl.where(active_c, channels - kept_c, 0), 1)
+    rebuilt += temporal * tl.sum(tl.where(active_t, frames - kept_t, 0), 1)
     at = charged + clip * 5
     there = clip < clips
     nothing = tl.where(wrong, float('nan'), 0.0)

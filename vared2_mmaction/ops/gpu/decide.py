@@ -67,27 +67,11 @@ def open_both(
 
 
 @triton.jit
-def find_sharing(opened, saturation):
-    """Which options have a share, and the dearest of them, for each clip."""
+def find_active(opened):
+    """Which options are on, and the dearest of them, for each clip."""
     option = tl.arange(0, _WIDTH)[None, :]
-    last = tl.min(tl.where(opened >= saturation, option, _WIDTH), 1)[:, None]
-    sharing = (opened > 0) & (option <= last)
-    return sharing, tl.min(tl.where(sharing, option, _WIDTH), 1)
-
-
-@triton.jit
-def find_shares(opened, saturation):
-    """Shares of the options; see :func:`~vared2_mmaction.ops.blend.shares`."""
-    option = tl.arange(0, _WIDTH)[None, :]
-    taken = tl.minimum(opened / saturation, 1.0)
-    left = tl.sum(tl.where(option == 0, 1.0, 0.0) + 0.0 * opened, 1)
-    stick = 0.0 * opened
-    for i in tl.static_range(_WIDTH):
-        part = tl.sum(tl.where(option == i, taken, 0.0), 1) * left
-        left -= part
-        stick = tl.where(option == i, part[:, None], stick)
-    parts = tl.where(saturation == float('inf'), opened, stick)
-    return parts / tl.sum(parts, 1)[:, None]
+    active = opened > 0
+    return active, tl.min(tl.where(active, option, _WIDTH), 1)
 
 
 @triton.jit

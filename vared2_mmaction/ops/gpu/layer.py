@@ -29,9 +29,7 @@ class Decided(NamedTuple):
     """Where kernels find what clips are to compute."""
 
     v: Tensor
-    """Weights before any option is switched off, (N, layers, 2, options)."""
-    row: int
-    """Which layer's are meant."""
+    """Weights before any option is switched off, (N, 2, options)."""
     forced: Tensor | None
     """Options that are forced, (N or 1, 2), int32."""
     numbers: tuple[int, int]
@@ -93,36 +91,34 @@ class _Launch(NamedTuple):
         residual = y if self.residual is None else self.residual
         computed, costs = y, charged
         gate: tuple[Any, ...] = (y, y, 0, 0, 0, 1, 1)
-        floor, saturation, is_forced = 0.0, math.inf, 0
+        floor, is_forced = 0.0, 0
         if decided is not None:
             computed = x.new_empty(number, frames * height * width * channels)
-            v, row, forced, numbers, costs = decided
-            answers, is_forced = v[:, row], int(forced is not None)
+            v, forced, numbers, costs = decided
+            is_forced = int(forced is not None)
             step = 0 if forced is None or len(forced) == 1 else 2
             gate = (
-                answers, made.unforced if forced is None else forced, *answers.stride()[:2], step,
+                v, made.unforced if forced is None else forced, *v.stride()[:2], step,
                 *numbers,
             )  # fmt: skip
-            floor, saturation = owner.gate.floor, owner.saturation
+            floor = owner.gate.floor
         weighed = (
             *gate[2:],
             made.tables[0].numel(),
             made.table_options,
             floor,
-            saturation,
             is_forced,
         )
         followed = (int(self.residual is not None), int(self.relu), made.multiple)
-        whole, (first, taps) = len(made.weight) - 1, made.taps_in_time(x)
-        weight = made.weight[:, :, first * math.prod(made.kernel[1:]) :]
+        first, taps = made.taps_in_time(x)
+        weight = made.weight[:, first * math.prod(made.kernel[1:]) :]
         clips = max(16, triton.next_power_of_2(number))
         convolution = (
             x, weight, made.bias, made.tables, residual, computed, y, *gate[:2], costs,
             charged,
             number, read, *x.shape[2:], written, frames, height, width,
             x.stride(0), *x.stride()[2:], *_steps(y), *_steps(residual),
-            whole * made.weight[0].numel(), whole * made.bias[0].numel(),
-            *made.weight.stride()[1:3],
+            *made.weight.stride()[:2],
             taps, *made.kernel[1:], *made.stride,
             made.padding[0] - first * made.dilation[0], *made.padding[1:], *made.dilation,
             *weighed, int(owner.skip), *followed, 0,
@@ -177,11 +173,7 @@ class DeviceConv(Made):
         self._costs_of: dict[tuple[int, torch.device], Tensor] = {}
 
     def forward(
-        self,
-        owner: Any,
-        x: Tensor,
-        residual: Tensor | None,
-        answered: tuple[Tensor, int] | None = None,
+        self, owner: Any, x: Tensor, residual: Tensor | None
     ) -> tuple[Tensor, Tensor] | None:
         """Decide by a gate, or as is forced, and convolve.
 
@@ -189,8 +181,6 @@ class DeviceConv(Made):
             owner: The layer.
             x: Input, (N, C, T, H, W) or (N T, C, H, W).
             residual: Added to the output, of its shape.
-            answered: What gates of a block have answered, (N, layers, 2, options), and which of
-                them is the layer's. Without it the layer's own gate is asked.
 
         Returns:
             Output and what is charged, (N, 5), with the columns ``COLUMNS`` of
@@ -200,18 +190,18 @@ class DeviceConv(Made):
         Raises:
             ValueError: If options are forced for another number of clips.
         """
-        if not reads(x) or (answered is None and owner.gate_stack is None):
+        if not reads(x) or owner.fused_gate is None:
             return None
         dtype, x = _computed_in(x)
         made, clips = self._current(owner, dtype), owner._to_clips(x)
         hand_over(x, clips)
         if not made.fits(clips):
             return None
-        v, row = answered or (owner.gate_stack(clips), 0)
+        v = owner.fused_gate.weigh(clips)
         forced = None if owner.forced is None else owner.forced.on(x.device, len(clips))
         added = None if residual is None else _even(owner._to_clips(residual))
         numbers = owner.num_options(x)
-        decided = Decided(v, row, forced, numbers, self._costs(owner, made.output(clips), x.device))
+        decided = Decided(v, forced, numbers, self._costs(owner, made.output(clips), x.device))
         launch = _Launch(owner, made, _innermost(clips), decided, added, owner.relu)
         of = tiles(x.dtype)
         y, charged = launch.go(of[fastest(launch.key, lambda: _candidates(launch, of))])
@@ -265,7 +255,7 @@ class DeviceConv(Made):
         """Multiply-adds that clips of some size are charged by."""
         area = sizes[1] * sizes[2]
         if (found := self._costs_of.get((area, device))) is None:
-            kernel, kept, (channel, temporal), gate, _ = owner.constants
+            kernel, kept, (channel, temporal), gate = owner.constants
             numbers = (kernel * area, channel * area, temporal * area * kept[0], gate)
             found = self._costs_of[area, device] = torch.tensor(numbers, device=device)
         return found

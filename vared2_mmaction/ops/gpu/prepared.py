@@ -25,10 +25,9 @@ class Prepared(NamedTuple):
     """A layer's parameters in one type."""
 
     weight: Tensor
-    """(1 or 2, output channels, taps, input channels), padded: the layer's kernels, and those of
-    the full policy."""
+    """(output channels, taps, input channels), padded."""
     bias: Tensor
-    """(1 or 2, output channels), padded, in float32."""
+    """(output channels,), padded, in float32."""
     tables: Tensor
     """Scale and shift of what each pair of options rebuilds, (channel options, temporal options, 2,
     frame offsets, C), in float32."""
@@ -44,7 +43,7 @@ class Prepared(NamedTuple):
     stride: tuple[int, ...]
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
-    whole: Kernels | None
+    stock: Kernels | None
     """Of a stock convolution, what a library convolves with."""
     wide: Kernels | None
     """The same with as many channels as maps have with the zeros behind them, if that is more."""
@@ -59,16 +58,15 @@ class Prepared(NamedTuple):
             owner: The layer; see :class:`~vared2_mmaction.ops.gpu.layer.DeviceConv`.
             dtype: Type of the maps.
         """
-        own, whole, options = owner.kernels(False), owner.kernels(True), owner.options()
-        both = [own] if own.weight is whole.weight else [own, whole]
+        own, options = owner.kernels(), owner.options()
         channels, inputs, *kernel = own.weight.shape
         sizes = (channels, _ROWS), (inputs, _DEPTH // dtype.itemsize)
         rows, depth = (-(-n // p) * p for n, p in sizes)
         parameters = owner._parameters
-        stock = whole if owner.gate is None else None
+        stock = own if owner.gate is None else None
         return cls(
-            torch.stack([_kernels(k.weight.to(dtype), rows, depth) for k in both]),
-            torch.stack([_bias(k, rows) for k in both]),
+            _kernels(own.weight.to(dtype), rows, depth),
+            _bias(own, rows),
             _tables(options.tables, channels),
             len(options.tables[0]),
             torch.zeros(1, 2, dtype=torch.int32, device=own.weight.device),
@@ -107,7 +105,7 @@ class Prepared(NamedTuple):
         """Whether kernels can address all of an input."""
         outputs = math.prod(self.output(x))
         few_taps = max(self.kernel) <= TAPS.value
-        elements = max(extent(x[:1]), outputs * self.weight.shape[1])
+        elements = max(extent(x[:1]), outputs * self.weight.shape[0])
         return few_taps and outputs < 2**20 and elements < 2**30 and len(x) <= 1024
 
     @property
@@ -125,8 +123,8 @@ class Prepared(NamedTuple):
             x: Clips, (N, C, T, H, W), in the type of this.
             epilogue: What follows.
         """
-        assert self.whole is not None
-        channels = self.whole.weight.shape[0]
+        assert self.stock is not None
+        channels = self.stock.weight.shape[0]
         alone = epilogue.relu and epilogue.residual is None
         joined = alone and x.is_cuda and has_2d_form(*self.geometry[:3])
 
@@ -136,7 +134,7 @@ class Prepared(NamedTuple):
             return narrowed(y, channels) if all_channels else y
 
         forms = [F.conv2d, torch.cudnn_convolution_relu] if joined else [F.conv2d]
-        kinds = [(self.whole, False)]
+        kinds = [(self.stock, False)]
         if self.wide is not None and epilogue.residual is None:
             kinds.append((self.wide, True))
         return [functools.partial(call, *kind, form) for kind in kinds for form in forms]

@@ -11,7 +11,7 @@
 
 #include "chain.h"
 #include "clips.h"
-#include "gates.h"
+#include "gate.h"
 #include "layer.h"
 #include "trained.h"
 
@@ -51,14 +51,13 @@ py::object modulate(const Layer& layer, const at::Tensor& x, const std::vector<W
 }
 
 // What Python tells of a step, and of a block.
-using ToldStep = std::tuple<const Layer*, bool, const Gates*, int64_t, float,
+using ToldStep = std::tuple<const Layer*, const Gate*, float,
                             std::optional<std::vector<std::array<int64_t, 2>>>, bool, bool>;
-using ToldBlock = std::tuple<std::vector<ToldStep>, std::vector<ToldStep>, ToldStep, bool,
-                             Block::Deciding>;
+using ToldBlock = std::tuple<std::vector<ToldStep>, std::vector<ToldStep>, ToldStep, bool>;
 
 Step step_of(const ToldStep& told) {
-  const auto& [layer, decides, gate, row, floor, forced, relu, skip] = told;
-  return {layer, decides, gate, row, floor, forced, relu, skip};
+  const auto& [layer, gate, floor, forced, relu, skip] = told;
+  return {layer, gate, floor, forced, relu, skip};
 }
 
 std::vector<Step> steps_of(const std::vector<ToldStep>& told) {
@@ -75,8 +74,8 @@ py::tuple execute_blocks(const std::vector<ToldBlock>& told, const at::Tensor& x
   found.y = found.entered = x;
   if (serves(x, residual)) {
     std::vector<Block> blocks;
-    for (const auto& [first, beside, last, adds, deciding] : told)
-      blocks.push_back({steps_of(first), steps_of(beside), step_of(last), adds, deciding});
+    for (const auto& [first, beside, last, adds] : told)
+      blocks.push_back({steps_of(first), steps_of(beside), step_of(last), adds});
     py::gil_scoped_release released;
     found = execute(blocks, x, residual);
   }
@@ -119,23 +118,22 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   py::register_exception<NotFinite>(m, "NotFinite", PyExc_FloatingPointError);
   m.def("lies_dense", &lies_dense);
   m.def("can_tile", &Layer::can_tile);
-  py::class_<Gates>(m, "Gates")
+  py::class_<Gate>(m, "Gate")
       .def(py::init<at::Tensor, at::Tensor, at::Tensor, at::Tensor, bool, int64_t>())
       .def(
-          "weigh", [](const Gates& gates, const at::Tensor& x) { return gates.weigh(x, 1); },
+          "weigh", [](const Gate& gate, const at::Tensor& x) { return gate.weigh(x, 1); },
           py::call_guard<py::gil_scoped_release>());
   py::class_<Layer>(m, "Layer")
       .def(py::init([](std::vector<int64_t> kept, int64_t temporal, std::vector<at::Tensor> tables,
-                       double saturation, std::array<int64_t, 4> costs,
+                       std::array<int64_t, 4> costs,
                        std::pair<at::Tensor, std::optional<at::Tensor>> kernels,
-                       std::pair<at::Tensor, std::optional<at::Tensor>> whole,
                        std::array<std::array<int64_t, 3>, 3> sizes, int64_t segments) {
         const Kernels own{kernels.first, kernels.second};
         const auto size = own.weight.sizes();
         const Window window{{size[2], size[3], size[4]}, sizes[0], sizes[1], sizes[2]};
         return std::make_unique<Layer>(Factors{std::move(kept), temporal, std::move(tables)},
-                                       saturation, Costs{costs[0], costs[1], costs[2], costs[3]},
-                                       own, Kernels{whole.first, whole.second}, window, segments);
+                                       Costs{costs[0], costs[1], costs[2], costs[3]}, own, window,
+                                       segments);
       }))
       .def("tensors", &Layer::tensors)
       .def("add_plan", &add_plan)

@@ -10,7 +10,7 @@ namespace {
 // Executes the steps of one block, and notes what they charge.
 class Execution {
  public:
-  Execution(const Block& block, Executed& found) : block_(block), found_(found) {}
+  explicit Execution(Executed& found) : found_(found) {}
 
   // The output of a step; nothing if it was not executed.
   std::optional<at::Tensor> run(const Step& step, const at::Tensor& x, const Epilogue& epilogue) {
@@ -31,46 +31,32 @@ class Execution {
   }
 
  private:
-  std::vector<Policy> decide(const Step& step, const at::Tensor& x) {
+  static std::vector<Policy> decide(const Step& step, const at::Tensor& x) {
     const Layer& layer = *step.layer;
-    if (!step.decides) {
+    if (step.gate == nullptr) {
       const Shares only{{0}, {1.0f}};
       return std::vector<Policy>(clips_of(x, layer.segments()).number, Policy{only, only});
     }
-    const at::Tensor& answered =
-        step.gate == nullptr ? of_block(layer) : step.gate->weigh(x, layer.segments());
-    std::vector<Weights> weights = layer.open(answered, step.row, step.floor, x);
+    std::vector<Weights> weights =
+        layer.open(step.gate->weigh(x, layer.segments()), step.floor, x);
     if (step.forced) layer.force(*step.forced, weights);
     return layer.decide(weights);
   }
 
   static std::vector<Charge> charge(const Step& step, const at::Tensor& x,
                                     const std::vector<Policy>& policies) {
-    if (step.decides) return step.layer->charge(x, policies);
+    if (step.gate != nullptr) return step.layer->charge(x, policies);
     std::vector<Charge> each = step.layer->charge(x, {policies.front()});
     for (int64_t& macs : each.front()) macs *= static_cast<int64_t>(policies.size());
     return each;
   }
 
-  // What the gates of the block answer, which are asked once.
-  const at::Tensor& of_block(const Layer& layer) {
-    if (!answered_.defined()) {
-      if (const auto* gates = std::get_if<const Gates*>(&block_.deciding))
-        answered_ = (*gates)->weigh(found_.entered, layer.segments());
-      else
-        answered_ = std::get<at::Tensor>(block_.deciding).to(at::kFloat).contiguous();
-    }
-    return answered_;
-  }
-
-  const Block& block_;
   Executed& found_;
-  at::Tensor answered_;
 };
 
 // Whether a block was executed as a whole.
 bool execute(const Block& block, const std::optional<at::Tensor>& given, Executed& found) {
-  Execution execution(block, found);
+  Execution execution(found);
   const at::Tensor& x = found.entered;
   for (const Step& step : block.first) {
     auto y = execution.run(step, found.y, {nullptr, step.relu});

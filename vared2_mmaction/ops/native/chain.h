@@ -8,10 +8,9 @@
 #include <array>
 #include <cstdint>
 #include <optional>
-#include <variant>
 #include <vector>
 
-#include "gates.h"
+#include "gate.h"
 #include "layer.h"
 
 namespace vared2 {
@@ -19,22 +18,16 @@ namespace vared2 {
 // A layer, and what decides for it.
 struct Step {
   const Layer* layer;
-  bool decides;       // whether the layer has a choice
-  const Gates* gate;  // its own, which sees its input; null where gates of the block decide
-  int64_t row;        // which of the gates of the block is the layer's
+  const Gate* gate;  // sees the layer's input; null where the layer has no choice
   float floor;
   std::optional<std::vector<std::array<int64_t, 2>>> forced;  // options, of all clips or of each
   bool relu, skip;
 };
 
 struct Block {
-  // Gates that see the input of the block, or what they have answered.
-  using Deciding = std::variant<std::monostate, const Gates*, at::Tensor>;
-
   std::vector<Step> first, beside;
   Step last;
   bool adds;  // whether the last step adds what the steps beside the others make of the input
-  Deciding deciding;
 };
 
 struct Executed {

@@ -16,7 +16,7 @@ constexpr int64_t kFewestInputs = 16;    // channels that are worth a product
 constexpr int64_t kSmallArea = 64;       // positions of a frame whose kernels are what is read
 constexpr int64_t kSmallMaps = 1 << 21;  // elements of maps that stay in the cache
 
-// Weights of a dimension with `number` options of which a gate answered some, as `open_on_host`.
+// Weights of a dimension with `number` options of which a gate answered some, as `gate.open_options`.
 std::vector<float> opened(const float* answered, int64_t number, float floor) {
   if (number == 1) return {1.0f};
   std::vector<float> weights(number);
@@ -29,37 +29,47 @@ std::vector<float> opened(const float* answered, int64_t number, float floor) {
   return weights;
 }
 
+// Options that are on, and their weights divided by their sum.
+Shares share(const std::vector<float>& weights) {
+  Shares found;
+  float sum = 0;
+  for (size_t option = 0; option < weights.size(); ++option) {
+    if (!(weights[option] > 0)) continue;
+    sum += weights[option];
+    found.options.push_back(option);
+    found.shares.push_back(weights[option]);
+  }
+  TORCH_CHECK(!found.options.empty(), "all options of a clip are off");
+  for (float& part : found.shares) part /= sum;
+  return found;
+}
+
 }  // namespace
 
-Layer::Layer(Factors factors, double saturation, const Costs& costs, const Kernels& kernels,
-             const Kernels& whole, const Window& window, int64_t segments)
+Layer::Layer(Factors factors, const Costs& costs, const Kernels& kernels, const Window& window,
+             int64_t segments)
     : factors_(std::move(factors)),
-      saturation_(saturation),
       costs_(costs),
       inputs_(kernels.weight.size(1)),
       window_(window),
       segments_(segments),
-      whole_differs_(!whole.weight.is_alias_of(kernels.weight)),
-      tiles_{kernels},
-      whole_tiles_{whole} {}
+      tiles_{kernels} {}
 
 bool Layer::can_tile(int64_t inputs) {
   return inputs >= kFewestInputs && TiledConvolution::available();
 }
 
-const TiledConvolution& Layer::tiles(bool whole) const {
-  Tiles& of = whole && whole_differs_ ? whole_tiles_ : tiles_;
-  std::call_once(of.once, [&] {
-    of.made = std::make_unique<const TiledConvolution>(of.kernels.weight, of.kernels.bias, window_);
+const TiledConvolution& Layer::tiles() const {
+  std::call_once(tiles_.once, [&] {
+    const auto& [weight, bias] = tiles_.kernels;
+    tiles_.made = std::make_unique<const TiledConvolution>(weight, bias, window_);
   });
-  return *of.made;
+  return *tiles_.made;
 }
 
 std::vector<at::Tensor> Layer::tensors() const {
-  std::vector<at::Tensor> found;
-  for (const Tiles* of : {&tiles_, &whole_tiles_})
-    if (of->made != nullptr) found.push_back(of->made->kernels());
-  return found;
+  if (tiles_.made == nullptr) return {};
+  return {tiles_.made->kernels()};
 }
 
 void Layer::add_plan(const PlanKey& key, int64_t step, View view, torch::jit::Stack arguments,
@@ -68,19 +78,16 @@ void Layer::add_plan(const PlanKey& key, int64_t step, View view, torch::jit::St
   plans_.emplace(key, Plan{step, std::move(view), std::move(arguments), std::move(convolved)});
 }
 
-std::vector<Weights> Layer::open(const at::Tensor& answered, int64_t gate, float floor,
+std::vector<Weights> Layer::open(const at::Tensor& answered, float floor,
                                  const at::Tensor& x) const {
   const Clips clips = clips_of(x, segments_);
-  TORCH_CHECK(answered.size(0) == clips.number, "gates answered for ", answered.size(0),
-              " clips, a layer got ", clips.number);
-  TORCH_CHECK(answered.is_contiguous());
   const int64_t frames = window_.output(clips, factors_.channels()).frames;
-  const int64_t width = answered.size(3);
+  const int64_t width = answered.size(2);
   int64_t temporal = 1;
   while (temporal < factors_.temporal && int64_t{1} << temporal <= frames) ++temporal;
   std::vector<Weights> weights;
   for (int64_t n = 0; n < clips.number; ++n) {
-    const float* v = answered.const_data_ptr<float>() + (n * answered.size(1) + gate) * 2 * width;
+    const float* v = answered.const_data_ptr<float>() + n * 2 * width;
     weights.push_back({opened(v, factors_.kept.size(), floor), opened(v + width, temporal, floor)});
   }
   return weights;
@@ -97,25 +104,6 @@ void Layer::force(const std::vector<std::array<int64_t, 2>>& options,
       v[std::min(forced[dimension], last)] = 1.0f;
     }
   }
-}
-
-Shares Layer::share(const std::vector<float>& weights) const {
-  Shares found;
-  float left = 1, sum = 0;
-  for (size_t option = 0; option < weights.size(); ++option) {
-    const float v = weights[option];
-    if (!(v > 0)) continue;
-    const float part =
-        std::isinf(saturation_) ? v : std::min(v / static_cast<float>(saturation_), 1.0f) * left;
-    left -= part;
-    sum += part;
-    found.options.push_back(option);
-    found.shares.push_back(part);
-    if (v >= saturation_) break;
-  }
-  TORCH_CHECK(!found.options.empty(), "all options of a clip are off");
-  for (float& part : found.shares) part /= sum;
-  return found;
 }
 
 std::vector<Policy> Layer::decide(const std::vector<Weights>& weights) const {
@@ -190,8 +178,7 @@ PlanKey Layer::key(const Clips& clips, const Group& group, const Policy& policy,
           clips.rows,
           clips.columns,
           skip ? policy.channel.dearest() : 0,
-          skip ? policy.temporal.dearest() : 0,
-          group.whole};
+          skip ? policy.temporal.dearest() : 0};
 }
 
 Recipes Layer::recipes(const Group& group, const std::vector<Policy>& policies, bool skip) const {
@@ -255,7 +242,7 @@ std::variant<at::Tensor, PlanKey> Layer::execute(const at::Tensor& x,
       continue;
     }
     const float* from = x.const_data_ptr<float>();
-    const TiledConvolution& tiles = this->tiles(group.whole);
+    const TiledConvolution& tiles = this->tiles();
     const Policy& policy = policies[group.rows.front()];
     const Part part{group.rows, factors_.kept[skip ? policy.channel.dearest() : 0],
                     int64_t{1} << (skip ? policy.temporal.dearest() : 0)};

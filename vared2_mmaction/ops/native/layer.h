@@ -17,7 +17,6 @@
 #include <vector>
 
 #include "clips.h"
-#include "gates.h"
 #include "options.h"
 #include "output.h"
 #include "planned.h"
@@ -37,8 +36,8 @@ struct NotFinite : std::runtime_error {
 };
 
 // What a plan is for: number of clips, frames, rows and columns of the input, channel and temporal
-// option, and whether nothing is blended or rebuilt.
-using PlanKey = std::array<int64_t, 7>;
+// option.
+using PlanKey = std::array<int64_t, 6>;
 
 struct Kernels {
   at::Tensor weight;
@@ -47,10 +46,9 @@ struct Kernels {
 
 class Layer {
  public:
-  // Kernels, (C', C, k_t, k_h, k_w), and bias are those of whatever is blended or rebuilt, and
-  // those of the whole layer; clips of a 2-D network have `segments` frames.
-  Layer(Factors factors, double saturation, const Costs& costs, const Kernels& kernels,
-        const Kernels& whole, const Window& window, int64_t segments);
+  // Kernels: (C', C, k_t, k_h, k_w); clips of a 2-D network have `segments` frames.
+  Layer(Factors factors, const Costs& costs, const Kernels& kernels, const Window& window,
+        int64_t segments);
 
   // Whether kernels of so many input channels can be executed tile by tile, in any window.
   static bool can_tile(int64_t inputs);
@@ -59,10 +57,9 @@ class Layer {
   void add_plan(const PlanKey& key, int64_t step, View view, torch::jit::Stack arguments,
                 View convolved);
 
-  // Weights of the options of every clip from what gate number `gate` of some answered, (N, L,
-  // 2, options), contiguous; where all options of a dimension would be off, the cheapest has the weight `floor`.
-  std::vector<Weights> open(const at::Tensor& answered, int64_t gate, float floor,
-                            const at::Tensor& x) const;
+  // Weights of the options of every clip from what a gate answered, (N, 2, options), contiguous;
+  // where all options of a dimension would be off, the cheapest has the weight `floor`.
+  std::vector<Weights> open(const at::Tensor& answered, float floor, const at::Tensor& x) const;
 
   // Replace weights by forced options, one pair for all clips or for each; they are clamped.
   void force(const std::vector<std::array<int64_t, 2>>& options,
@@ -90,32 +87,29 @@ class Layer {
     bool whole = true;           // nothing is blended or rebuilt for any of them
     const Plan* plan = nullptr;  // of oneDNN; null where it is convolved tile by tile
   };
-  // Tiles of some kernels, made by their first use.
+  // Tiles of the kernels, made by their first use.
   struct Tiles {
     Kernels kernels;
     std::once_flag once;
     std::unique_ptr<const TiledConvolution> made;
   };
 
-  Shares share(const std::vector<float>& weights) const;
   std::vector<Group> divide(const Clips& clips, const std::vector<Policy>& policies,
                             bool tiled) const;
   // Whether tiles take less time than oneDNN, for a batch whose output has a residual added or not.
   bool by_tiles(const Clips& in, const Clips& out, const std::vector<Policy>& policies, bool skip,
                 bool adds) const;
-  const TiledConvolution& tiles(bool whole) const;
+  const TiledConvolution& tiles() const;
   PlanKey key(const Clips& clips, const Group& group, const Policy& policy, bool skip) const;
   Recipes recipes(const Group& group, const std::vector<Policy>& policies, bool skip) const;
   Recipe recipe(const Policy& policy, bool skip) const;
 
   Factors factors_;
-  double saturation_;
   Costs costs_;
   int64_t inputs_;
   Window window_;
   int64_t segments_;
-  bool whole_differs_;  // whether the whole layer has kernels of its own
-  mutable Tiles tiles_, whole_tiles_;
+  mutable Tiles tiles_;
   std::map<PlanKey, Plan> plans_;
   mutable std::shared_mutex planning_;  // other threads may execute meanwhile
 };

@@ -1,5 +1,5 @@
 // Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
-// What the options of a layer rebuild, and which of them have a share.
+// What the options of a layer rebuild, and which of them are on.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -9,7 +9,7 @@
 
 namespace vared2 {
 
-// Options that have a share in a dimension, dearest first, and their shares, which sum to one.
+// Options of a dimension that are on, dearest first, and their shares, which sum to one.
 struct Shares {
   std::vector<int64_t> options;
   std::vector<float> shares;

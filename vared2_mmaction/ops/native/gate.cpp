@@ -1,5 +1,5 @@
 // Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
-#include "gates.h"
+#include "gate.h"
 
 #include <ATen/Parallel.h>
 
@@ -62,8 +62,8 @@ void add_up(const std::vector<const float*>& reads, int64_t frames, int64_t chan
 
 }  // namespace
 
-Gates::Gates(at::Tensor first, at::Tensor shift, at::Tensor second, at::Tensor beta, bool motion,
-             int64_t grid)
+Gate::Gate(at::Tensor first, at::Tensor shift, at::Tensor second, at::Tensor beta, bool motion,
+           int64_t grid)
     : first_(first.contiguous()),
       shift_(shift.contiguous()),
       second_(second.contiguous()),
@@ -71,25 +71,25 @@ Gates::Gates(at::Tensor first, at::Tensor shift, at::Tensor second, at::Tensor b
       motion_(motion),
       grid_(grid) {}
 
-at::Tensor Gates::weigh(const at::Tensor& input, int64_t segments) const {
+at::Tensor Gate::weigh(const at::Tensor& input, int64_t segments) const {
   const Clips clips = clips_of(input, segments);
   const float* x = input.const_data_ptr<float>();
   TORCH_CHECK(first_.size(0) == clips.channels * (motion_ ? 2 : 1), "a gate for ",
               first_.size(0) / (motion_ ? 2 : 1), " channels got ", clips.channels);
-  at::Tensor weights = at::empty({clips.number, layers(), 2, outputs() / 2}, first_.options());
+  at::Tensor weights = at::empty({clips.number, 2, outputs() / 2}, first_.options());
   float* to = weights.mutable_data_ptr<float>();
   at::parallel_for(0, clips.number, 1, [&](int64_t begin, int64_t end) {
     std::vector<float> hidden(first_.size(1));
     for (int64_t n = begin; n < end; ++n) {
       std::copy_n(shift_.const_data_ptr<float>(), hidden.size(), hidden.data());
       add_hidden(x + n * clips.clip(), clips, hidden.data());
-      answer(hidden.data(), to + n * layers() * outputs());
+      answer(hidden.data(), to + n * outputs());
     }
   });
   return weights;
 }
 
-void Gates::add_hidden(const float* x, const Clips& clips, float* hidden) const {
+void Gate::add_hidden(const float* x, const Clips& clips, float* hidden) const {
   const Line down = line(clips.rows, grid_), across = line(clips.columns, grid_);
   std::vector<const float*> reads;  // of each position all frames
   for (int64_t r = down.first; r < clips.rows; r += down.step)
@@ -118,15 +118,12 @@ void Gates::add_hidden(const float* x, const Clips& clips, float* hidden) const 
   }
 }
 
-void Gates::answer(float* hidden, float* weights) const {
-  const int64_t width = first_.size(1), each = width / layers();
+void Gate::answer(float* hidden, float* weights) const {
+  const int64_t width = first_.size(1);
   for (int64_t h = 0; h < width; ++h) hidden[h] = std::tanh(hidden[h]);
-  std::copy_n(beta_.const_data_ptr<float>(), layers() * outputs(), weights);
-  const float* second = second_.const_data_ptr<float>();
-  for (int64_t l = 0; l < layers(); ++l)
-    add_product(hidden + l * each, second + l * each * outputs(), each, outputs(), outputs(),
-                weights + l * outputs());
-  for (int64_t o = 0; o < layers() * outputs(); ++o) weights[o] = std::tanh(weights[o]);
+  std::copy_n(beta_.const_data_ptr<float>(), outputs(), weights);
+  add_product(hidden, second_.const_data_ptr<float>(), width, outputs(), outputs(), weights);
+  for (int64_t o = 0; o < outputs(); ++o) weights[o] = std::tanh(weights[o]);
 }
 
 }  // namespace vared2

@@ -1,5 +1,5 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
-"""Gates of the same input in one launch."""
+"""A gate in one launch."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ _POSITIONS = tl.constexpr(GRID * GRID)
 @triton.jit
 def _weigh(
     x, first, shift, second, beta, partial, arrived, v,
-    channels, frames, hidden, gates, outputs, columns, positions, first_position,
+    channels, frames, hidden, outputs, columns, positions, first_position,
     x_clip, x_frame, x_row, x_column, x_channel, row_step, column_step,
     MOTION: tl.constexpr, HIDDEN: tl.constexpr, OUTPUTS: tl.constexpr, PROGRAMS: tl.constexpr,
 ):  # fmt: skip
@@ -80,14 +80,9 @@ def _weigh(
             cache_modifier='.cg',
         )
         answers = _tanh(tl.sum(every, 0) + constant)
-        width = hidden // gates
-        for gate in range(gates):
-            own = (units >= gate * width) & (units < (gate + 1) * width)
-            place = gate * outputs + output
-            own_beta = tl.load(beta + place, mask=output < outputs, other=0.0)
-            weighted = tl.where(own[:, None], answers[:, None] * later, 0.0)
-            answer = _tanh(tl.sum(weighted, 0) + own_beta)
-            tl.store(v + clip * gates * outputs + place, answer, mask=output < outputs)
+        own_beta = tl.load(beta + output, mask=output < outputs, other=0.0)
+        answer = _tanh(tl.sum(answers[:, None] * later, 0) + own_beta)
+        tl.store(v + clip * outputs + output, answer, mask=output < outputs)
 
 
 @triton.jit
@@ -95,39 +90,38 @@ def _tanh(x):
     return 2 * tl.sigmoid(2 * x) - 1
 
 
-class DeviceGates(Made):
-    """A stack of gates by one kernel."""
+class DeviceGate(Made):
+    """A gate by one kernel."""
 
     def __init__(self) -> None:
         self._arrived: dict[int, Tensor] = {}
 
-    def __call__(self, stack: Any, clips: Tensor) -> Tensor | None:
-        """What the stack returns, or None where kernels cannot be launched.
+    def __call__(self, gate: Any, clips: Tensor) -> Tensor | None:
+        """What the gate weighs, (N, 2, width), or None where kernels cannot be launched.
 
         Args:
-            stack: The :class:`~vared2_mmaction.ops.stack.GateStack`.
-            clips: What the gates see, (N, C, T, H, W).
+            gate: The :class:`~vared2_mmaction.ops.fused_gate.FusedGate`.
+            clips: What the gate sees, (N, C, T, H, W).
         """
         if not reads(clips):
             return None
         number, channels, frames = clips.shape[:3]
-        gates, width, outputs = stack.second.shape
-        hidden = gates * width
+        hidden, outputs = gate.second.shape
         (first_row, row_step, rows), (first_column, column_step, columns) = sample_grid(clips)
         strides = clips.stride()
         blocks = triton.cdiv(channels, _CHANNELS.value)
         padded = triton.next_power_of_2(hidden)
-        v = stack.first.new_empty((number, gates, 2, outputs // 2))
+        v = gate.first.new_empty((number, 2, outputs // 2))
         if not number:
             return v
         with torch.cuda.device_of(v):
             _weigh[(number, blocks)](
-                clips, stack.first, stack.shift, stack.second, stack.beta,
-                stack.first.new_empty((number, blocks, padded)), self._arrivals(v), v,
-                channels, frames, hidden, gates, outputs, columns, rows * columns,
+                clips, gate.first, gate.shift, gate.second, gate.beta,
+                gate.first.new_empty((number, blocks, padded)), self._arrivals(v), v,
+                channels, frames, hidden, outputs, columns, rows * columns,
                 first_row * strides[3] + first_column * strides[4],
                 strides[0], strides[2], strides[3], strides[4], strides[1], row_step, column_step,
-                stack.motion, padded, triton.next_power_of_2(outputs),
+                gate.motion, padded, triton.next_power_of_2(outputs),
                 triton.next_power_of_2(blocks), num_warps=8,
             )  # fmt: skip
         return v

@@ -1,5 +1,5 @@
 // Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
-// Gates of a fused network: descriptor and fully connected layers, for clips that lie as N T H W C.
+// The gate of a fused network: descriptor and fully connected layers, for clips that lie as N T H W C.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -10,15 +10,15 @@
 
 namespace vared2 {
 
-// The gates of L layers that see the same input, as `GateStack` lays them out.
-class Gates {
+// The gate of a layer, as `FusedGate` lays it out.
+class Gate {
  public:
-  // first: (inputs, L h); shift: (L h); second: (L, h, outputs); beta: (L, outputs).
+  // first: (inputs, hidden); shift: (hidden); second: (hidden, outputs); beta: (outputs).
   // grid: rows and columns of positions that are read of every frame, at most.
-  Gates(at::Tensor first, at::Tensor shift, at::Tensor second, at::Tensor beta, bool motion,
-        int64_t grid);
+  Gate(at::Tensor first, at::Tensor shift, at::Tensor second, at::Tensor beta, bool motion,
+       int64_t grid);
 
-  // Weights of all options before any is switched off, (N, L, 2, outputs / 2). Clips of a 2-D
+  // Weights of all options before any is switched off, (N, 2, outputs / 2). Clips of a 2-D
   // network have `segments` frames.
   at::Tensor weigh(const at::Tensor& x, int64_t segments) const;
 
@@ -28,8 +28,7 @@ class Gates {
   // Weights from hidden features, which are overwritten.
   void answer(float* hidden, float* weights) const;
 
-  int64_t layers() const { return second_.size(0); }
-  int64_t outputs() const { return second_.size(2); }
+  int64_t outputs() const { return second_.size(1); }
 
   at::Tensor first_, shift_, second_, beta_;
   bool motion_;
