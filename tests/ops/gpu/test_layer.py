@@ -70,9 +70,6 @@ class Answers(nn.Module):
     def weigh(self, clips):
         return self.v
 
-    def is_watched(self):
-        return False
-
 
 def run(layer, x, *residual):
     """Output and what is charged."""
