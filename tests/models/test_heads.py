@@ -212,7 +212,7 @@ def test_heads_of_3d_networks(kind):
 
 
 @pytest.mark.parametrize('average_clips', ['prob', 'score'])
-@pytest.mark.parametrize('kind', IN_2D)
+@pytest.mark.parametrize('kind', sorted(IN_2D))
 def test_heads_of_2d_networks(kind, average_clips):
     """What Recognizer2D does with frames, (videos * views * segments, C, H, W), and with ours."""
     own = {'num_segments': 4, 'dropout_ratio': 0} if kind == 'TSMHead' else {'dropout_ratio': 0}
