@@ -6,11 +6,12 @@ import torch
 from torch import nn
 
 from vared2_mmaction.ops import SoftModulationGate
+from vared2_mmaction.ops.gpu import OLDEST
 from vared2_mmaction.ops.stack import GateStack
 
 from .device import DEVICE, needs_kernels
 
-pytest.importorskip('triton')
+pytest.importorskip('triton', minversion=OLDEST)
 
 from vared2_mmaction.ops.gpu.gates import DeviceGates
 

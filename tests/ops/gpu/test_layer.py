@@ -13,13 +13,14 @@ from vared2_mmaction.ops import collect
 from vared2_mmaction.ops.compiled import tells_kernels
 from vared2_mmaction.ops.decision import ChargedDecision, charge_on_host
 from vared2_mmaction.ops.forced import Forced
+from vared2_mmaction.ops.gpu import OLDEST
 from vared2_mmaction.ops.stack import GateStack
 
 from ..layers import CASES, Case
 from ..test_compiled import clips, fused, zero
 from .device import DEVICE, HALF, needs_kernels
 
-pytest.importorskip('triton')
+pytest.importorskip('triton', minversion=OLDEST)
 
 from vared2_mmaction.ops.gpu import layer as module
 from vared2_mmaction.ops.gpu.gates import DeviceGates

@@ -10,8 +10,9 @@ from torch import nn
 
 from vared2_mmaction.ops import ChannelOptions, TemporalOptions
 from vared2_mmaction.ops.blend import shares
+from vared2_mmaction.ops.gpu import OLDEST
 
-pytest.importorskip('triton')
+pytest.importorskip('triton', minversion=OLDEST)
 
 from vared2_mmaction.ops.gpu import trained as module
 from vared2_mmaction.ops.gpu.launch import INTERPRETED
