@@ -40,7 +40,7 @@ def network(name, **options):
 @needs_kernels
 @pytest.mark.parametrize('decided', [True, False], ids=['decided', 'open'])
 def test_a_network_by_kernels(decided):
-    pytest.importorskip('triton')
+    pytest.importorskip('triton', minversion=gpu.OLDEST)
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     net = network('ResNet2Plus1d').to(device)
     x = torch.randn(2, 3, 4, 12, 12, device=device)

@@ -70,7 +70,7 @@ def read_only(monkeypatch):
     for name in ('mkdir', 'write_text', 'unlink', 'touch'):
         monkeypatch.setattr(Path, name, refuse)
     monkeypatch.setattr(module.FileLock, 'acquire', refuse)
-    monkeypatch.setattr(module.cpp_extension, 'load', refuse)
+    monkeypatch.setattr('torch.utils.cpp_extension.load', refuse)
     monkeypatch.setattr(os, 'replace', refuse)
 
 
@@ -127,11 +127,10 @@ def test_missing_ninja_is_named(monkeypatch, tmp_path):
         library()
 
 
-@pytest.mark.parametrize('compiler', ['false', 'true'])
-def test_a_compiler_that_does_not_compile_is_named(compiler, monkeypatch):
-    monkeypatch.setenv('CXX', compiler)
+def test_a_compiler_that_does_not_compile_is_named(monkeypatch):
+    monkeypatch.setenv('CXX', 'false')
     for _ in range(2):
-        with pytest.raises(RuntimeError, match=f"'{compiler}' .CXX names another. cannot build"):
+        with pytest.raises(RuntimeError, match="'false' .CXX names another. cannot build"):
             library()
 
 

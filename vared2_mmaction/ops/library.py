@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from torch.utils import cpp_extension
 
 SOURCES = Path(__file__).with_name('native')
 _FLAGS = ['-O3', '-march=native', '-fopenmp', '-std=c++20']
@@ -96,6 +95,8 @@ def _load(built: Path) -> Any:
 
 def _build(folder: Path, built: Path) -> Any:
     """Compile in a folder of its own, so that others never see half a file."""
+    from torch.utils import cpp_extension
+
     build = folder / 'build'
     build.mkdir(exist_ok=True)
     # PyTorch's own lock is a file that a process which is killed leaves behind, for which all
@@ -146,6 +147,9 @@ def build_folder() -> Path:
     python = str(sys.implementation.cache_tag)
     identity = '\n'.join((torch.__version__, python, _instructions(), *_FLAGS, *texts))
     name = f'vared2_{hashlib.sha256(identity.encode()).hexdigest()[:16]}'
+    # Imported where it is needed: with CUDA it warns of a machine that has no GPU.
+    from torch.utils import cpp_extension
+
     root = os.environ.get('TORCH_EXTENSIONS_DIR') or cpp_extension.get_default_build_root()
     return Path(root, name)
 

@@ -4,9 +4,11 @@
 import pytest
 import torch
 
+from vared2_mmaction.ops.gpu import OLDEST
+
 from .device import DEVICE, needs_kernels
 
-pytest.importorskip('triton')
+pytest.importorskip('triton', minversion=OLDEST)
 
 import triton
 import triton.language as tl

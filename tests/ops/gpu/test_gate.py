@@ -7,10 +7,11 @@ from torch import nn
 
 from vared2_mmaction.ops import SoftModulationGate
 from vared2_mmaction.ops.fused_gate import FusedGate
+from vared2_mmaction.ops.gpu import OLDEST
 
 from .device import DEVICE, needs_kernels
 
-pytest.importorskip('triton')
+pytest.importorskip('triton', minversion=OLDEST)
 
 from vared2_mmaction.ops.gpu.gate import DeviceGate
 

@@ -15,12 +15,13 @@ from vared2_mmaction.ops.decision import ChargedDecision, charge_on_host
 from vared2_mmaction.ops.forced import Forced
 from vared2_mmaction.ops.fused_gate import FusedGate
 from vared2_mmaction.ops.gate import open_options
+from vared2_mmaction.ops.gpu import OLDEST
 
 from ..layers import CASES, Case
 from ..test_compiled import clips, fused, zero
 from .device import DEVICE, HALF, needs_kernels
 
-pytest.importorskip('triton')
+pytest.importorskip('triton', minversion=OLDEST)
 
 from vared2_mmaction.ops.gpu import layer as module
 from vared2_mmaction.ops.gpu.gate import DeviceGate

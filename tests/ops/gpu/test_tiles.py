@@ -6,7 +6,9 @@ import math
 import pytest
 import torch
 
-pytest.importorskip('triton')
+from vared2_mmaction.ops.gpu import OLDEST
+
+pytest.importorskip('triton', minversion=OLDEST)
 
 from vared2_mmaction.ops.gpu import tiles
 from vared2_mmaction.ops.gpu.tiles import fastest

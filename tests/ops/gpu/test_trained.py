@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from vared2_mmaction.ops import ChannelOptions, TemporalOptions
+from vared2_mmaction.ops.gpu import OLDEST
 
-pytest.importorskip('triton')
+pytest.importorskip('triton', minversion=OLDEST)
 
 from vared2_mmaction.ops.gpu import trained as module
 from vared2_mmaction.ops.gpu.launch import INTERPRETED
