@@ -63,10 +63,12 @@ def test_tools_find_their_packages_from_anywhere(tmp_path):
     tools = tmp_path / '.mim' / 'tools'
     shutil.copytree(TOOLS, tools, ignore=shutil.ignore_patterns('__pycache__'))
     (tools / 'probe.py').write_text(PROBE)
+    (tmp_path / 'site').mkdir()
+    (tmp_path / 'site' / PACKAGE.name).symlink_to(PACKAGE)
     done = subprocess.run(
         [sys.executable, str(tools / 'probe.py'), *SCRIPTS],
         cwd=tmp_path,
-        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        env={**os.environ, 'PYTHONPATH': str(tmp_path / 'site')},
         capture_output=True,
         text=True,
     )
