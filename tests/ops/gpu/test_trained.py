@@ -2,7 +2,6 @@
 """Blending by kernels does what blending channels and then frames does."""
 
 import itertools
-import math
 
 import pytest
 import torch
