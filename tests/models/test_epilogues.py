@@ -3,16 +3,18 @@
 
 import copy
 import pickle
+from contextlib import nullcontext
 
 import pytest
 import torch
 from mmcv.cnn import ConvModule
 from torch import nn
 
-from vared2_mmaction.models import accelerate, fuse
+from vared2_mmaction.models import accelerate, dynamic_layers, force_policies, fuse
 from vared2_mmaction.models.blocks import Checkpointed, parts_of
 from vared2_mmaction.models.residual import FusedResidual
 
+from ..compiling import needs_compiler
 from .backbones import STOCK, dynamic, stock
 
 RESIDUAL = {'ResNet': 8, 'ResNet3d': 16, 'ResNet2Plus1d': 8, 'ResNetTSM': 8, 'ResNet3dSlowOnly': 16}
@@ -51,6 +53,37 @@ def test_copies_are_equal_and_apart(clone):
             parameter.zero_()
         torch.testing.assert_close(other(x)[0], expected)
         assert not torch.equal(net(x)[0], expected)
+
+
+@pytest.mark.parametrize('compiled', [False, pytest.param(True, marks=needs_compiler)])
+def test_a_norm_that_would_be_divided_by_stays_where_it_is(compiled):
+    """As the last ones of residual blocks start, zero, and as channels die."""
+    net = dynamic('ResNet2Plus1d', stage_blocks=(1, 1, 1, 1)).eval()
+    x = torch.randn(2, 3, 8, 24, 24).contiguous(memory_format=torch.channels_last_3d)
+    names = [n for n, m in net.named_modules() if isinstance(m, nn.BatchNorm3d)]
+    for name in names:
+        nn.init.uniform_(net.get_submodule(name).weight, 0.5, 2)
+        nn.init.uniform_(net.get_submodule(name).running_mean, -1, 1)
+    whole, channel = 'layer1.0.conv2.bn', 'layer2.0.conv1.conv.bn_s'
+    with torch.no_grad():
+        net.get_submodule(whole).weight.zero_()
+        net.get_submodule(channel).weight[0] = 0
+    fused = fuse(net, compiled)
+    assert [n for n in names if isinstance(fused.get_submodule(n), nn.BatchNorm3d)] == [
+        whole,
+        channel,
+    ]
+    assert len(blocks(fused)) == 3  # all but the one whose last convolution is not its norm's
+    policy = torch.randint(0, 3, (2, len(dynamic_layers(net)), 2))
+    with torch.no_grad():
+        for context in (lambda _: nullcontext(), lambda net: force_policies(net, policy)):
+            with context(net), context(fused):
+                (features, decisions), (found, again) = net(x), fused(x)
+            scale = features.abs().max().item()
+            torch.testing.assert_close(found, features, rtol=1e-4, atol=1e-4 * scale)
+            assert torch.equal(again[..., :5], decisions[..., :5])
+    if compiled:
+        assert all(layer.compiled is not None for layer in dynamic_layers(fused).values())
 
 
 def test_mixins_of_a_block_stay():

@@ -39,7 +39,7 @@ class Kernels(NamedTuple):
 
 
 class Options(NamedTuple):
-    """What a layer rebuilds, and how it blends."""
+    """What a layer rebuilds, and what that costs."""
 
     kept: Sequence[int]
     """Channels that each channel option computes."""

@@ -244,6 +244,18 @@ def test_weights_that_are_not_finite_are_seen_in_the_output():
     assert charged[:, 0].isnan().tolist() == [False, True]
 
 
+def test_a_gate_that_is_watched_is_called():
+    layer, twin = pair(SERVED[0])
+    x, seen = inputs(SERVED[0], layer), []
+    handle = layer.gate.register_forward_hook(lambda *_: seen.append(1))
+    equal(run(layer, x), run(twin, x))
+    assert seen == [1]
+    handle.remove()
+    equal(run(layer, x), run(twin, x))
+    assert seen == [1]
+    assert layer.compiled._made is not None
+
+
 def test_a_policy_for_another_batch_is_named():
     layer, _ = pair(SERVED[0])
     layer.forced = Forced(torch.tensor([[0, 0], [1, 1]]))

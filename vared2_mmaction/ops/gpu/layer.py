@@ -190,7 +190,7 @@ class DeviceConv(Made):
         Raises:
             ValueError: If options are forced for another number of clips.
         """
-        if not reads(x) or owner.fused_gate is None:
+        if not reads(x) or owner.fused_gate is None or owner.fused_gate.is_watched():
             return None
         dtype, x = _computed_in(x)
         made, clips = self._current(owner, dtype), owner._to_clips(x)
