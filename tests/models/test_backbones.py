@@ -117,6 +117,24 @@ def test_fused_networks_equal_the_unfused(name, kind, compiled):
         assert any(packed) == torch.backends.mkldnn.is_available()
 
 
+@pytest.mark.parametrize('compiled', [False, pytest.param(True, marks=needs_compiler)])
+def test_norms_whose_gain_is_zero_stay(compiled):
+    """Maps that they make cannot be told from what they made of them, so they are called."""
+    net, x = dynamic('ResNet3dSlowOnly'), clips('ResNet3dSlowOnly')
+    randomise(net)
+    net.eval()
+    fused = fuse(net, compiled)
+    left = [name for name, module in fused.named_modules() if isinstance(module, _BatchNorm)]
+    assert left == [
+        f'layer{i + 1}.{j}.conv3.bn' for i, n in enumerate((3, 4, 6, 3)) for j in range(n)
+    ]
+    with torch.no_grad():
+        expected, decisions = net(x)
+        features, found = fused(x)
+        assert relative(features, expected) <= 1e-4
+        assert torch.equal(found[..., :5], decisions[..., :5])
+
+
 @pytest.mark.parametrize('name', STOCK)
 def test_masking_equals_skipping(name):
     net, x = dynamic(name), clips(name)
@@ -446,6 +464,7 @@ def randomise_norms(model):
             torch.nn.init.uniform_(module.running_mean, -0.5, 0.5)
             torch.nn.init.uniform_(module.running_var, 0.5, 2)
             torch.nn.init.uniform_(module.bias, -0.5, 0.5)
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)  # stock ones may begin with zero
 
 
 def randomise(net):

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from mmaction.registry import MODELS
+from mmengine.registry import init_default_scope
 from torch.utils.data import DataLoader, Dataset
 
 from vared2_mmaction.apis.cli import run_tool
@@ -228,6 +229,7 @@ def test_traceback_and_exit_status(capsys):
 )
 def test_what_a_config_builds(config, line, capsys):
     def work(args):
+        init_default_scope('mmaction')  # as runners do
         MODELS.build(config)
 
     if line is None:
