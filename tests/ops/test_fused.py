@@ -46,7 +46,7 @@ def zero_everywhere(norm):  # as stock residual blocks start
         (Case('time only', CONV, 7, channel=1), zero, True, FusedConv3d),
         (Case('next to nothing', CONV, 7), small, False, FusedConv3d),
         (Case('nothing', CONV, 7), zero, False, FusedConv3d),
-        (Case('nothing anywhere', CONV, 7), zero_everywhere, False, FusedConv3d),
+        (Case('nothing anywhere', CONV, 7), zero_everywhere, True, FusedConv3d),
         (Case('not normalised', CONV, 7, normalised=False), None, False, DynamicConv3d),
         (Case('depthwise', CONV, 7, kinds=('depthwise',) * 2), None, False, DynamicConv3d),
         (

@@ -79,7 +79,7 @@ def _invertible(layer: DynamicConv2d | DynamicConv3d, scale: Tensor, sizes: Tens
     limit = AMPLIFICATION * sizes.max()
     return all(
         (scale[made] * operation.weight * sizes[read]).abs().le(limit * scale[read].abs()).all()
-        and scale[read].ne(0).all()
+        and (scale[read].ne(0) | scale[made].eq(0)).all()
         for operation, made, read in _operations(layer)
     )
 
@@ -89,7 +89,9 @@ def _fold_into_operations(
 ) -> None:
     """Let operations on normalised maps make normalised maps."""
     for operation, made, read in _operations(layer):
-        weight = operation.weight * scale[made] / scale[read]
+        # What is scaled to nothing is made from nothing: stock residual blocks start so.
+        ratio = torch.where(scale[made] == 0, scale[made], scale[made] / scale[read])
+        weight = operation.weight * ratio
         operation.bias.copy_(scale[made] * operation.bias + shift[made] - weight * shift[read])
         operation.weight.copy_(weight)
     operations: Any = layer.temporal_options.cheap
