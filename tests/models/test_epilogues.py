@@ -27,9 +27,7 @@ def blocks(net):
 
 @pytest.mark.parametrize('name', RESIDUAL)
 def test_nothing_is_left_of_residual_blocks(name):
-    # A norm that begins with zero cannot be folded into a dynamic layer.
-    gains = {'zero_init_residual': False} if name == 'ResNet3dSlowOnly' else {}
-    for net in (fuse(dynamic(name, **gains)), fuse(accelerate(stock(name)))):
+    for net in (fuse(dynamic(name)), fuse(accelerate(stock(name)))):
         assert len(blocks(net)) == RESIDUAL[name]
         for block in blocks(net):
             assert type(block.relu) is nn.Identity
