@@ -60,6 +60,18 @@ def check(key: str, value: Any, expected: Expected) -> None:
         raise ValueError(f'{key}={value!r}: expected {words}{" or None" * or_none}')
 
 
+def given_options(key: str, options: Any) -> Mapping[str, Any]:
+    """Options as a user gave them, none for None.
+
+    Raises:
+        ValueError: If they are no mapping.
+    """
+    if options is None:
+        return {}
+    check(key, options, OPTIONS)
+    return options
+
+
 def check_arguments(
     key: str, options: Any, function: Callable, given: Collection[str] = ()
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from mmaction.models.backbones import X3D, ResNet, ResNet2Plus1d, ResNet3d
 from mmaction.registry import MODELS
 
-from ..errors import OPTIONS, check
+from ..errors import given_options
 from .dynamize import DynamicBackbone
 
 
@@ -28,9 +28,8 @@ class VARED2ResNet(DynamicBackbone, ResNet):
         dynamic: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        options = {} if dynamic is None else dynamic
-        check('dynamic', options, OPTIONS)
-        super().__init__(*args, dynamic={'num_segments': num_segments, **options}, **kwargs)
+        options = {'num_segments': num_segments, **given_options('dynamic', dynamic)}
+        super().__init__(*args, dynamic=options, **kwargs)
         self.num_segments = num_segments
 
 

@@ -14,7 +14,7 @@ from typing_extensions import Self
 
 from ..checkpoints.loading import OWN_PARTS, OtherNetworkError, check_kind
 from ..checkpoints.loading import is_own_parameter as is_own_parameter
-from ..errors import OPTIONS, check
+from ..errors import given_options
 from ..ops import DynamicConv2d, DynamicConv3d, collect, report_fixed
 from ..ops.decision import (
     COLUMNS,
@@ -26,6 +26,7 @@ from ..ops.decision import (
 )
 from ..ops.recompute import recomputing
 from ..ops.unused import with_zero_gradients
+from ..ops.watched import is_watched
 from .blocks import checkpoint_without_reentry, derive
 from .forms import channels_last, use_forms
 from .kinds import Convolution, TransposedConvolution
@@ -118,14 +119,14 @@ class DynamicBackbone(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Set the mode; gates and cheap operations learn whatever ``frozen_stages``, ``norm_eval``
         and other options of the stock backbone freeze."""
-        own = [p for name in self._own for p in self.get_submodule(name[:-1]).parameters()]
-        learns = [p.requires_grad for p in own]
+        own = [self.get_submodule(prefix[:-1]) for prefix in self._own]
+        learns = [(p, p.requires_grad) for part in own for p in part.parameters()]
         super().train(mode)
-        for parameter, before in zip(own, learns, strict=True):
+        for parameter, before in learns:
             if parameter.requires_grad != before:
                 parameter.requires_grad = before
-        for name in self._own:
-            self.get_submodule(name[:-1]).train(mode)
+        for part in own:
+            part.train(mode)
         return self
 
     def _tabulate(self, decisions: Decisions, x: Tensor) -> Tensor:
@@ -287,9 +288,7 @@ def build_dynamic_backbone(backbone: dict, dynamic: Mapping[str, Any] | None = N
         backbone: Config of the stock backbone.
         dynamic: Options of :class:`~vared2_mmaction.models.layers.DynamicOptions`.
     """
-    options = {} if dynamic is None else dynamic
-    check('dynamic', options, OPTIONS)
-    return dynamize(MODELS.build(backbone), **options)
+    return dynamize(MODELS.build(backbone), **given_options('dynamic', dynamic))
 
 
 def _stayed_on_device(decision: LayerDecision | ChargedDecision) -> bool:
@@ -308,6 +307,12 @@ def _sum(rows: Iterable[tuple[float, ...]]) -> tuple[float, ...]:
 
 
 def report_convolution(conv: nn.Module, args: Any, output: Tensor) -> None:
+    """Forward hook of the convolutions that are not dynamic, whose cost is fixed."""
     shape: Any = conv.weight.shape
     each = args[0] if isinstance(conv, TransposedConvolution) else output  # meets so many weights
     report_fixed(each.numel() * math.prod(shape[1:]))
+
+
+def is_watched_by_others(module: nn.Module) -> bool:
+    """Whether a call of a module does more than its class says, besides reporting its cost."""
+    return is_watched(module, but=report_convolution)

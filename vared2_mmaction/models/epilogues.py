@@ -14,7 +14,7 @@ from torch import nn
 from ..ops import DynamicConv2d, DynamicConv3d
 from ..ops.watched import is_plain, is_watched, runs
 from .blocks import insert_mixin, parts_of
-from .dynamize import report_convolution
+from .dynamize import is_watched_by_others
 from .forms import FormedConv2d, FormedConv3d
 from .residual import FusedResidual, FusedStage
 
@@ -108,4 +108,4 @@ def _idle(*modules: Any) -> bool:
 
 def _takes_epilogue(conv: Any) -> bool:
     kinds = DynamicConv2d, DynamicConv3d, FormedConv2d, FormedConv3d
-    return runs(conv, *kinds) and not is_watched(conv, but=report_convolution)
+    return runs(conv, *kinds) and not is_watched_by_others(conv)

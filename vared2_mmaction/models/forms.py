@@ -18,7 +18,7 @@ from ..ops.forms import Conv2d, convolve, max_pool, without_pointwise_steps
 from ..ops.plan import Plans
 from ..ops.watched import runs
 from .kinds import Convolution
-from .wrapped import unwrapped
+from .wrapped import backbone_of
 
 _NO_CHOICE = [((1.0,), (1.0,))]
 """Weights of a convolution that has one option, of a clip."""
@@ -124,10 +124,14 @@ _FORMED: dict[type[nn.Module], type[nn.Module]] = {
     nn.MaxPool3d: FormedMaxPool3d,
     wrappers.MaxPool3d: FormedMaxPool3d,
 }
-_PLAIN: tuple[type[nn.Module], ...] = (
-    *_FORMED,
-    *_FORMED.values(),
+_CONVOLUTIONS: tuple[type[nn.Module], ...] = (
     nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    wrappers.Conv2d,
+    wrappers.Conv3d,
+    FormedConv2d,
+    FormedConv3d,
     nn.ConvTranspose1d,
     nn.ConvTranspose2d,
     nn.ConvTranspose3d,
@@ -146,7 +150,7 @@ _STOCK: dict[type[nn.Module], type[nn.Module]] = {
 def is_convolution(module: nn.Module) -> bool:
     """Whether a module convolves as PyTorch's or this project's classes do, whatever it was
     converted to; another subclass may do something else with its weights."""
-    return runs(module, *_PLAIN)
+    return runs(module, *_CONVOLUTIONS)
 
 
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -216,8 +220,7 @@ def accelerate(model: nn.Module) -> nn.Module:
     Returns:
         The same model, with the same parameters.
     """
-    network = unwrapped(model)
-    backbone: Any = getattr(network, 'backbone', network)
+    backbone = backbone_of(model)
     use_forms(backbone)
     keep_channels_last(backbone)
     if not any(hook is _to_channels_last for hook in backbone._forward_pre_hooks.values()):

@@ -18,13 +18,13 @@ from ..ops.fused import fold_norm
 from ..ops.fused_gate import FusedGate
 from ..ops.gate import is_folded_norm
 from ..ops.watched import is_watched
-from .dynamize import report_convolution
+from .dynamize import is_watched_by_others
 from .epilogues import fuse_epilogues
 from .execution import Execution, by_operations, execution_on
 from .forms import FORMATS, is_convolution, keep_channels_last, pack_kernels
 from .kinds import Convolution, TransposedConvolution
 from .policy import dynamic_layers
-from .wrapped import unwrapped, without_parametrizations
+from .wrapped import backbone_of, unwrapped, without_parametrizations
 
 
 def fuse(model: nn.Module, compiled: bool | Execution = False) -> nn.Module:
@@ -86,8 +86,7 @@ def fuse(model: nn.Module, compiled: bool | Execution = False) -> nn.Module:
     keep_channels_last(fused)
     pack_kernels(fused, execution.convolution)
     if execution.innermost:
-        backbone: Any = getattr(fused, 'backbone', fused)
-        backbone.register_forward_pre_hook(_lay_out)
+        backbone_of(fused).register_forward_pre_hook(_lay_out)
     return fused
 
 
@@ -124,12 +123,11 @@ def _last_convolution(conv: nn.Module) -> str | None:
     return '.net' if isinstance(conv, TemporalShift) else None
 
 
-def _foldable(norm: Any, conv: nn.Module) -> bool:
+def _foldable(norm: Any, conv: Any) -> bool:
     """Whether nobody sees what is between both; what is watched stays as it is."""
     return (
-        isinstance(conv, Convolution)
-        and is_convolution(conv)
-        and not is_watched(conv, but=report_convolution)
+        is_convolution(conv)
+        and not is_watched_by_others(conv)
         and is_folded_norm(norm)
         and norm.num_features == conv.out_channels
         and not (isinstance(conv, TransposedConvolution) and conv.groups > 1)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .blocks import derive
 from .policy import dynamic_layers
-from .wrapped import unwrapped
+from .wrapped import backbone_of
 
 MAX_GRAPHS = 8
 """Shapes of inputs that a network keeps a graph of; those that come later run as ever."""
@@ -109,8 +109,7 @@ def capture(model: nn.Module) -> nn.Module:
                 f'{name}: expected a layer that decides on the GPU, of fuse(model.cuda(), '
                 'compiled=True) with affine cheap operations'
             )
-    network = unwrapped(model)
-    backbone: Any = getattr(network, 'backbone', network)
+    backbone = backbone_of(model)
     backbone.graphs = Graphs()
     backbone.__class__ = derive(Captured, type(backbone))
     return model

@@ -24,7 +24,7 @@ from mmaction.registry import MODELS
 from mmaction.structures import ActionDataSample
 from torch import Tensor, nn
 
-from ..errors import OPTIONS, check, check_arguments
+from ..errors import OPTIONS, check, check_arguments, given_options
 from .blocks import derive
 from .losses import ComputationBudgetLoss
 from .neck import ModulatedFeatures
@@ -49,8 +49,7 @@ class BudgetPart(nn.Module):
         self._take_budget(loss_budget)
 
     def _take_budget(self, loss_budget: dict | None) -> None:
-        options = {} if loss_budget is None else loss_budget
-        check('loss_budget', options, OPTIONS)
+        options = given_options('loss_budget', loss_budget)
         if 'type' not in options:
             check_arguments('loss_budget', options, ComputationBudgetLoss)
         self.loss_budget = MODELS.build({'type': 'ComputationBudgetLoss', **options})

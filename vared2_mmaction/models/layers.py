@@ -21,6 +21,7 @@ from ..errors import (
     Expected,
     check,
     check_arguments,
+    given_options,
     one_of,
 )
 from ..ops import (
@@ -125,8 +126,7 @@ class DynamicOptions:
         Raises:
             ValueError: Naming the key that is wrong, and what was expected.
         """
-        options = {} if options is None else options
-        check('dynamic', options, OPTIONS)
+        options = given_options('dynamic', options)
         for key, now in _GONE.items():
             if key in options:
                 raise ValueError(

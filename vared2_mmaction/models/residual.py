@@ -17,7 +17,7 @@ from ..ops.chain import Block, execute
 from ..ops.compiled import CompiledConv
 from ..ops.decision import COLUMNS, ChargedDecision, Charges, report, report_fixed
 from ..ops.watched import is_watched
-from .dynamize import report_convolution
+from .dynamize import is_watched_by_others
 
 
 class FusedResidual(nn.Module):
@@ -53,9 +53,8 @@ class FusedResidual(nn.Module):
         """The block for compiled code; None if it, or a part of it, is to be called."""
         downsample: Any = self.downsample
         parts = (self,) if downsample is None else (self, downsample)
-        if any(map(_is_watched, (*parts, *self.around))) or getattr(self, 'non_local', False):
-            return None
-        if any(map(is_watched, self.between)):
+        watched = map(is_watched_by_others, (*parts, *self.around, *self.between))
+        if any(watched) or getattr(self, 'non_local', False):
             return None
         if not all(map(_is_compiled, (*self.stages, *self.beside))):
             return None
@@ -142,9 +141,4 @@ def _is_compiled(module: Any) -> bool:
     """Whether calling a module does nothing but what compiled code does."""
     if not isinstance(getattr(module, 'compiled', None), CompiledConv):
         return False
-    return not _is_watched(module)
-
-
-def _is_watched(module: nn.Module) -> bool:
-    """Whether a call of a module does more than its class says, besides reporting its cost."""
-    return is_watched(module, but=report_convolution)
+    return not is_watched_by_others(module)

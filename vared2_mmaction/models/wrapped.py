@@ -22,6 +22,12 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return network
 
 
+def backbone_of(model: nn.Module) -> Any:
+    """The backbone of a recognizer or detector, whatever that is wrapped in; else the network."""
+    network = unwrapped(model)
+    return getattr(network, 'backbone', network)
+
+
 def without_parametrizations(model: nn.Module) -> nn.Module:
     """The same model, in place, with the tensors that parametrisations (weight norm) make for its
     parameters; of a copy, whose original keeps them."""

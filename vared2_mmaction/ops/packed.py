@@ -21,12 +21,16 @@ DTYPES = (torch.float32, torch.bfloat16) if _BFLOAT16 else (torch.float32,)
 """Types of which kernels are packed on this processor."""
 
 
+Version = tuple[int, int, torch.dtype]
+"""See :func:`version_of`."""
+
+
 class _Kernels(NamedTuple):
     """Kernels as they were packed."""
 
     weight: Tensor
     """What was packed; as long as it is held, no other tensor has its address."""
-    version: 'Version'
+    version: Version
     packed: Tensor
 
 
@@ -147,9 +151,6 @@ def _is_finite(x: Tensor) -> bool:
 def _alike(*packed: Tensor) -> bool:
     """Whether two packed tensors have the same layout."""
     return torch.equal(*map(torch.ops.mkldnn._get_mkldnn_serialized_md, packed))
-
-
-Version = tuple[int, int, torch.dtype]
 
 
 def version_of(weight: Tensor) -> Version:
