@@ -16,6 +16,7 @@ load_from = (
 custom_hooks = [
     dict(type='BudgetScheduleHook', begin=2, fall=20),
     dict(type='FreezeGatesHook', begin=30),
+    dict(type='PruneOptionsHook', unused_for=2000, begin=30),
     dict(type='PolicyUsageHook'),
 ]
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=40, val_begin=1, val_interval=5)

@@ -4,9 +4,11 @@
 import pytest
 import torch
 
-from vared2_mmaction.ops.library import can_compile
+from vared2_mmaction.executors.cpu.library import can_compile
 
 needs_compiler = pytest.mark.skipif(
     not (can_compile() and torch.backends.mkldnn.is_available()),
     reason='needs a C++ compiler, and PyTorch with oneDNN',
 )
+EXECUTORS = ['eager', pytest.param('cpu', marks=needs_compiler)]
+"""Names of the executors on a CPU."""

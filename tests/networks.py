@@ -45,6 +45,15 @@ model = dict(
 )
 """,
 }
+_TEST = """
+dataset = dict(ann_file='VIDEOS/test.txt', data_prefix=dict(video='VIDEOS'), test_mode=True)
+sampler = dict(type='DefaultSampler', shuffle=False)
+test_dataloader = dict(batch_size=2, num_workers=0, sampler=sampler, dataset=dataset)
+test_cfg = dict(type='TestLoop')
+test_evaluator = [dict(type='AccMetric', metric_list=('top_k_accuracy',))]
+work_dir = 'work'
+experiment_name = 'NAME'
+"""
 _SAMPLES = {
     'Recognizer3D': "dict(type='SampleFrames', clip_len=8, frame_interval=2, test_mode=True)",
     'Recognizer2D': "dict(type='SampleFrames', clip_len=1, num_clips=8, test_mode=True)",
@@ -78,3 +87,28 @@ def change(config, more):
     path = Path(config).with_name('changed.py')
     path.write_text(f'_base_ = {config!r}\n{more}\n')
     return str(path)
+
+
+def write_test_config(path, config, videos, more=''):
+    """Writes a config that inherits from another and tests it on the test videos.
+
+    Args:
+        path: Where to; also names the experiment.
+        config: The other one, of :func:`write_network`.
+        videos: Folder of the videos.
+        more: More lines.
+    """
+    text = _TEST.replace('VIDEOS', str(videos)).replace('NAME', path.stem)
+    path.write_text(f'_base_ = {config!r}\n{text}{more}')
+
+
+def make_static(path):
+    """Makes the config at a path that of the static network."""
+    cfg = Config.fromfile(path)
+    for part in ('backbone', 'cls_head'):
+        cfg.model[part].type = cfg.model[part].type.removeprefix('VARED2')
+    for key in ('dynamic', 'num_segments'):
+        cfg.model.backbone.pop(key, None)
+    cfg.model.pop('neck')
+    cfg.model.cls_head.pop('loss_budget', None)
+    cfg.dump(path)

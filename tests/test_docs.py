@@ -2,7 +2,9 @@
 """The documentation, as far as it can be checked without building it."""
 
 import ast
+import functools
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,8 @@ import pytest
 from .loading import SCRIPTS
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+README = ROOT / 'README.md'
+PAGES = [README, ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
 PACKAGE = ROOT / 'vared2_mmaction'
 PACKAGES = [path.parent.name for path in sorted(PACKAGE.glob('*/__init__.py'))]
 TOOLS = [f'tools/{name}' for name in SCRIPTS]
@@ -56,8 +59,7 @@ def test_broken_links_are_found(tmp_path):
 
 @pytest.mark.parametrize('tool', TOOLS)
 def test_every_tool_is_mentioned(tool):
-    readers = [ROOT / 'README.md', ROOT / 'docs' / 'tutorial.md']
-    assert any(tool in page.read_text() for page in readers)
+    assert tool in (ROOT / 'docs' / 'tools.md').read_text()
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
@@ -96,7 +98,106 @@ def test_every_module_is_in_the_reference():
 
 def test_every_page_is_in_the_site():
     """Pages written by a tool, such as results.md, come in through the pattern."""
-    toctree = (ROOT / 'docs' / 'index.md').read_text().partition('{toctree}')[2]
-    assert {'tutorial', 'method', '[pr]e*', 'api/index'} <= set(toctree.split())
+    toctree = (ROOT / 'docs' / 'index.md').read_text().partition('{toctree}')[2].split()
+    assert {'tutorial', 'method', '[pr]e*', 'api/index'} <= set(toctree)
+    pages = {page.stem for page in (ROOT / 'docs').glob('*.md')} - {'index'}
+    assert {page for page in pages if not any(fnmatch(page, entry) for entry in toctree)} == set()
+    assert {page for page in pages if f'docs/{page}.md' not in README.read_text()} == set()
     listed = re.findall(r'^\s+(\w+)$', (ROOT / 'docs' / 'api' / 'index.rst').read_text(), re.M)
     assert set(PACKAGES) <= set(listed)
+
+
+def test_the_readme_names_the_commands_and_what_they_need():
+    shell = '\n'.join(blocks(README, 'bash'))
+    for command in ('make setup', 'make demo', 'make test', 'tools/train.py', 'tools/test.py'):
+        assert command in shell
+    text = README.read_text()
+    for fact in ('US 2023/0082448 A1', 'Apache-2.0', '--no-optimize', '```bibtex'):
+        assert fact in text
+
+
+def crowded_sentences(text: str) -> list[str]:
+    """Sentences outside of code and tables that have more than two numbers.
+
+    Digits in names, such as I3D, R(2+1)D-18 or ``vared2``, are none; a version is one.
+    """
+    prose = re.sub(r'`[^`]*`|\]\([^)]*\)', '', _FENCE.sub('', text))
+    lines = [line for line in prose.splitlines() if not line.startswith(('|', '#'))]
+    sentences = re.split(r'(?<=[.:;?])\s+|\n\s*\n|\n- ', '\n'.join(lines))
+    number = re.compile(r'(?<![\w.(+/-])\d+(?:[.,]\d+)*(?![\w+])')
+    return [sentence for sentence in sentences if len(number.findall(sentence)) > 2]
+
+
+def test_the_readme_is_short():
+    assert len(README.read_text().splitlines()) <= 150
+    assert crowded_sentences(README.read_text()) == []
+
+
+def test_crowded_sentences_are_found():
+    text = 'R(2+1)D-18 has 3 stages of I3D, 2.5 and 7 of them.\nTwo of 1.2.0 and 4.\n'
+    assert crowded_sentences(text) == ['R(2+1)D-18 has 3 stages of I3D, 2.5 and 7 of them.']
+
+
+OPTIONS = {
+    'DynamicOptions': '`dynamic`',
+    'SoftModulationGate': '`dynamic.gate`',
+    'ComputationBudgetLoss': '`loss_budget`',
+    'BudgetScheduleHook': 'Hooks',
+    'FreezeGatesHook': 'Hooks',
+    'PruneOptionsHook': 'Hooks',
+    'PolicyUsageHook': 'Hooks',
+}
+"""Classes that configs give options to, and the section of docs/options.md with their table."""
+OF_THE_LAYER = {'in_channels', 'channel_options', 'temporal_options'}
+
+
+@functools.cache
+def classes() -> dict[str, ast.ClassDef]:
+    """All classes of the package by name."""
+    return {
+        node.name: node
+        for path in sorted(PACKAGE.rglob('*.py'))
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ClassDef)
+    }
+
+
+def options_of(name: str) -> dict[str, str | None]:
+    """Names and defaults of what a class is built with, or of a dataclass's fields.
+
+    A default that is no literal is None, for the page says it in words.
+    """
+    found: dict[str, ast.expr | None] = {}
+    for node in classes()[name].body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            found[node.target.id] = node.value
+        if isinstance(node, ast.FunctionDef) and node.name == '__init__':
+            arguments = node.args.args[1:]
+            required = [None] * (len(arguments) - len(node.args.defaults))
+            found = dict(
+                zip([a.arg for a in arguments], [*required, *node.args.defaults], strict=True)
+            )
+            break
+    return {
+        option: ast.unparse(value) if isinstance(value, ast.Constant) else None
+        for option, value in found.items()
+        if option not in OF_THE_LAYER
+    }
+
+
+def table_of(name: str) -> dict[str, str]:
+    """Options and defaults of a class by docs/options.md."""
+    sections = re.split(r'^## ', (ROOT / 'docs' / 'options.md').read_text(), flags=re.MULTILINE)
+    (section,) = [s for s in sections if s.startswith(OPTIONS[name] + '\n')]
+    if OPTIONS[name] == 'Hooks':
+        parts = re.split(r'^(?=`\w+Hook` )', section, flags=re.MULTILINE)
+        (section,) = [part for part in parts if part.startswith(f'`{name}` ')]
+    return dict(re.findall(r'^\| `(\w+)` \| `?([^|`]+?)`? \|', section, re.MULTILINE))
+
+
+@pytest.mark.parametrize('name', OPTIONS)
+def test_every_option_is_in_the_table_with_its_default(name):
+    options, table = options_of(name), table_of(name)
+    assert set(table) == set(options)
+    wrong = {o: (d, table[o]) for o, d in options.items() if d is not None and d != table[o]}
+    assert wrong == {}

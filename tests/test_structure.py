@@ -8,7 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from .loading import SCRIPTS, TOOLS
+
+pytestmark = pytest.mark.fast
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / 'vared2_mmaction'

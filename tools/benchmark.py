@@ -26,16 +26,29 @@ import vared2_mmaction
 from benchmarking import benchmark
 from benchmarking.batches import Batch, clip_of, read_batches
 from benchmarking.environment import processor
-from vared2_mmaction.apis import flops, keep_freed_memory
+from vared2_mmaction.apis import flops
 from vared2_mmaction.apis.cli import add_config_options, run_tool
 from vared2_mmaction.apis.config_file import read_config_file
-from vared2_mmaction.models import can_execute, dynamic_layers
+from vared2_mmaction.deploy import keep_freed_memory
+from vared2_mmaction.executors import BACKENDS
+from vared2_mmaction.executors.cpu.library import missing_tool
+from vared2_mmaction.models import dynamic_layers
 from vared2_mmaction.models.static import is_detector
-from vared2_mmaction.ops.library import missing_tool
 
 PROFILED = 7
 """Operations that are printed of a profile, the longest."""
-POLICIES = ['full', 'channel=1,temporal=1', 'mixed', 'learned']
+POLICIES = {
+    'infer': ['full', 'channel=1,temporal=1', 'mixed', 'learned'],
+    'train': ['learned', 'pruned:channel=1,temporal=0'],
+}
+"""Rows that are taken by default."""
+NEEDS = {
+    'cpu': '--device cpu, --dtype float32 and no --compile',
+    'cuda': '--device cuda and --mode infer',
+}
+"""What executors but the eager one need."""
+GATED = ('learned', 'pruned')
+"""What policies begin with that leave something to the gates."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -45,8 +58,12 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add('config', metavar='CONFIG', help='path of the config file')
     add('checkpoint', metavar='CHECKPOINT', nargs='?', help='path or URL')
-    policies = 'full, channel=I,temporal=J (or one of the two), mixed (drawn) or learned (gates)'
-    add('--policy', nargs='+', default=POLICIES, metavar='POLICY', help=policies)
+    policies = (
+        'full, channel=I,temporal=J (or one of the two), mixed (drawn), learned (gates), or '
+        'pruned:channel=I,temporal=J, with no options left but these; I+ leaves the cheaper ones '
+        'too; None takes what suits the mode'
+    )
+    add('--policy', nargs='+', metavar='POLICY', help=policies)
     add('--batch-sizes', nargs='+', type=int, default=[1, 8], metavar='N', help='videos at a time')
     clips = parser.add_mutually_exclusive_group()
     shapes = 'clip, C T H W; may be given several times; None takes what the test pipeline makes'
@@ -61,12 +78,15 @@ def build_parser() -> argparse.ArgumentParser:
     add('--runs', type=int, default=20, metavar='N', help='timed runs of each network')
     add('--threads', type=int, metavar='N', help="CPU threads; None leaves PyTorch's choice")
     add('--seed', type=int, default=0, metavar='N', help='of clips, labels and mixed policies')
-    masked = 'leave out our network with policies executed by masking'
-    add('--no-masked', action='store_true', help=masked)
     unhelped = 'leave out the stock network exactly as MMAction2 runs it'
     add('--no-unhelped', action='store_true', help=unhelped)
-    compiled = 'layers by compiled code; None: where there is some, and a compiler for it'
-    add('--compiled', action=argparse.BooleanOptionalAction, help=compiled)
+    executor = (
+        'what executes layers; auto takes what optimize() would; in training cpu mixes options in '
+        'C++'
+    )
+    add('--executor', choices=['auto', 'eager', *NEEDS], default='auto', help=executor)
+    compiled = 'in training, compile both backbones with torch.compile'
+    add('--compile', nargs='?', const='inductor', metavar='BACKEND', help=compiled)
     add(
         '--profile', action='store_true', help='tell what the time goes into, of inference on a CPU'
     )
@@ -88,18 +108,33 @@ def check_numbers(args: argparse.Namespace) -> None:
         raise ValueError(f'--seed {args.seed}: expected a number from 0 to 2^32 - 1')
     if args.device == 'cuda' and not torch.cuda.is_available():
         raise ValueError('--device cuda: expected a GPU, and PyTorch finds none')
-    served = (args.device, args.dtype) != ('cpu', 'bfloat16')
-    if args.compiled is None:
-        args.compiled = served and can_execute(args.device)
-    if args.compiled and not served:
-        raise ValueError('--compiled: expected --dtype float32 with --device cpu')
-    if args.compiled and not can_execute(args.device):
-        missing = missing_tool() if args.device == 'cpu' else 'Triton'
-        raise ValueError(f'--compiled: there is no {missing}')
+    if args.compile and args.mode != 'train':
+        raise ValueError('--compile: expected --mode train')
+    args.executor = choose_executor(args)
     if args.profile and (args.device, args.mode) != ('cpu', 'infer'):
         raise ValueError('--profile: expected --device cpu and --mode infer')
     if args.out and not os.path.isdir(os.path.dirname(args.out) or '.'):
         raise FileNotFoundError(f'--out {args.out!r}: there is no such folder')
+
+
+def choose_executor(args: argparse.Namespace) -> str:
+    """The executor that is asked for, or the one that suits."""
+    on_cpu, train = args.device == 'cpu', args.mode == 'train'
+    suited = {
+        'cpu': on_cpu and args.dtype == 'float32' and not args.compile,
+        'cuda': not on_cpu and not train,
+        'eager': True,
+    }
+    available = {name: name in BACKENDS and BACKENDS[name].is_available() for name in NEEDS}
+    available['eager'] = True
+    if args.executor == 'auto':
+        return next(name for name, suits in suited.items() if suits and available[name])
+    if not suited[args.executor]:
+        raise ValueError(f'--executor {args.executor}: expected {NEEDS[args.executor]}')
+    if not available[args.executor]:
+        missing = missing_tool() if args.executor == 'cpu' else 'Triton'
+        raise ValueError(f'--executor {args.executor}: there is no {missing}')
+    return args.executor
 
 
 def prepare(
@@ -107,7 +142,7 @@ def prepare(
 ) -> tuple[nn.Module, list[benchmark.Case], tuple[Batch, ...]]:
     """The dynamic network of the arguments, the rows to take, and the videos of --data."""
     check_numbers(args)
-    policies = [benchmark.parse_policy(text) for text in args.policy]
+    policies = [benchmark.parse_policy(text) for text in args.policy or POLICIES[args.mode]]
     cfg = read_config_file(args.config, args.cfg_options)
     cfg.load_from = None  # what training starts from is not what is timed
     model, _ = flops.load_model(cfg, args.checkpoint)
@@ -142,8 +177,6 @@ def take_rows(
     """Measure row after row; the file of --out is whole after each of them."""
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    left_out = {'unhelped': args.no_unhelped, 'masked': args.no_masked}
-    rivals = tuple(name for name in benchmark.RIVALS if not left_out[name])
     kept = args.device == 'cpu' and keep_freed_memory()
     options = benchmark.Options(
         args.mode,
@@ -151,13 +184,14 @@ def take_rows(
         args.dtype,
         args.runs,
         args.seed,
-        rivals,
-        kept,
-        args.compiled,
+        () if args.no_unhelped else benchmark.RIVALS,
+        args.executor,
+        args.compile,
         args.profile,
         videos,
     )
-    report: dict[str, Any] = {'environment': environment(args.device, command), 'rows': []}
+    where = environment(args.device, command) | {'freed_memory_kept': kept}
+    report: dict[str, Any] = {'environment': where, 'rows': []}
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task('runs', total=len(cases) * (benchmark.WARMUP + args.runs))
         for case in cases:
@@ -208,23 +242,20 @@ def render(rows: Sequence[Mapping[str, Any]]) -> Table:
     own = f'; ours: {", ".join(first["own_help"])}' if first['own_help'] else ''
     table = Table(title=f'{title}{own}')
     table.add_column('policy\nclips', overflow='fold')
-    ratios = ('realised', 'unhelped\nmasked', 'memory')
+    ratios = ('realised', 'unhelped', 'memory')
     for name in ('MACs', 'time\n10-90 %', 'stock ms\nours ms', *ratios):
         table.add_column(name, justify='right', no_wrap=True)
     for row in rows:
         clip = 'x'.join(map(str, row['shape'][1:]))
-        keys = ('realised', 'time_ratio_unhelped', 'time_ratio_masked', 'peak_memory_ratio')
+        keys = ('realised', 'time_ratio_unhelped', 'peak_memory_ratio')
         found = ('-' if row[key] is None else f'{row[key]:.3f}' for key in keys)
-        realised, unhelped, masked, memory = found
-        of = f', of {row["clips"]}' if row['policy'] == 'learned' else ''
+        of = f', of {row["clips"]}' if row['policy'].startswith(GATED) else ''
         table.add_row(
             f'{row["policy"]}{of}\n{row["batch_size"]} of {clip}',
             f'{row["macs_ratio"]:.3f}',
             f'{row["time_ratio"]:.3f}\n{row["time_ratio_p10"]:.2f}-{row["time_ratio_p90"]:.2f}',
             f'{row["static_ms"]:.1f}\n{row["dynamic_ms"]:.1f}',
-            realised,
-            f'{unhelped}\n{masked}',
-            memory,
+            *found,
         )
     return table
 
@@ -260,14 +291,14 @@ def benchmark_network(command: str, args: argparse.Namespace) -> None:
         console.print(render_profile(row))
     console.print(
         'Ratios are ours to the stock network; "unhelped" is against the stock network as '
-        'MMAction2 runs it, "masked" against the same policies executed by masking. "realised" '
-        'is the share of the saved multiply-adds that shows as saved time.',
+        'MMAction2 runs it. "realised" is the share of the saved multiply-adds that shows as saved '
+        'time.',
         highlight=False,
     )
-    if not videos and any(case.policy.name == 'learned' for case in cases):
+    if not videos and any(case.policy.name.startswith(GATED) for case in cases):
         console.print(
-            'Gates of "learned" saw noise: compute and time are not those of videos; --data takes '
-            'clips of the test set.',
+            'Gates saw noise: compute and time are not those of videos; --data takes clips of the '
+            'test set.',
             highlight=False,
         )
 

@@ -18,7 +18,7 @@ from vared2_mmaction.apis import (
     load_inferencer,
     recognize,
 )
-from vared2_mmaction.apis.cli import run_tool
+from vared2_mmaction.apis.cli import add_optimize_option, run_tool
 from vared2_mmaction.apis.clips import open_video, read_boxes
 from vared2_mmaction.apis.detection import is_detection_config
 from vared2_mmaction.apis.inference import Computation, check_video
@@ -48,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar='FILE',
         help=f'figure to write, {", ".join(SUFFIXES)}: frames and decisions',
     )
+    add_optimize_option(parser)
     detection = parser.add_argument_group('action detection, where CONFIG is of a detector')
     detection.add_argument(
         '--timestamp', type=float, metavar='SECONDS', help='default: the middle of the video'
@@ -130,12 +131,17 @@ def draw_frames(found: Detection) -> np.ndarray:
     return np.stack(frames)[None]
 
 
+def what_to_load(args: argparse.Namespace) -> tuple:
+    """Arguments of what loads a network."""
+    return args.config, args.checkpoint, args.device, args.labels, not args.no_optimize
+
+
 def answer_recognition(args: argparse.Namespace) -> Answer:
     """Classifies the video."""
     for option in ('timestamp', 'boxes', 'detector'):
         if getattr(args, option) is not None:
             raise ValueError(f'--{option}: CONFIG={args.config!r} is of a recognizer, no detector')
-    inferencer = load_inferencer(args.config, args.checkpoint, args.device, args.labels)
+    inferencer = load_inferencer(*what_to_load(args))
     found: Recognition = recognize(inferencer, args.video)
     best = f'{os.path.basename(args.video)}: {found.labels[0]} {found.scores[0]:.4f}'
     lines = [args.video, *describe_scores(found.labels, found.scores)]
@@ -150,7 +156,7 @@ def answer_detection(args: argparse.Namespace) -> Answer:
     if args.detector:
         config, checkpoint = args.detector
         given = find_people(config, checkpoint, args.video, args.timestamp, args.device)
-    detector = load_detector(args.config, args.checkpoint, args.device, args.labels)
+    detector = load_detector(*what_to_load(args))
     found = detect(detector, args.video, given, args.timestamp)
     count = f'{len(found.boxes)} box{"es" * (len(found.boxes) > 1)}'
     title = f'{os.path.basename(args.video)}: {count} around {moment:.2f} s'

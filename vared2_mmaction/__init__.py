@@ -11,9 +11,10 @@ quiet.apply()
 compat.apply()
 
 from .datasets import *  # noqa: E402, F403
+from .deploy import optimize  # noqa: E402
 from .engine import *  # noqa: E402, F403
 from .evaluation import *  # noqa: E402, F403
 from .models import dynamize, force_policy, static_cost  # noqa: E402
 from .version import __version__  # noqa: E402
 
-__all__ = ['__version__', 'dynamize', 'force_policy', 'static_cost']
+__all__ = ['__version__', 'dynamize', 'force_policy', 'optimize', 'static_cost']

@@ -229,6 +229,9 @@ def test_tools_check_the_config_before_they_build_a_runner(tool, config, monkeyp
         def test(self):
             calls.append('test')
 
+        def register_hook(self, hook):
+            assert tool == 'test', 'training is as MMAction2 does it'
+
     monkeypatch.setattr(module.cli, 'leave_process_group', lambda: calls.append('leave'))
     monkeypatch.setattr(
         module, 'check_config', lambda cfg, *splits: calls.append(('check', cfg.work_dir))

@@ -9,7 +9,7 @@ from mmaction.apis.inferencers import ActionRecogInferencer, MMAction2Inferencer
 from torch import nn
 
 from vared2_mmaction import static_cost
-from vared2_mmaction.apis import inference, load_inferencer, recognize
+from vared2_mmaction.apis import inference, load_inferencer, optimizing, recognize
 
 from ..networks import CLASSES, change, write_network
 from ..videos import write_video
@@ -66,7 +66,8 @@ def video(tmp_path):
 @pytest.mark.parametrize('stock', [ActionRecogInferencer, MMAction2Inferencer])
 def test_agrees_with_mmaction2(kind, stock, networks, labels, video):
     config, checkpoint = networks[kind]
-    found = recognize(load_inferencer(config, checkpoint, 'cpu', labels), video)
+    inferencer = load_inferencer(config, checkpoint, 'cpu', labels, optimized=False)
+    found = recognize(inferencer, video)
     # Their label_file needs a visualizer in the config.
     theirs = stock(
         change(config, "visualizer = dict(type='ActionVisualizer')"), checkpoint, 'cpu', labels
@@ -83,8 +84,26 @@ def test_agrees_with_mmaction2(kind, stock, networks, labels, video):
 
 
 @pytest.mark.parametrize('kind', KINDS)
+def test_optimised_it_answers_the_same(kind, networks, video, monkeypatch):
+    logged = []
+    monkeypatch.setattr(optimizing, 'print_log', lambda text, *_: logged.append(text))
+    expected = recognize(load_inferencer(*networks[kind], optimized=False), video)
+    assert not logged
+    found = recognize(load_inferencer(*networks[kind]), video)
+    (said,) = logged
+    assert said.startswith('executed: ')
+    assert dict(zip(found.labels, found.scores, strict=True)) == pytest.approx(
+        dict(zip(expected.labels, expected.scores, strict=True)), abs=1e-4
+    )
+    assert torch.equal(found.policy, expected.policy)
+    assert found.layers == expected.layers
+    assert found.compute_ratio == pytest.approx(expected.compute_ratio)
+    assert found.overhead_gmacs == pytest.approx(expected.overhead_gmacs)
+
+
+@pytest.mark.parametrize('kind', KINDS)
 def test_compute_is_that_of_the_static_backbone(kind, networks, video):
-    inferencer = load_inferencer(*networks[kind])
+    inferencer = load_inferencer(*networks[kind], optimized=False)
     found = recognize(inferencer, video)
     shape = (1, 3, 8, 32, 32) if kind == 'Recognizer3D' else (8, 3, 32, 32)
     static = static_cost(inferencer.model.get_submodule('backbone'), shape) / 1e9

@@ -13,6 +13,8 @@ from mmengine.logging import HistoryBuffer
 
 from vared2_mmaction.visualization.dump import load_dump
 
+pytestmark = pytest.mark.fast
+
 VALUES = [
     *(np.arange(6).astype(code).reshape(2, 3) for code in ('?', 'i1', 'u2', '<i4', '>i4', 'i8')),
     *(np.linspace(0, 1, 6).astype(code).reshape(2, 3) for code in ('f2', '<f4', '>f8', 'c16')),

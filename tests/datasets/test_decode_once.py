@@ -9,6 +9,8 @@ from mmcv.transforms import Compose
 
 from synthetic.moving_shapes import MovingShapes, make_moving_shapes
 
+pytestmark = pytest.mark.fast
+
 DECODE = [
     dict(type='DecordInit', num_threads=1),
     dict(type='SampleFrames', clip_len=8, frame_interval=1, num_clips=1),

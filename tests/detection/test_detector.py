@@ -6,8 +6,8 @@ import torch
 from mmengine.optim import OptimWrapper
 from mmengine.runner import load_checkpoint
 
-from vared2_mmaction import force_policy, static_cost
-from vared2_mmaction.models import dynamic_layers, force_policies, fuse, masking, to_static
+from vared2_mmaction import force_policy, optimize, static_cost
+from vared2_mmaction.models import dynamic_layers, force_policies, to_static
 from vared2_mmaction.models.dynamize import is_own_parameter
 
 from .detectors import BACKBONES, batch, detect, detector, losses
@@ -49,13 +49,12 @@ def test_full_policy_is_the_stock_detector(name):
 @pytest.mark.parametrize('name', BACKBONES)
 def test_skipping_equals_computing_all(name):
     model, data = detector(name), batch(name, 2)
-    layers = len(dynamic_layers(model))
+    optimised, layers = optimize(model), len(dynamic_layers(model))
     for clip in range(2):
         policy = torch.randint(0, 3, (1, layers, 2))
-        with force_policies(model, policy):
-            skipped = detect(model, data, clip)
-            with masking(model):
-                dense = detect(model, data, clip)
+        with force_policies(model, policy), force_policies(optimised, policy):
+            skipped = detect(optimised, data, clip)
+            dense = detect(model, data, clip)
         assert skipped.compute_ratio == dense.compute_ratio < 1
         assert torch.equal(skipped.policy, dense.policy)
         found, expected = skipped.pred_instances.scores, dense.pred_instances.scores
@@ -119,9 +118,9 @@ def test_the_budget_loss_lowers_the_compute():
 
 
 @pytest.mark.parametrize('name', ['ResNet3dSlowOnly', 'ResNet2Plus1d'])
-def test_a_fused_detector_finds_the_same(name):
+def test_an_optimised_detector_finds_the_same(name):
     model, data = detector(name), batch(name, 1)
-    sample, again = detect(model, data), detect(fuse(model), data)
+    sample, again = detect(model, data), detect(optimize(model), data)
     assert torch.equal(sample.policy, again.policy)
     found, expected = again.pred_instances.scores, sample.pred_instances.scores
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

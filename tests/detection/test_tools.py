@@ -131,7 +131,8 @@ def test_benchmark(trained, monkeypatch, tmp_path, mode):
     monkeypatch.chdir(trained)
     tool, out = load_tool('benchmark'), str(tmp_path / 'out.json')
     settings = ['--shape', '3', '8', '32', '32', '--batch-sizes', '1', '--runs', '1']
-    policies = ['--policy', 'full', 'channel=1,temporal=1', 'learned']
+    half = 'channel=1,temporal=1'
+    policies = ['--policy', 'full', f'pruned:{half}' if mode == 'train' else half, 'learned']
     tool.main(['dynamic.py', *policies, *settings, '--mode', mode, '--out', out])
     full, half, learned = json.loads(Path(out).read_text())['rows']
     model, _ = flops.load_model(Config.fromfile('dynamic.py'))

@@ -19,6 +19,8 @@ from vared2_mmaction.models.policy import force_policy
 
 from ..loading import load_tool
 
+pytestmark = pytest.mark.fast
+
 
 @pytest.fixture(scope='module')
 def dump(project, tmp_path_factory):

@@ -12,6 +12,8 @@ from vared2_mmaction import dynamize
 from vared2_mmaction.engine import BudgetScheduleHook, FreezeGatesHook
 from vared2_mmaction.models import ComputationBudgetLoss
 
+pytestmark = pytest.mark.fast
+
 
 @pytest.mark.parametrize(
     ('begin', 'ramp', 'factors'),

@@ -5,6 +5,8 @@ import pytest
 
 from vared2_mmaction.evaluation import ComputeMetric
 
+pytestmark = pytest.mark.fast
+
 
 def test_statistics_over_videos():
     metric = ComputeMetric()

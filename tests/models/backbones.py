@@ -12,13 +12,14 @@ from vared2_mmaction import dynamize
 
 register_all_modules()
 
-_PATHWAY = {'type': 'resnet3d', 'depth': 50, 'pretrained': None, 'conv1_stride_t': 1}
-_PATHWAY['pool1_stride_t'] = 1
+# Blocks with and without downsampling, and no more of them than that.
+_DEEP = {'depth': 50, 'pretrained': None, 'base_channels': 8, 'stage_blocks': (2, 1, 1, 1)}
+_PATHWAY = {**_DEEP, 'type': 'resnet3d', 'conv1_stride_t': 1, 'pool1_stride_t': 1}
 
 # Name: (config of the stock backbone, shape of its input).
 STOCK: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     'ResNet': ({'depth': 18}, (8, 3, 32, 32)),
-    'ResNet3d': ({'depth': 50, 'pretrained': None, 'base_channels': 8}, (2, 3, 16, 32, 32)),
+    'ResNet3d': (_DEEP, (2, 3, 16, 32, 32)),
     'ResNet2Plus1d': (
         {
             'depth': 18,
@@ -32,10 +33,7 @@ STOCK: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
         (2, 3, 8, 40, 40),
     ),
     'X3D': ({'gamma_w': 1, 'gamma_b': 2.25, 'gamma_d': 1}, (2, 3, 5, 32, 32)),
-    'ResNet3dSlowOnly': (
-        {'depth': 50, 'pretrained': None, 'lateral': False, 'base_channels': 8},
-        (2, 3, 4, 32, 32),
-    ),
+    'ResNet3dSlowOnly': ({**_DEEP, 'lateral': False}, (2, 3, 4, 32, 32)),
     'ResNet3dSlowFast': (
         {
             'pretrained': None,
@@ -46,7 +44,6 @@ STOCK: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
                 **_PATHWAY,
                 'lateral': True,
                 'conv1_kernel': (1, 7, 7),
-                'base_channels': 8,
                 'inflate': (0, 0, 1, 1),
             },
             'fast_pathway': {
@@ -58,10 +55,7 @@ STOCK: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
         },
         (2, 3, 16, 32, 32),
     ),
-    'ResNet3dCSN': (
-        {'depth': 50, 'pretrained': None, 'pretrained2d': False, 'base_channels': 8},
-        (2, 3, 8, 32, 32),
-    ),
+    'ResNet3dCSN': ({**_DEEP, 'pretrained2d': False}, (2, 3, 8, 32, 32)),
     'ResNetTSM': (
         {'depth': 18, 'pretrained': None, 'pretrained2d': False, 'num_segments': 4},
         (8, 3, 32, 32),

@@ -8,31 +8,15 @@ import pytest
 import torch
 from mmaction.registry import MODELS
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 from vared2_mmaction import dynamize, force_policy, static_cost
-from vared2_mmaction.models import (
-    accelerate,
-    dynamic_layers,
-    force_policies,
-    fuse,
-    masking,
-    to_static,
-)
+from vared2_mmaction.models import accelerate, dynamic_layers, force_policies, to_static
 from vared2_mmaction.models.dynamize import is_own_parameter
 
 from ..compiling import needs_compiler
 from .backbones import NAMED, STOCK, dynamic, listed, stock
-
-
-def clips(name, dtype=torch.float32):
-    return torch.randn(STOCK[name][1], dtype=dtype)
-
-
-def relative(found, expected):
-    pairs = zip(listed(found), listed(expected), strict=True)
-    return max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs)
+from .comparing import clips, randomise, relative
 
 
 @pytest.mark.parametrize('name', STOCK)
@@ -42,7 +26,7 @@ def test_full_policy_is_the_stock_network(name):
     assert keys.unexpected_keys == []
     assert keys.missing_keys
     assert all(is_own_parameter(key) for key in keys.missing_keys)
-    for training in (True, False):
+    for training in (True, False)[name == 'C3D' :]:  # which takes as long as all others together
         net.train(training)
         twin.train(training)
         with force_policy(net, 0, 0), torch.random.fork_rng():
@@ -58,98 +42,16 @@ def test_full_policy_is_the_stock_network(name):
     assert set(static.state_dict()) == set(twin.state_dict())
 
 
-@pytest.mark.parametrize('training', [True, False])
-@pytest.mark.parametrize('name', STOCK)
-def test_full_policy_is_the_accelerated_stock_network_to_the_last_bit(name, training):
+@pytest.mark.parametrize('name', [name for name in STOCK if name != 'C3D'])
+def test_full_policy_is_the_accelerated_stock_network_to_the_last_bit(name):
     twin, net, x = accelerate(stock(name)), dynamic(name), clips(name)
     net.load_state_dict(twin.state_dict(), strict=False)
-    net.train(training)
-    twin.train(training)
+    net.train()
+    twin.train()
     with force_policy(accelerate(net), 0, 0), torch.random.fork_rng():
         features, _ = net(x)
     with torch.random.fork_rng():
         assert relative(features, twin(x)) == 0
-
-
-@pytest.mark.parametrize('compiled', [False, pytest.param(True, marks=needs_compiler)])
-@pytest.mark.parametrize('kind', ['affine', 'depthwise'])
-@pytest.mark.parametrize('name', STOCK)
-def test_fused_networks_equal_the_unfused(name, kind, compiled):
-    operations = {'channel_operation': kind, 'temporal_operation': kind}
-    twin, net, x = stock(name), dynamic(name, operations), clips(name)
-    randomise(net)
-    for model in (twin, net):
-        randomise_norms(model)
-        model.eval()
-    layers = dynamic_layers(net)
-    fused, fused_twin = fuse(net, compiled), fuse(twin, compiled)
-    before, left, left_in_twin = (
-        [n for n, m in model.named_modules() if isinstance(m, _BatchNorm)]
-        for model in (net, fused, fused_twin)
-    )
-    assert all('.tam.G.' in n for n in left_in_twin)  # behind a linear layer
-    behind = {
-        n for n in before if any(key.startswith(f'{n.rpartition(".")[0]}.') for key in layers)
-    }
-    assert bool(behind) == (name != 'C3D')
-    if kind == 'affine':
-        behind = set()  # folded
-    assert left == [n for n in before if n in behind or n in left_in_twin]
-    policy = torch.randint(0, 3, (2, len(layers), 2))
-    with torch.no_grad():
-        assert relative(fused_twin(x), twin(x)) <= 1e-4
-        features, decisions = net(x)
-        found, again = fused(x)
-        assert relative(found, features) <= 1e-4
-        assert torch.equal(again[..., :5], decisions[..., :5])
-        for forced in (torch.zeros(2, len(layers), 2), policy):
-            with force_policies(net, forced), force_policies(fused, forced):
-                assert relative(fused(x)[0], net(x)[0]) <= 1e-4
-    packed = [
-        kept.tensors()
-        for layer in dynamic_layers(fused).values()
-        for kept in (layer.plans, layer.compiled)
-        if kept is not None
-    ]
-    if name == 'C3D':  # whose kernels are 3 x 3 x 3: only tiles pack them
-        assert any(packed) == any(layer.compiled for layer in dynamic_layers(fused).values())
-    else:
-        assert any(packed) == torch.backends.mkldnn.is_available()
-
-
-@pytest.mark.parametrize('compiled', [False, pytest.param(True, marks=needs_compiler)])
-def test_norms_that_begin_with_zero_are_folded(compiled):
-    net, x = dynamic('ResNet3dSlowOnly'), clips('ResNet3dSlowOnly')
-    randomise(net)
-    net.eval()
-    assert not net.layer1[0].conv3.bn.weight.any()
-    fused = fuse(net, compiled)
-    assert not any(isinstance(module, _BatchNorm) for module in fused.modules())
-    policy = torch.randint(0, 3, (2, len(dynamic_layers(net)), 2))
-    with torch.no_grad():
-        expected, decisions = net(x)
-        features, found = fused(x)
-        assert relative(features, expected) <= 1e-4
-        assert torch.equal(found[..., :5], decisions[..., :5])
-        with force_policies(net, policy), force_policies(fused, policy):
-            assert relative(fused(x)[0], net(x)[0]) <= 1e-4
-
-
-@pytest.mark.parametrize('name', STOCK)
-def test_masking_equals_skipping(name):
-    net, x = dynamic(name), clips(name)
-    randomise(net)
-    net.eval()
-    with torch.no_grad():
-        expected, decisions = net(x)
-        with masking(net):
-            assert relative(net(x)[0], expected) <= 1e-4
-        assert torch.equal(net(x)[1], decisions)
-        with masking(net), force_policy(net, 1, 1), FlopCounterMode(display=False) as counter:
-            net(x)
-    clip = (x.shape[0] // 2, *x.shape[1:])
-    gates = sum(layer.gate.macs() for layer in dynamic_layers(net).values())
-    assert counter.get_total_flops() // 2 == 2 * (static_cost(net, clip) + gates)
 
 
 def test_policies_of_a_dump_can_be_replayed():
@@ -182,55 +84,47 @@ def of_convolutions(counter):
     return counted
 
 
+def counted(net, x):
+    """What the network answers, and the counter of what was executed."""
+    net.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        found = net(x)
+    return found, counter
+
+
 @pytest.mark.parametrize('name', STOCK)
 def test_compute_equals_what_is_executed(name):
-    """Convolutions for convolutions, to the last multiply-add, for a clip alone."""
-    # The counter sees depthwise convolutions, affine operations it does not.
-    operations = {'channel_operation': 'depthwise', 'temporal_operation': 'depthwise'}
-    net, shape = dynamic(name, operations), STOCK[name][1]
+    """Convolutions for convolutions, to the last multiply-add: all of them by the dearest options
+    in use, and what was decided is charged."""
+    net, shape = dynamic(name), STOCK[name][1]
     randomise(net)
-    net.eval()
     clip = torch.randn(shape[0] // 2, *shape[1:])
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        _, decisions = net(clip)
-    counted = of_convolutions(counter)
-    cheap = sum(
-        n for m, n in counted.items() if m.endswith(('channel_options', 'temporal_options'))
-    )
-    cost = decisions[0].sum(0)
-    assert cost[0].item() == counted['Global'] - cheap
-    gates = sum(layer.gate.macs() for layer in dynamic_layers(net).values())
-    assert cost[2].item() == cheap + gates
-    assert 0 < cost[0] / cost[1] <= 1
+    (_, decisions), counter = counted(net, clip)
+    static = of_convolutions(counter)['Global']
+    executed, charged_static, overhead, *_ = decisions[0].sum(0).tolist()
+    assert charged_static == static > executed > 0
+    assert overhead >= sum(layer.gate.macs() for layer in dynamic_layers(net).values())
+    for layer in dynamic_layers(net).values():
+        layer.channel_options.use([1 % len(layer.channel_options.kept)])
+        layer.temporal_options.use([1])
+    (_, decisions), counter = counted(net, clip)
+    executed, charged_static, *_ = decisions[0].sum(0).tolist()
+    assert executed == of_convolutions(counter)['Global'] < static == charged_static
     twin = stock(name)
-    twin.eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        twin(clip)
-    assert cost[1].item() == of_convolutions(counter)['Global']
+    _, counter = counted(twin, clip)
+    assert of_convolutions(counter)['Global'] == static
     counts = counter.get_flop_counts()['Global']
     assert static_cost(net, clip.shape) == sum(counts.values()) // 2
     assert static_cost(twin, clip.shape) == sum(counts.values()) // 2
 
 
 @pytest.mark.parametrize('groups', [1, 2])
-def test_transposed_convolutions_are_charged_and_folded(groups):
+def test_transposed_convolutions_are_charged(groups):
     upward = nn.ConvTranspose3d(6, 4, 3, stride=2, groups=groups)
-    net = dynamize(
-        nn.Sequential(nn.Conv3d(3, 6, 1), nn.BatchNorm3d(6), upward, nn.BatchNorm3d(4)),
-        layers='0',
-    )
-    randomise_norms(net)
-    net.eval()
-    fused, clip = fuse(net), torch.randn(1, 3, 4, 5, 6)
-    # PyTorch folds no norm into the groups of a transposed convolution.
-    left = [n for n, m in fused.named_modules() if isinstance(m, _BatchNorm)]
-    assert left == ([] if groups == 1 else ['3'])
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        features, decisions = net(clip)
+    net = dynamize(nn.Sequential(nn.Conv3d(3, 6, 1), upward), layers='0')
+    (_, decisions), counter = counted(net, torch.randn(1, 3, 4, 5, 6))
     counts = of_convolutions(counter)
-    assert decisions[0, 0, 0] == sum(n for m, n in counts.items() if m.endswith('.2'))
-    with torch.no_grad():
-        assert relative(fused(clip)[0], features) <= 1e-4
+    assert decisions[0, 0, 0] == sum(n for m, n in counts.items() if m.endswith('.1'))
 
 
 @pytest.mark.parametrize('name', STOCK)
@@ -249,8 +143,8 @@ def test_gradient_of_the_cost_reaches_every_gate(name):
 
 
 @needs_compiler
-@pytest.mark.parametrize('name', NAMED)
-def test_compiled_blending_trains_alike(name):
+def test_compiled_mixing_trains_alike():
+    name = 'ResNet2Plus1d'
     torch.manual_seed(7)  # gradients near which no ReLU or pool changes sides by rounding
     nets, x = [dynamic(name, {'compiled': compiled}) for compiled in (False, True)], clips(name)
     nets[1].load_state_dict(nets[0].state_dict())
@@ -283,7 +177,7 @@ def test_gradient_checkpointing_keeps_the_gradient_of_decisions(name):
     assert all(g.abs().sum() > 0 for g in gates)
 
 
-@pytest.mark.parametrize('name', [*NAMED, 'C3D', 'ResNet3dSlowOnly'])
+@pytest.mark.parametrize('name', [*NAMED, 'ResNet3dSlowOnly'])
 def test_copies_and_pickles_are_equal_and_apart(name):
     net, x = dynamic(name), torch.randn(STOCK[name][1])
     net.eval()
@@ -363,8 +257,8 @@ def test_which_layers_are_dynamic():
     assert not any(s in name for name in layers for s in ('downsample', 'lateral', 'se_module'))
     assert all(name.startswith('layer') for name in layers)
     assert len(dynamic_layers(dynamic('C3D'))) == 7  # no residual stages: all but the first
-    only = dynamic('ResNet3d', {'layers': r'layer4\..*conv2'})
-    assert list(dynamic_layers(only)) == [f'layer4.{i}.conv2.conv' for i in range(3)]
+    only = dynamic('ResNet3d', {'layers': r'layer1\..*conv2'})
+    assert list(dynamic_layers(only)) == [f'layer1.{i}.conv2.conv' for i in range(2)]
     with pytest.raises(ValueError, match=r"dynamic\.layers: no convolution .* 'layer9'.*conv1"):
         dynamic('ResNet3d', {'layers': 'layer9'})
 
@@ -455,22 +349,3 @@ def test_static_cost_of_one_clip(name, shape, same):
     assert static_cost(net, shape) == static_cost(net, same) > 0
     with pytest.raises(ValueError, match=r'input_shape=\(1, 2\): expected'):
         static_cost(net, (1, 2))
-
-
-def randomise_norms(model):
-    """Let every BatchNorm change its input."""
-    for module in model.modules():
-        if isinstance(module, _BatchNorm):
-            torch.nn.init.uniform_(module.running_mean, -0.5, 0.5)
-            torch.nn.init.uniform_(module.running_var, 0.5, 2)
-            torch.nn.init.uniform_(module.bias, -0.5, 0.5)
-            torch.nn.init.uniform_(module.weight, 0.5, 1.5)  # stock ones may begin with zero
-
-
-def randomise(net):
-    """Give every clip and layer some answer of its own, and cheap operations some weight."""
-    for layer in dynamic_layers(net).values():
-        torch.nn.init.normal_(layer.gate.fc2.weight, std=2)
-        torch.nn.init.normal_(layer.gate.fc2.bias, std=1)
-        for operation in (*layer.channel_options.cheap, *layer.temporal_options.cheap):
-            torch.nn.init.normal_(operation.weight, std=0.3)

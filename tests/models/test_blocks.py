@@ -1,5 +1,5 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
-"""Gates of networks as they were and fused, and blocks that are run again."""
+"""What gates see, and blocks that are run again."""
 
 import collections
 import copy
@@ -9,10 +9,9 @@ import torch
 from torch import nn
 
 from vared2_mmaction import dynamize, force_policy
-from vared2_mmaction.models import dynamic_layers, fuse, to_static
+from vared2_mmaction.models import dynamic_layers, to_static
 from vared2_mmaction.models.blocks import Checkpointed, block_of
 
-from ..compiling import needs_compiler
 from .backbones import STOCK, dynamic, listed
 
 
@@ -28,23 +27,6 @@ def test_gates_see_the_input_of_their_layers():
     for first, *others in seen.values():
         (second,) = others
         assert torch.equal(first, second)
-
-
-@pytest.mark.parametrize('compiled', [False, pytest.param(True, marks=needs_compiler)])
-@pytest.mark.parametrize('name', STOCK)
-def test_fused_gates_answer_as_the_unfused(name, compiled):
-    net, x = dynamic(name), torch.randn(STOCK[name][1])
-    for layer in dynamic_layers(net).values():
-        nn.init.normal_(layer.gate.fc2.weight, std=2)
-        nn.init.normal_(layer.gate.fc2.bias, std=1)
-    net.eval()
-    with torch.no_grad():
-        features, decisions = net(x)
-        found, again = fuse(net, compiled)(x)
-    for a, b in zip(listed(found), listed(features), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * b.abs().max().item())
-    assert torch.equal(again[..., :5], decisions[..., :5])
-    assert len(decisions[:, 1:, 3:5].unique(dim=1)[0]) > 1
 
 
 def test_stock_blocks_come_back_and_keep_checkpointing():

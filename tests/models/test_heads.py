@@ -17,8 +17,8 @@ from vared2_mmaction.models.heads import BaseHead, BudgetHead
 from vared2_mmaction.models.neck import ModulatedFeatures
 
 from .backbones import STOCK
+from .comparing import randomise
 from .recognizers import CLASSES, batch, train_step
-from .test_backbones import randomise
 
 NAME = 'ResNet3dSlowFast'
 HEAD = {'type': 'SlowFastHead', 'num_classes': CLASSES, 'in_channels': 320, 'dropout_ratio': 0}
@@ -224,8 +224,7 @@ def test_heads_of_2d_networks(kind, average_clips):
         return maps[views].flatten(0, 1)
 
     def of_neck(views):
-        decisions = torch.ones(2, 4, 4 * views, 6, dtype=torch.float64)
-        decisions[..., -1] = torch.arange(4 * views) % 4
+        decisions = torch.ones(2, 4, 4 * views, 5 + 4, dtype=torch.float64)
         answer, _ = neck([maps[views].transpose(1, 2).contiguous(), decisions])
         return answer.squeeze(2)
 

@@ -11,7 +11,7 @@ from mmaction.registry import MODELS
 import studies.random_gate  # noqa: F401  (registers the gate that draws)
 from vared2_mmaction import dynamize
 from vared2_mmaction.models.layers import DynamicOptions
-from vared2_mmaction.models.losses import ComputationBudgetLoss
+from vared2_mmaction.ops import ComputationBudgetLoss
 
 from .recognizers import CLASSES
 
@@ -33,7 +33,6 @@ WRONG = {
     'normalise': FLAGS,
     'num_segments': [*(value for value in WHOLE if value is not None), 0, -1],
     'compiled': FLAGS,
-    'recompute': FLAGS,
 }
 WRONG_OF_GATE = {
     'type': ['Nothing', 5, None],
@@ -83,10 +82,17 @@ def test_options_of_the_budget_loss(key, value):
 @pytest.mark.parametrize('dynamic', [True, False, 3, 'all', ['channel'], [('channel', 2)]])
 @pytest.mark.parametrize('kind', ['VARED2ResNet', 'VARED2ResNet3d', 'VARED2Backbone'])
 def test_options_that_are_none(kind, dynamic):
-    inner = {'type': 'ResNet3d', 'depth': 18, 'pretrained': None}
+    inner = {'type': 'ResNet3d', 'depth': 18, 'pretrained': None, 'base_channels': 4}
     own = {
-        'VARED2ResNet': {'depth': 18, 'num_segments': 8},
-        'VARED2ResNet3d': {'depth': 50, 'pretrained': None},
+        'VARED2ResNet': {
+            'depth': 18,
+            'num_segments': 8,
+            'num_stages': 1,
+            'strides': (1,),
+            'dilations': (1,),
+            'out_indices': (0,),
+        },
+        'VARED2ResNet3d': {'depth': 50, 'pretrained': None, 'base_channels': 4},
         'VARED2Backbone': {'backbone': inner},
     }
     with named('dynamic', dynamic):
@@ -139,12 +145,14 @@ def test_unknown_options_are_named():
         ('gate_input', None, 'sees the input of its layer'),
         ('saturation', 0.5, 'over their sum'),
         ('saturation', math.inf, 'over their sum'),
+        ('recompute', True, 'compile=True'),
     ],
 )
 def test_options_that_are_gone_say_what_to_do(key, value, now):
-    inner = {'type': 'ResNet3d', 'depth': 50, 'pretrained': None}
+    small = {'depth': 18, 'pretrained': None, 'base_channels': 4}
+    inner = {'type': 'ResNet3d', **small}
     configs = (
-        {'type': 'VARED2ResNet3d', 'depth': 50, 'pretrained': None},
+        {'type': 'VARED2ResNet3d', **small},
         {'type': 'VARED2Backbone', 'backbone': inner},
     )
     message = rf'\Adynamic\.{key}={value!r}: [^\n]* is gone; leave it out: [^\n]*{now}[^\n]*\Z'

@@ -1,8 +1,9 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
-"""Dynamic layers of all kinds, and what they should compute, written down naively."""
+"""Dynamic layers of all kinds, with inputs and weights for them."""
 
 import itertools
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +17,16 @@ from vared2_mmaction.ops import (
     TemporalOptions,
 )
 
+DynamicConv = DynamicConv2d | DynamicConv3d
 
-@dataclass
+
+@dataclass(frozen=True)
 class Case:
-    """A layer and its input: in_channels, out_channels, kernel and more as in nn.Conv."""
+    """A layer and its input."""
 
     name: str
-    conv: dict
+    conv: dict[str, Any] = field(hash=False)
+    """Arguments of ``nn.Conv2d`` or ``nn.Conv3d``."""
     frames: int = 6
     rank: int = 3
     channel: int = 3
@@ -30,83 +34,73 @@ class Case:
     kinds: tuple[str, str] = ('affine', 'affine')
     normalised: bool = True
     multiple: int = 1
-    extra: dict = field(default_factory=dict)
+    in_use: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    """Channel and temporal options in use; None for all."""
 
 
+def _conv(in_channels: int, out_channels: int, kernel_size: Any, **more: Any) -> dict[str, Any]:
+    sizes = {'in_channels': in_channels, 'out_channels': out_channels}
+    return {**sizes, 'kernel_size': kernel_size, **more}
+
+
+BOTH_DEPTHWISE = ('depthwise', 'depthwise')
 CASES = [
-    Case('plain', {'in_channels': 4, 'out_channels': 8, 'kernel_size': 3, 'padding': 1}, frames=8),
-    Case('odd', {'in_channels': 3, 'out_channels': 7, 'kernel_size': 3, 'bias': False}, frames=9),
-    Case('stride', {'in_channels': 2, 'out_channels': 6, 'kernel_size': 3, 'stride': 2}, frames=11),
+    Case('plain', _conv(4, 8, 3, padding=1), frames=8),
+    Case('odd', _conv(3, 7, 3, bias=False), frames=9),
+    Case('stride', _conv(2, 6, 3, stride=2), frames=11),
+    Case('dilation', _conv(2, 5, 3, dilation=2, padding=(2, 1, 3)), frames=7),
+    Case('spatial', _conv(4, 9, (1, 3, 3), padding=(0, 1, 1), stride=(1, 2, 2)), frames=5),
+    Case('temporal', _conv(16, 12, (3, 1, 1), padding=(1, 0, 0), stride=(2, 1, 1)), frames=9),
+    Case('one frame', _conv(3, 4, 1), frames=1),
+    Case('one channel', _conv(3, 1, 1), frames=4),
+    Case('vectors', _conv(3, 27, 1), multiple=4),
+    Case('depthwise', _conv(10, 10, 3, padding=1, groups=10), frames=5),
+    Case('depthwise operations', _conv(4, 7, 3, padding=1), frames=5, kinds=BOTH_DEPTHWISE),
+    Case('groups', _conv(6, 9, (1, 3, 3), groups=3), kinds=('depthwise', 'affine')),
+    Case('same padding', _conv(2, 4, (2, 3, 3), padding='same')),
+    Case('circular', _conv(2, 4, 3, padding=1, padding_mode='circular')),
+    Case('four options', _conv(2, 16, 1), frames=16, channel=4, temporal=4),
+    Case('channel only', _conv(2, 6, 3), temporal=1),
+    Case('temporal only', _conv(2, 6, 3), channel=1),
+    Case('not normalised', _conv(2, 6, 3, padding=1), normalised=False),
+    Case('2d', _conv(4, 7, 3, stride=2), rank=2),
+    Case('2d groups', _conv(4, 6, 3, groups=2), frames=5, rank=2, kinds=BOTH_DEPTHWISE),
+    Case('in use: cheaper ones', _conv(4, 8, 3, padding=1), frames=8, in_use=((1, 2), (1, 2))),
+    Case('in use: outer ones', _conv(4, 9, 1), in_use=((0, 2), (0, 2))),
+    Case('in use: one each', _conv(4, 8, 3, padding=1), in_use=((1,), (2,))),
+    Case('in use: one frame', _conv(3, 4, 1), frames=1, in_use=((0, 1), (2,))),
+    Case('in use: 2d', _conv(4, 8, 1), rank=2, in_use=((1,), (0, 2))),
     Case(
-        'dilation',
-        {
-            'in_channels': 2,
-            'out_channels': 5,
-            'kernel_size': 3,
-            'dilation': 2,
-            'padding': (2, 1, 3),
-        },
-        frames=7,
-    ),
-    Case('one frame', {'in_channels': 3, 'out_channels': 4, 'kernel_size': 1}, frames=1),
-    Case('one channel', {'in_channels': 3, 'out_channels': 1, 'kernel_size': 1}, frames=4),
-    Case('vectors', {'in_channels': 3, 'out_channels': 27, 'kernel_size': 1}, multiple=4),
-    Case(
-        'depthwise',
-        {'in_channels': 10, 'out_channels': 10, 'kernel_size': 3, 'padding': 1, 'groups': 10},
-        frames=5,
-        kinds=('depthwise', 'depthwise'),
-    ),
-    Case(
-        'groups',
-        {'in_channels': 6, 'out_channels': 9, 'kernel_size': (1, 3, 3), 'groups': 3},
-        kinds=('depthwise', 'affine'),
-    ),
-    Case(
-        'same padding',
-        {'in_channels': 2, 'out_channels': 4, 'kernel_size': (2, 3, 3), 'padding': 'same'},
-    ),
-    Case(
-        'circular',
-        {
-            'in_channels': 2,
-            'out_channels': 4,
-            'kernel_size': 3,
-            'padding': 1,
-            'padding_mode': 'circular',
-        },
-    ),
-    Case('four options', {'in_channels': 2, 'out_channels': 16, 'kernel_size': 1}, 16, 3, 4, 4),
-    Case('channel only', {'in_channels': 2, 'out_channels': 6, 'kernel_size': 3}, temporal=1),
-    Case('temporal only', {'in_channels': 2, 'out_channels': 6, 'kernel_size': 3}, channel=1),
-    Case(
-        'not normalised',
-        {'in_channels': 2, 'out_channels': 6, 'kernel_size': 3, 'padding': 1},
+        'in use: not normalised',
+        _conv(2, 6, 1),
+        kinds=('affine', 'depthwise'),
         normalised=False,
-    ),
-    Case('2d', {'in_channels': 4, 'out_channels': 7, 'kernel_size': 3, 'stride': 2}, rank=2),
-    Case(
-        '2d groups',
-        {'in_channels': 4, 'out_channels': 6, 'kernel_size': 3, 'groups': 2},
-        frames=5,
-        rank=2,
-        kinds=('depthwise', 'depthwise'),
+        in_use=((1,), (1, 2)),
     ),
 ]
+NAMES = [case.name for case in CASES]
 
 
-def build(case: Case, dtype: torch.dtype = torch.float64) -> DynamicConv2d | DynamicConv3d:
+def case_of(name: str) -> Case:
+    """The case of a name."""
+    return CASES[NAMES.index(name)]
+
+
+def build(case: Case, dtype: torch.dtype = torch.float64) -> DynamicConv:
     """A dynamic layer with random weights everywhere, in evaluation mode."""
     stock, dynamic = (nn.Conv3d, DynamicConv3d) if case.rank == 3 else (nn.Conv2d, DynamicConv2d)
     conv = stock(**case.conv)
     channel = ChannelOptions(conv.out_channels, case.channel, case.kinds[0], case.multiple)
     temporal = TemporalOptions(conv.out_channels, case.temporal, case.kinds[1])
     gate = SoftModulationGate(conv.in_channels, len(channel.kept), case.temporal, 5)
-    layer = dynamic.convert_from(conv, gate, channel, temporal, case.normalised, case.name)
-    if isinstance(layer, DynamicConv2d):
+    layer: Any = dynamic.convert_from(conv, gate, channel, temporal, case.normalised, case.name)
+    if case.rank == 2:
         layer.num_segments = case.frames
     for parameter in (*channel.parameters(), *temporal.parameters()):
         nn.init.normal_(parameter)
+    if case.in_use is not None:
+        channel.use(case.in_use[0])
+        temporal.use(case.in_use[1])
     return layer.to(dtype).eval()
 
 
@@ -115,9 +109,19 @@ def clips(case: Case, n: int, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(n, case.conv['in_channels'], case.frames, 7, 8, dtype=dtype)
 
 
-def every_modulation(layer: DynamicConv2d | DynamicConv3d, x: Tensor) -> list[Modulation]:
-    """For each policy that a layer has, weights of which some cheaper options are off."""
-    sizes = (len(layer.channel_options.kept), len(layer._frame_options(x.shape[2])))
+def as_input(case: Case, x: Tensor) -> Tensor:
+    """Clips, (N, C, T, H, W), as the layer takes them."""
+    return x if case.rank == 3 else x.transpose(1, 2).flatten(0, 1)
+
+
+def as_output(case: Case, y: Tensor) -> Tensor:
+    """What the layer returns as clips, (N, C, T, H, W)."""
+    return y if case.rank == 3 else y.unflatten(0, (-1, case.frames)).transpose(1, 2)
+
+
+def every_modulation(layer: DynamicConv, x: Tensor) -> list[Modulation]:
+    """For each policy that is in use, weights of which some cheaper options are off."""
+    sizes = [len(which) for which in layer.options_of(x.shape[2])]
     found = []
     for dearest in itertools.product(*(range(size) for size in sizes)):
         weights = []
@@ -130,38 +134,14 @@ def every_modulation(layer: DynamicConv2d | DynamicConv3d, x: Tensor) -> list[Mo
     return found
 
 
-def dense(layer: DynamicConv2d | DynamicConv3d, x: Tensor, modulation: Modulation) -> Tensor:
-    """Compute everything with the stock convolution, then blend as the method says."""
-    stock = nn.Conv3d if isinstance(layer, nn.Conv3d) else nn.Conv2d
-    if stock is nn.Conv3d:
-        full = nn.Conv3d.forward.__get__(layer)(x)
-    else:
-        frames = nn.Conv2d.forward.__get__(layer)(x.transpose(1, 2).flatten(0, 1))
-        full = frames.view(len(x), x.shape[2], *frames.shape[1:]).transpose(1, 2)
-    weights = [v / v.sum(1, keepdim=True) if layer.normalised else v for v in modulation]
-    channels = full.shape[1]
-    mixed = torch.zeros_like(full)
-    for i, k in enumerate(layer.channel_options.kept):
-        option = full.clone()
-        for c in range(k, channels):
-            operation = layer.channel_options.cheap[i - 1]
-            option[:, c, None] = rebuild(operation, full[:, c % k, None], slice(c - k, c - k + 1))
-        mixed += weights[0][:, i].view(-1, 1, 1, 1, 1) * option
-    y = torch.zeros_like(full)
-    for j in range(weights[1].shape[1]):
-        option = mixed.clone()
-        for t in range(full.shape[2]):
-            if offset := t % 2**j:
-                maps = slice((offset - 1) * channels, offset * channels)
-                source = mixed[:, :, t - offset, None]
-                option[:, :, t, None] = rebuild(layer.temporal_options.cheap[j - 1], source, maps)
-        y += weights[1][:, j].view(-1, 1, 1, 1, 1) * option
-    return y
+def mixed_modulation(layer: DynamicConv, x: Tensor) -> Modulation:
+    """Weights of which each clip has a policy of its own, as far as there are policies."""
+    choices = every_modulation(layer, x)
+    pairs = ([choices[n % len(choices)][d][n] for n in range(len(x))] for d in range(2))
+    return Modulation(*(torch.stack(rows) for rows in pairs))
 
 
-def rebuild(operation: nn.Module, x: Tensor, maps: slice) -> Tensor:
-    """A cheap operation on its own."""
-    weight, bias = operation.weight[maps], operation.bias[maps]
-    if operation.macs_per_element == 1:
-        return x * weight.view(1, -1, 1, 1, 1) + bias.view(1, -1, 1, 1, 1)
-    return nn.functional.conv3d(x, weight[:, :, None], bias, padding=(0, 1, 1), groups=len(weight))
+def vary(layer: DynamicConv) -> None:
+    """Let the gate answer each clip differently, with options off for some."""
+    nn.init.normal_(layer.gate.fc2.weight, std=2)
+    nn.init.normal_(layer.gate.fc2.bias, std=1)

@@ -1,5 +1,6 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
-"""The skipping path equals the dense one, and costs what it says."""
+"""Dynamic convolutions: shapes, costs, gradients and errors. What they compute is compared with the
+reference in tests/equality."""
 
 import itertools
 
@@ -9,164 +10,175 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vared2_mmaction.ops import DynamicConv3d, Modulation, charge, collect
+from vared2_mmaction.ops import Decision, DynamicConv3d, Modulation, Options, charge, kept
+from vared2_mmaction.ops.cost import layer_cost
+from vared2_mmaction.ops.layout import layout
 
-from .layers import CASES, Case, build, clips, dense, every_modulation
-
-names = [case.name for case in CASES]
-
-
-@pytest.mark.parametrize('case', CASES, ids=names)
-@pytest.mark.parametrize(
-    ('dtype', 'tolerance'), [(torch.float64, 1e-9), (torch.float32, 1e-4)], ids=['f64', 'f32']
+from .layers import (
+    CASES,
+    NAMES,
+    Case,
+    as_input,
+    as_output,
+    build,
+    case_of,
+    clips,
+    every_modulation,
 )
-def test_training_and_skipping_equal_the_dense_function(case, dtype, tolerance):
-    layer, x = build(case, dtype), clips(case, 3, dtype)
-    for modulation in every_modulation(layer, x):
-        expected = dense(layer, x, modulation)
-        scale = expected.abs().max()
-        for training in (True, False):
-            y, _ = layer.train(training).modulate(x, modulation)
-            assert y.shape == expected.shape
-            assert (y - expected).abs().max() <= tolerance * scale
+
+pytestmark = pytest.mark.fast
+each_case = pytest.mark.parametrize('case', CASES, ids=NAMES)
 
 
-@pytest.mark.parametrize('case', CASES, ids=names)
-def test_a_clip_alone_equals_the_clip_in_a_mixed_batch(case):
-    layer, x = build(case), clips(case, 9)
-    choices = every_modulation(layer, x)
-    mixed = Modulation(
-        *(torch.stack([choices[n % len(choices)][d][n] for n in range(9)]) for d in range(2))
-    )
-    y, decision = layer.modulate(x, mixed)
-    charged = charge([decision])
-    assert len(charged[:, 0, 3:].unique(dim=0)) == min(9, len(choices))
-    for n in range(9):
-        alone, own = layer.modulate(x[n, None], Modulation(*(v[n, None] for v in mixed)))
-        torch.testing.assert_close(alone[0], y[n], rtol=1e-9, atol=1e-9)
-        assert torch.equal(charge([own])[0], charged[n])
-
-
-@pytest.mark.parametrize('case', CASES, ids=names)
-def test_cost_is_what_the_flop_counter_counts(case):
-    layer, x = build(case, torch.float32), clips(case, 1, torch.float32)
+def stock_output(case, layer, x):
+    """What the stock convolution makes of clips, (N, C, T, H, W)."""
     stock = nn.Conv3d if case.rank == 3 else nn.Conv2d
-    for modulation in every_modulation(layer, x):
-        with FlopCounterMode(display=False) as counter:
-            _, decision = layer.modulate(x, modulation)
-        counts = {name: sum(ops.values()) // 2 for name, ops in counter.get_flop_counts().items()}
-        executed, static, overhead, *_ = charge([decision])[0, 0].tolist()
-        cheap = counts.get('ChannelOptions', 0) + counts.get('TemporalOptions', 0)
-        assert executed == counts['Global'] - cheap
-        if case.kinds == ('depthwise', 'depthwise'):  # the counter does not see elementwise work
-            assert overhead == cheap + layer.gate.macs()
-    frames = x if case.rank == 3 else x.transpose(1, 2).flatten(0, 1)
+    return as_output(case, stock.forward.__get__(layer)(as_input(case, x)))
+
+
+def charged(layer, x, weights):
+    """What the layer charges each clip for weights, (N, 5)."""
+    options = layer.options_of(x.shape[2])
+    frames = kept(layer.output_frames(x.shape[2]), layer.temporal_options.num_options)
+    area = layer.convolve(x[:1])[0, 0, 0].numel()
+    return charge([Decision(weights, layer_cost(layer.constants, options, frames, area))])[:, 0]
+
+
+def counted(function):
+    """Multiply-adds that PyTorch's counter sees."""
     with FlopCounterMode(display=False) as counter:
-        stock.forward.__get__(layer)(frames)
-    assert static == counter.get_total_flops() // 2
+        function()
+    return counter.get_total_flops() // 2
 
 
-@pytest.mark.parametrize('training', [True, False])
-def test_a_mixed_batch_executes_no_more_than_its_clips_alone(training):
-    case = CASES[0]
-    layer, x = build(case, torch.float32), clips(case, 9, torch.float32)
-    choices = every_modulation(layer, x)
-    mixed = Modulation(*(torch.stack([m[d][n] for n, m in enumerate(choices)]) for d in range(2)))
-    with FlopCounterMode(display=False) as counter:
-        _, decision = layer.train(training).modulate(x, mixed)
-    executed, static, *_ = charge([decision]).sum((0, 1)).tolist()
-    assert counter.get_total_flops() // 2 == executed < static  # affine ones are not counted
+@each_case
+def test_a_pair_of_options_computes_a_part_of_the_stock_convolution(case):
+    layer, x = build(case), clips(case, 2)
+    whole = stock_output(case, layer, x)
+    for i, j in itertools.product(range(len(layer.channel_options.kept)), range(3)):
+        part = layer.convolve(x, i, j)
+        expected = whole[:, : layer.channel_options.kept[i], :: 2**j]
+        torch.testing.assert_close(part, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_an_affine_pair_of_options_costs_one_operation_for_each_rebuilt_element():
-    case = CASES[0]
+@each_case
+def test_executed_is_the_convolution_of_the_dearest_options_in_use(case):
     layer, x = build(case, torch.float32), clips(case, 1, torch.float32)
-    for i, j in itertools.product(range(3), range(3)):
-        v = [F.one_hot(torch.tensor([option]), 3).float() for option in (i, j)]
-        y, decision = layer.modulate(x, Modulation(*v))
-        z = layer._convolve(x, i, j)
-        overhead = charge([decision])[0, 0, 2].item() - layer.gate.macs()
-        assert overhead == y.numel() - z.numel()
+    options = layer.options_of(x.shape[2])
+    dearest, *others = every_modulation(layer, x)
+    convolution = counted(lambda: layer.convolve(x, options.channel[0], options.temporal[0]))
+    assert charged(layer, x, dearest)[0, 0] == convolution
+    for weights in (dearest, *others):
+        assert charged(layer, x, weights)[0, 0] <= convolution
+        if case.kinds == ('affine', 'affine'):  # which the counter does not see
+            assert counted(lambda v=weights: layer.modulate(x, v, options)) == convolution
 
 
-def test_forward_keeps_stock_shapes_and_reports():
-    for case in CASES:
-        layer, x = build(case), clips(case, 2)
-        stock = nn.Conv3d if case.rank == 3 else nn.Conv2d
-        x = x if case.rank == 3 else x.transpose(1, 2).flatten(0, 1)
-        with collect() as decisions:
-            y = layer(x)
-        assert y.shape == stock.forward.__get__(layer)(x).shape
-        assert list(decisions.layers) == [case.name]
-    assert layer(x).shape == y.shape  # outside a scope it reports to nobody
+@each_case
+def test_charges_are_those_of_what_was_decided(case):
+    """Counted where the decided options are the only ones."""
+    layer, x = build(case, torch.float32), clips(case, 1, torch.float32)
+    in_use, alone = layer.options_of(x.shape[2]), Modulation(torch.ones(1, 1), torch.ones(1, 1))
+    stock = counted(lambda: stock_output(case, layer, x))
+    for channel, temporal in itertools.product(*in_use):
+        weights = Modulation(
+            *(
+                F.one_hot(torch.tensor([which.index(option)]), len(which)).float()
+                for which, option in zip(in_use, (channel, temporal), strict=True)
+            )
+        )
+        z, y = layer.convolve(x, channel, temporal), layer.convolve(x)
+        convolution = counted(lambda: layer.convolve(x, channel, temporal))  # noqa: B023
+        executed, static, overhead, *policy = charged(layer, x, weights)[0].tolist()
+        assert policy == [channel, temporal]
+        assert (executed, static) == (convolution, stock)
+        overhead -= layer.gate.macs()
+        if case.kinds == ('depthwise', 'depthwise'):
+            only = Options((channel,), (temporal,))
+            assert overhead == counted(lambda: layer.modulate(x, alone, only)) - convolution  # noqa: B023
+        elif case.kinds == ('affine', 'affine'):  # one for each rebuilt element
+            assert overhead == y.numel() - z.numel()
 
 
-@pytest.mark.parametrize('training', [True, False])
-@pytest.mark.parametrize('name', ['odd', 'groups', 'not normalised', '2d groups'])
-def test_gradients_against_finite_differences(name, training):
-    case = CASES[names.index(name)]
+@each_case
+def test_forward_keeps_stock_shapes_and_notes_what_was_decided(case):
+    layer, x = build(case), clips(case, 2)
+    expected = stock_output(case, layer, x)
+    y = layer(as_input(case, x))
+    assert as_output(case, y).shape == expected.shape
+    assert layer.decisions is None  # nobody collects
+    layer.decisions = ()
+    layer(as_input(case, x))
+    layer(as_input(case, x))
+    first, second = layer.decisions
+    assert torch.equal(charge([first]), charge([second]))
+    options = layer.options_of(case.frames)
+    assert [v.shape[1] for v in first.weights] == [len(which) for which in options]
+
+
+@each_case
+@pytest.mark.parametrize('lies', ['contiguous', 'channels last', 'frames'])
+def test_maps_keep_their_layout(case, lies):
+    """Or layers behind take slower kernels, and copy."""
+    layer, x = build(case), clips(case, 2)
+    if lies == 'channels last':
+        x = x.to(memory_format=torch.channels_last_3d)
+    elif lies == 'frames':
+        x = x.transpose(1, 2).contiguous().transpose(1, 2)
+    z = layer.convolve(x)
+    y = layer.modulate(x, every_modulation(layer, x)[0], layer.options_of(case.frames))
+    if min(y.shape[1:3]) > 1 and layer.channel_options.kept[-1] > 1:  # which have a layout
+        assert layout(y) == layout(z)
+
+
+@pytest.mark.parametrize(
+    'name',
+    ['odd', 'depthwise operations', 'groups', 'in use: outer ones', 'in use: not normalised'],
+)
+def test_gradients_against_finite_differences(name):
+    case = case_of(name)
     layer, x = build(case), clips(case, 2)[..., :4, :4].clone().requires_grad_()
-    layer.train(training)
-    choices = every_modulation(layer, x)
+    layer.train()
+    options, choices = layer.options_of(case.frames), every_modulation(layer, x)
     parameters = [layer.weight, *layer.channel_options.parameters()]
     parameters += list(layer.temporal_options.parameters())
-    for modulation in (choices[0], choices[-1]):
-        inputs = [x, *parameters]
+    for weights in (choices[0], choices[-1]):
         assert torch.autograd.gradcheck(
-            lambda *_, m=modulation: layer.modulate(x, m)[0], inputs, fast_mode=True
+            lambda *_, v=weights: layer.modulate(x, v, options), [x, *parameters], fast_mode=True
         )
     # At zero an option switches off: there the function has a one-sided derivative only.
-    weights = [(0.1 + 0.8 * torch.rand_like(v)).requires_grad_() for v in choices[0]]
-    assert torch.autograd.gradcheck(lambda *v: layer.modulate(x, Modulation(*v))[0], weights)
+    given = [(0.1 + 0.8 * torch.rand_like(v)).requires_grad_() for v in choices[0]]
+    assert torch.autograd.gradcheck(
+        lambda *v: layer.modulate(x, Modulation(*v), options), given, fast_mode=True
+    )
 
 
-def test_autocast_keeps_the_reduced_precision_of_the_stock_layer():
-    layer, x = build(CASES[0], torch.float32), clips(CASES[0], 2, torch.float32)
+def test_autocast_and_reduced_precision():
+    case = case_of('plain')
+    layer, x = build(case, torch.float32), clips(case, 2, torch.float32)
     with torch.autocast('cpu', torch.bfloat16):
         assert layer(x).dtype == torch.bfloat16
         assert layer.train()(x).dtype == torch.bfloat16
-
-
-def test_reduced_precision_and_empty_batch():
-    layer, x = build(CASES[0], torch.bfloat16), clips(CASES[0], 2, torch.bfloat16)
-    assert layer(x).dtype == torch.bfloat16
-    layer = build(CASES[0])
-    assert layer(clips(CASES[0], 0)).shape[:2] == (0, 8)
+    layer = build(case, torch.bfloat16)
+    assert layer(clips(case, 2, torch.bfloat16)).dtype == torch.bfloat16
+    assert build(case)(clips(case, 0)).shape[:2] == (0, 8)
 
 
 def test_errors_name_layer_and_shape():
-    layer = build(Case('stage.conv', {'in_channels': 2, 'out_channels': 4, 'kernel_size': 1}))
+    conv = {'in_channels': 2, 'out_channels': 4, 'kernel_size': 1}
+    layer = build(Case('stage.conv', conv))
     with pytest.raises(ValueError, match=r'stage\.conv: expected clips .* got \(2, 3, 4, 4\)'):
         layer(torch.zeros(2, 3, 4, 4))
-    frames = build(
-        Case('stem', {'in_channels': 2, 'out_channels': 4, 'kernel_size': 1}, frames=4, rank=2)
-    )
+    frames = build(Case('stem', conv, frames=4, rank=2))
     with pytest.raises(ValueError, match=r'stem: .* num_segments is 4, got \(6, 2, 4, 4\)'):
         frames(torch.zeros(6, 2, 4, 4))
-    with torch.no_grad():
-        layer.gate.fc2.bias.fill_(float('nan'))
-    with pytest.raises(FloatingPointError, match=r'stage\.conv'):
-        layer(torch.zeros(1, 2, 4, 4, 4, dtype=torch.float64))
 
 
 def test_converted_layer_shares_the_parameters_of_the_stock_one():
     conv = nn.Conv3d(4, 8, 3)
-    case = CASES[0]
-    made = build(case)
+    made = build(case_of('plain'))
     layer = DynamicConv3d.convert_from(conv, made.gate, made.channel_options, made.temporal_options)
     assert layer.weight is conv.weight
     assert {k for k in layer.state_dict() if '.' not in k} == set(conv.state_dict())
     assert isinstance(layer, nn.Conv3d)
     assert layer.stride == conv.stride
-
-
-@pytest.mark.parametrize('case', CASES, ids=names)
-def test_what_is_overwritten_without_gradients_is_what_is_written_with_them(case):
-    layer, x = build(case), clips(case, 3)
-    for modulation in every_modulation(layer, x):
-        expected, _ = layer.modulate(x, modulation)
-        before = x.clone()
-        with torch.no_grad():
-            found, _ = layer.modulate(x, modulation)
-        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-        assert torch.equal(x, before)

@@ -1,17 +1,19 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
-"""Gate, straight-through cost and options."""
+"""Gate, weights of options in use, straight-through cost, and numbers of options."""
 
 import itertools
 
 import pytest
 import torch
 
-from vared2_mmaction.ops import Modulation, SoftModulationGate, kept
-from vared2_mmaction.ops.answer import active_options, fetch
-from vared2_mmaction.ops.decision import straight_through
-from vared2_mmaction.ops.fused_gate import FusedGate
+from vared2_mmaction.ops import Modulation, Options, SoftModulationGate, kept
+from vared2_mmaction.ops.conv import forced_weights, of_options
+from vared2_mmaction.ops.cost import dearest_option
 from vared2_mmaction.ops.gate import INITIAL, descriptor, open_options
-from vared2_mmaction.ops.options import check_num_options
+from vared2_mmaction.ops.mixing import shares
+from vared2_mmaction.ops.options import available, check_num_options
+
+pytestmark = pytest.mark.fast
 
 
 def test_starts_with_all_options_open():
@@ -87,49 +89,50 @@ def test_descriptor_tells_a_still_clip_from_a_moving_one_at_any_length():
 
 def test_shares_are_weights_over_their_sum_if_normalised():
     v = Modulation(torch.rand(4, 3).double(), torch.tensor([[0.2, 0, 0.1]] * 4).double())
-    answer = fetch(v)
-    for share, weights in zip(answer.shares(True), v, strict=True):
+    for share, weights in zip(shares(v, True), v, strict=True):
         torch.testing.assert_close(share.sum(1), torch.ones(4).double())
         torch.testing.assert_close(share * weights.sum(1, keepdim=True), weights)
-    for share, weights in zip(answer.shares(False), v, strict=True):
+    for share, weights in zip(shares(v, False), v, strict=True):
         assert torch.equal(share, weights)
-    assert active_options(answer.weights[0][1]) == [0, 2]
+    alone = Modulation(torch.rand(4, 1), torch.rand(4, 1))
+    assert shares(alone, True) == (None, None)  # one option has all
 
 
-@pytest.mark.parametrize('closing', [0.0, -2.0])
-@pytest.mark.parametrize('options', [3, 2, 1])
-@pytest.mark.parametrize('numbers', [(3, 3), (1, 3), (2, 3), (4, 3), (1, 4)], ids=str)
-@pytest.mark.parametrize('motion', [True, False])
-def test_a_fused_gate_answers_as_the_gate(numbers, options, closing, motion):
-    gate = SoftModulationGate(5, *numbers, hidden_channels=6, motion=motion, floor=0.07)
-    torch.nn.init.normal_(gate.fc2.weight, std=2)
-    torch.nn.init.normal_(gate.fc2.bias, mean=closing)
-    torch.nn.init.uniform_(gate.bn.running_mean, -1, 1)
-    torch.nn.init.uniform_(gate.bn.weight, 0.5, 2)
-    gate.eval()
-    x = torch.randn(7, 5, 6, 9, 9)
-    with torch.no_grad():
-        expected = gate(x, options)
-        gate.fold_norm()
-        fused = FusedGate(gate)
-        for found, own in zip(fused(x, options), expected, strict=True):
-            torch.testing.assert_close(found, own, atol=1e-5, rtol=1e-5)
-        exact = fused.weigh(x)
-        with torch.autocast('cpu', dtype=torch.bfloat16):
-            assert torch.equal(fused.weigh(x), exact)
+def test_of_options_in_use_one_is_always_on():
+    v = torch.tensor([[0.5, 0.2, 0, 0], [0, 0, 0.3, 0.1], [0.4, 0, 0, 0.2]], dtype=torch.float64)
+    v.requires_grad_()
+    assert of_options(v, (0, 1, 2, 3)) is v
+    found = of_options(v, (1, 2))
+    # The cheapest takes over the weight of the largest where both are off.
+    assert found.tolist() == [[0.2, 0], [0, 0.3], [0, 0.4]]
+    found.sum().backward()
+    assert v.grad.tolist() == [[0, 1, 1, 0], [0, 1, 1, 0], [1, 1, 0, 0]]
+    for _ in range(20):
+        v = open_options(torch.randn(30, 4).double().tanh() - 0.5, 0.05)
+        for which in itertools.chain(*(itertools.combinations(range(4), n) for n in range(1, 5))):
+            chosen = of_options(v, which)
+            assert (chosen > 0).any(1).all()
+            on = (v[:, which] > 0).any(1)
+            assert torch.equal(chosen[on], v[on][:, which])
 
 
-@pytest.mark.parametrize('part', ['gate', 'fc1', 'bn', 'fc2'])
-def test_a_fused_gate_knows_who_watches_the_gate(part):
-    gate = SoftModulationGate(5, 3, 3).eval()
-    gate.fold_norm()
-    fused = FusedGate(gate)
-    assert not fused.is_watched()
-    watched = gate if part == 'gate' else getattr(gate, part)
-    handle = watched.register_forward_hook(lambda *_: None)
-    assert fused.is_watched()
-    handle.remove()
-    assert not fused.is_watched()
+def test_forced_options_have_all_the_weight():
+    forced = torch.tensor([[0, 1], [3, 2], [2, 9]])
+    channel, temporal = forced_weights(forced, 3, Options((0, 2), (1, 2)), torch.float32)
+    assert channel.tolist() == [[1, 0], [0, 1], [0, 1]]
+    assert temporal.tolist() == [[1, 0], [0, 1], [0, 1]]
+    same = forced_weights(forced[:1], 5, Options((0, 2), (1, 2)), torch.float32)
+    assert same.channel.tolist() == [[1, 0]] * 5
+    with pytest.raises(ValueError, match='expected a batch of 3 clips, got 2'):
+        forced_weights(forced, 2, Options((0,), (0,)), torch.float32)
+
+
+def test_a_short_clip_has_the_cheapest_option_that_there_is():
+    assert available((0, 2), 3) == (0, 2)
+    assert available((0, 2), 2) == (0,)
+    assert available((1, 2), 2) == (1,)
+    assert available((2,), 2) == (1,)
+    assert available((1, 2), 1) == (0,)
 
 
 @pytest.mark.parametrize('training', [True, False])
@@ -137,7 +140,7 @@ def test_a_fused_gate_knows_who_watches_the_gate(part):
 def test_every_parameter_of_a_called_gate_has_a_gradient(numbers, training):
     gate = SoftModulationGate(5, *numbers).double().train(training)
     x = torch.randn(7, 5, 6, 9, 9).double()
-    for clips, options in ((7, 3), (7, 1), (1, 2)):
+    for clips, options in ((7, 3), (1, 2)):
         gate.zero_grad()
         v = gate(x[:clips], min(options, numbers[1]))
         (v.channel.square().sum() + v.temporal.square().sum()).backward()
@@ -168,29 +171,16 @@ def test_gates_are_evaluated_in_full_precision_in_both_directions():
         assert torch.equal(exact, found)
 
 
-def test_options_that_there_are_not_are_left_out():
-    for numbers, floor in (((3, 2), 0.05), ((1, 3), 0.2), ((2, 1), 0.1), ((4, 4), 0.3)):
-        v = torch.randn(50, 2, max(numbers)).double().tanh() - 0.4
-        opened = open_options(v, numbers, floor)
-        for weights, given, number in zip(opened, v.unbind(1), numbers, strict=True):
-            assert weights.shape == (50, number)
-            if number == 1:
-                assert (weights == 1).all()
-                continue
-            closed = (given[:, :number] <= 0).all(1)
-            assert closed.any()
-            cheapest = torch.eye(number).double()[-1] * floor
-            assert torch.equal(weights[closed], cheapest.expand(int(closed.sum()), number))
-            assert torch.equal(weights[~closed], given[~closed, :number].clamp(min=0))
-
-
-def test_tables_made_in_inference_mode_serve_training():
-    v = torch.randn(2, 2, 3)
-    with torch.inference_mode():
-        open_options(v, (3, 1), 0.123)
-    v.requires_grad_()
-    sum(weights.sum() for weights in open_options(v, (3, 1), 0.123)).backward()
-    assert v.grad.abs().sum() > 0
+def test_where_all_options_would_be_off_the_cheapest_has_the_floor():
+    for number, floor in ((3, 0.05), (2, 0.1), (4, 0.3)):
+        given = torch.randn(50, number).double().tanh() - 0.4
+        weights = open_options(given, floor)
+        closed = (given <= 0).all(1)
+        assert closed.any()
+        cheapest = torch.eye(number).double()[-1] * floor
+        assert torch.equal(weights[closed], cheapest.expand(int(closed.sum()), number))
+        assert torch.equal(weights[~closed], given[~closed].clamp(min=0))
+    assert (open_options(torch.randn(5, 1), 0.1) == 1).all()
 
 
 def test_one_clip_trains_as_it_is_evaluated():
@@ -205,8 +195,8 @@ def test_one_clip_trains_as_it_is_evaluated():
 def test_straight_through_is_exact_and_pushes_at_the_dearest_open_option():
     sizes = (12_345_678_901, 7_654_321_001, 3_000_000_007)
     v = torch.tensor([[0.3, 0.2, 0.1], [0, 0.7, 0.1], [0, 0, 0.2], [0.1, 0, 0]], requires_grad=True)
-    cost = straight_through(v[:, None], torch.tensor([sizes], dtype=torch.float64))
-    assert cost[:, 0].tolist() == [sizes[0], sizes[1], sizes[2], sizes[0]]
+    cost = (dearest_option(v.double()) * torch.tensor(sizes, dtype=torch.float64)).sum(1)
+    assert cost.tolist() == [sizes[0], sizes[1], sizes[2], sizes[0]]
     cost.sum().backward()
     # Closing the dearest open option saves what the next open one does not cost.
     assert v.grad[0].tolist() == pytest.approx([sizes[0] - sizes[1], 0, 0])
@@ -219,7 +209,7 @@ def test_the_gradient_of_the_cost_reaches_the_gate():
     for v in gate(torch.randn(6, 4, 4, 3, 3), 3):
         gate.zero_grad()
         sizes = torch.tensor([[4.0, 2, 1]])
-        straight_through(v[:, None], sizes).sum().backward(retain_graph=True)
+        (dearest_option(v.double()) * sizes).sum().backward(retain_graph=True)
         assert gate.fc2.weight.grad.abs().sum() > 0
         assert gate.fc1.weight.grad.abs().sum() > 0
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from vared2_mmaction.apis import load_inferencer, recognize
+from vared2_mmaction.apis import load_inferencer, optimizing, recognize
 from vared2_mmaction.installation import has_detection
 
 from ..loading import TOOLS, load_tool
@@ -50,6 +50,19 @@ def test_prints_classes_and_compute(tool, given, capsys):
     assert float(static) == pytest.approx(found.static_gmacs, rel=0.01)
     overhead = re.search(r'operations: ([\d.e-]+) GMACs on top', printed)[1]
     assert float(overhead) == pytest.approx(found.overhead_gmacs, rel=0.01)
+
+
+def test_without_optimising_it_prints_the_same(tool, given, capsys, monkeypatch):
+    logged = []
+    monkeypatch.setattr(optimizing, 'print_log', lambda text, *_: logged.append(text))
+    printed = []
+    for flags, lines in ([], 1), (['--no-optimize'], 1):
+        tool.main([*given[0], '--device', 'cpu', *flags])
+        printed.append(capsys.readouterr().out)
+        assert len(logged) == lines
+    assert logged[0].startswith('executed: ')
+    numbers = [[float(n) for n in re.findall(r'\d+\.?\d*', text)] for text in printed]
+    assert numbers[0] == pytest.approx(numbers[1], abs=1e-4)
 
 
 @pytest.mark.parametrize('suffix', MAGIC)

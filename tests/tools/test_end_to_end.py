@@ -155,7 +155,8 @@ def test_training_logs_the_compute(trained, folder):
 
 def test_static_weights_load_with_only_own_parameters_missing(trained):
     output, path = trained
-    keys = [key for key in torch.load(path)['state_dict'] if 'num_batches_tracked' not in key]
+    beside = ('num_batches_tracked', '_options.used')  # no weights
+    keys = [key for key in torch.load(path)['state_dict'] if not key.endswith(beside)]
     own = sum(map(is_own_parameter, keys))
     assert 0 < own < len(keys)
     loaded = f'{len(keys) - own} of {len(keys)} tensors of the network loaded'
@@ -226,7 +227,7 @@ def test_mmaction2s_own_tools_run_the_config(run, varied, tested, folder, static
     assert all('compute_ratio' in step for step in scalars(folder / 'stock')[:-1])
     output = run(STOCK_TOOLS / 'test.py', 'dynamic.py', varied, '--dump', 'stock.pkl')
     for theirs, ours in zip(check_dump(folder / 'stock.pkl', output), tested[1], strict=True):
-        torch.testing.assert_close(theirs['pred_score'], ours['pred_score'])
+        torch.testing.assert_close(theirs['pred_score'], ours['pred_score'], rtol=0, atol=1e-4)
         assert theirs['compute_ratio'] == pytest.approx(ours['compute_ratio'])
 
 
@@ -253,7 +254,9 @@ def test_distributed_test_agrees_with_one_process(run, varied, tested, folder):
     options = ['--dump', 'two.pkl', '--work-dir', 'distributed']
     output = run(TOOLS / 'dist_test.sh', 'dynamic.py', varied, '2', *options)
     together = check_dump(folder / 'two.pkl', output)
+    assert output.count('executed: ') == 1
     for one, two in zip(tested[1], together, strict=True):
+        torch.testing.assert_close(one['pred_score'], two['pred_score'], rtol=0, atol=1e-4)
         assert two['compute_ratio'] == pytest.approx(one['compute_ratio'])
         assert (two['policy'] == one['policy']).all()
 

@@ -46,6 +46,7 @@ WRONG = {
         (['syntax.py'], "CONFIG='syntax.py' cannot be read: "),
         (['static.py', '--num-videos', '0'], '--num-videos 0'),
     ],
+    'gpu_check.py': [(['--clips', '0'], '--clips 0 --runs 10: expected 1 or more')],
     'make_moving_boxes.py': [(['list.txt'], 'OUT')],
     'make_moving_shapes.py': [(['out', '--size', '31'], '--size: expected a multiple of 32')],
     'plot_scaling.py': [

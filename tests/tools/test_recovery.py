@@ -20,7 +20,7 @@ from ..loading import load_tool
 def demo(folder, commands, monkeypatch):
     tool = load_tool('run_demo')
     monkeypatch.setattr(tool, 'run', lambda *command: commands.append(command))
-    tool.train('static_r2plus1d', folder)
+    tool.train('static_r2plus1d', folder, [])
     return tool.final_checkpoint('static_r2plus1d', folder)
 
 
@@ -63,7 +63,9 @@ def test_a_network_without_its_head_is_not_tested(tmp_path, monkeypatch, capsys)
     path = tmp_path / 'some.pth'
     torch.save({'state_dict': {'backbone.weight': torch.ones(1, 1)}}, path)
     model = nn.ModuleDict({'backbone': nn.Linear(1, 1, bias=False), 'cls_head': nn.Linear(1, 1)})
-    stub = SimpleNamespace(test=lambda: runner.load_checkpoint(model, str(path)))
+    stub = SimpleNamespace(
+        test=lambda: runner.load_checkpoint(model, str(path)), register_hook=lambda hook: None
+    )
     monkeypatch.setattr(cli, 'build_runner', lambda cfg: stub)
     tool = load_tool('test')
     monkeypatch.setattr(tool, 'check_config', lambda *_: None)

@@ -7,6 +7,8 @@ from PIL import ImageColor
 
 from vared2_mmaction.visualization.boxes import ANNOTATED, PREDICTED, Box, describe, draw_boxes
 
+pytestmark = pytest.mark.fast
+
 FRAME = np.zeros((100, 200, 3), np.uint8)
 
 

@@ -15,6 +15,8 @@ from vared2_mmaction.visualization.categories import (
 
 from .predictions import videos
 
+pytestmark = pytest.mark.fast
+
 NAMES = ['a', 'b', 'c']
 
 

@@ -13,6 +13,8 @@ from vared2_mmaction.visualization.frames import Strip
 
 from .predictions import HOSTILE, videos
 
+pytestmark = pytest.mark.fast
+
 
 def rendered(figure):
     """The figure as pixels."""

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from vared2_mmaction.ops.compiled import CompiledConv
-from vared2_mmaction.ops.plan import Plans
+from vared2_mmaction.executors import ExecutedConv
 
 
 def peak_bytes(
@@ -47,17 +46,16 @@ def peak_bytes(
 def state_tensors(
     model: nn.Module, optimizer: torch.optim.Optimizer | None = None
 ) -> Iterator[Tensor]:
-    """What a model keeps between calls: parameters, buffers, packed kernels, gradients, state of
-    the optimizer."""
+    """What a model keeps between calls: parameters, buffers, what executors keep, gradients, state
+    of the optimizer."""
     for parameter in model.parameters():
         yield parameter
         if parameter.grad is not None:
             yield parameter.grad
     yield from model.buffers()
     for module in model.modules():
-        for kept in (getattr(module, name, None) for name in ('plans', 'compiled')):
-            if isinstance(kept, Plans | CompiledConv):
-                yield from kept.tensors()
+        if isinstance(module, ExecutedConv):
+            yield from module.tensors()
     for state in optimizer.state.values() if optimizer else ():
         yield from (value for value in state.values() if isinstance(value, Tensor))
 

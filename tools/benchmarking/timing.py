@@ -17,7 +17,7 @@ WARMUP = 2
 """Runs of each network that are not counted."""
 NOTHING_TO_REALISE = 0.95
 """Share of the multiply-adds from which on there is no saving to compare the time with."""
-RIVALS = ('unhelped', 'masked')
+RIVALS = ('unhelped',)
 """Networks that ours is compared with beside ``stock``."""
 
 

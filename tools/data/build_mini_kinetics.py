@@ -5,8 +5,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from annotations.mini_kinetics import DELIMITERS, build_lists, print_report
 from vared2_mmaction.apis.cli import run_tool
-from vared2_mmaction.datasets.mini_kinetics import DELIMITERS, build_lists, print_report
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -5,8 +5,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from annotations import jhmdb
 from vared2_mmaction.apis.cli import run_tool
-from vared2_mmaction.datasets import jhmdb
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -2,7 +2,6 @@
 """What the command-line tools call, and inference on one video."""
 
 from .detection import Detection, detect, find_people, load_detector
-from .heap import keep_freed_memory
 from .inference import Recognition, load_inferencer, recognize
 
 __all__ = [
@@ -10,7 +9,6 @@ __all__ = [
     'Recognition',
     'detect',
     'find_people',
-    'keep_freed_memory',
     'load_detector',
     'load_inferencer',
     'recognize',

@@ -111,6 +111,15 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_optimize_option(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--no-optimize``, the same in every tool that runs a network for inference."""
+    parser.add_argument(
+        '--no-optimize',
+        action='store_true',
+        help='run the network as it is, not its optimised copy with the same answers',
+    )
+
+
 def train_parser() -> argparse.ArgumentParser:
     """Returns the parser of ``tools/train.py``."""
     parser = argparse.ArgumentParser(description='Train an action recognizer')

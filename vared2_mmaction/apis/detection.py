@@ -30,6 +30,7 @@ from .inference import (
     what_it_took,
 )
 from .labels import read_actions
+from .optimizing import optimize_and_log
 from .weights import check_checkpoint
 
 _LEAST_SCORE = 0.9  # of a person, as in MMAction2's demo
@@ -71,7 +72,11 @@ def is_detection_config(config: str) -> bool:
 
 
 def load_detector(
-    config: str, checkpoint: str, device: str | None = None, label_file: str | None = None
+    config: str,
+    checkpoint: str,
+    device: str | None = None,
+    label_file: str | None = None,
+    optimized: bool = True,
 ) -> Detector:
     """A dynamic network of action detection, for video files.
 
@@ -82,6 +87,7 @@ def load_detector(
         device: Such as 'cpu' or 'cuda:1'; None takes CUDA where there is a device, else the CPU.
         label_file: Names of the actions, see :func:`~vared2_mmaction.apis.labels.read_actions`;
             None takes that of the config, if there is such a file, else numbers.
+        optimized: As for :func:`~vared2_mmaction.apis.load_inferencer`.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -102,7 +108,8 @@ def load_detector(
     except Exception as error:  # what the classes of a config raise
         raise ValueError(f'CONFIG={config!r}: {reason(error)}') from error
     load_and_tell(model, checkpoint)
-    return Detector(model.to(device).eval(), pipeline, classes)
+    model.to(device).eval()
+    return Detector(optimize_and_log(model) if optimized else model, pipeline, classes)
 
 
 def detect(

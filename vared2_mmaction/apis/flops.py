@@ -3,9 +3,11 @@
 
 *Static* is the stock network, *expected* what the decisions of the layers say, *executed* what
 ``torch.utils.flop_counter`` saw while a clip ran through the network, without gates and cheap
-operations. In evaluation expected and executed are equal, layer by layer, or an error is raised.
+operations. Layers are executed one by one by the eager executor; expected and executed are equal,
+layer by layer, or an error is raised.
 """
 
+import copy
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,8 +23,10 @@ from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..models.dynamize import DynamicFeatures, is_own_parameter
+from ..executors import ExecutedConv
+from ..models.dynamize import DynamicBackbone, DynamicFeatures, is_own_parameter
 from ..models.kinds import Convolution
+from ..models.policy import dynamic_layers
 from ..models.static import is_detector, run_once, to_static
 from .check import check_config
 from .weights import load_weights
@@ -88,6 +92,7 @@ def measure(model: nn.Module, videos: Iterable[Iterable[Tensor]]) -> CostTable:
         ValueError: If the network cannot take a clip.
     """
     model.eval()
+    network = skipping(model)
     stages = stage_of_modules(model)
     names = list(dict.fromkeys(stages.values()))
     static: dict[torch.Size, dict[str, int]] = {}
@@ -97,7 +102,7 @@ def measure(model: nn.Module, videos: Iterable[Iterable[Tensor]]) -> CostTable:
         for clip in clips:
             if clip.shape not in static:
                 static[clip.shape] = _count_static(model, clip)
-            modules, share = measure_clip(model, clip, static[clip.shape])
+            modules, share = measure_clip(network, clip, static[clip.shape])
             sums.append(np.zeros((len(names), 4)))
             shares.append(share)
             for module, cost in modules.items():
@@ -129,13 +134,25 @@ def _row(stage: str, parameters: np.ndarray, costs: np.ndarray) -> Row:
     return Row(stage, every, own, static, expected, least, most, executed, overhead)
 
 
+def skipping(model: nn.Module) -> nn.Module:
+    """A copy of a model whose dynamic layers compute for each clip what they decided."""
+    network: Any = copy.deepcopy(model)
+    for name, layer in dynamic_layers(network).items():
+        executed = ExecutedConv(layer, name)
+        executed.forced = layer.forced
+        network.set_submodule(name, executed)
+    if isinstance(network.backbone, DynamicBackbone):
+        network.backbone.find_layers()
+    return network
+
+
 def measure_clip(
     model: nn.Module, clip: Tensor, static: dict[str, int]
 ) -> tuple[dict[str, tuple[float, ...]], float]:
     """Run one clip and compare what was executed with what was decided.
 
     Args:
-        model: A recognizer or detector in evaluation mode.
+        model: A recognizer or detector in evaluation mode, of :func:`skipping`.
         clip: The clip, as for :func:`measure`.
         static: Multiply-adds of the stock network by name of the module.
 
@@ -160,7 +177,8 @@ def measure_clip(
         layers = [f'backbone.{name}' for name in backbone.dynamic_layers]
         decided = dict(zip(layers, tables[0][1:].tolist(), strict=True))
         executed, charged, _ = tables[0].sum(0).tolist()
-        convolutions = (n for n in static if isinstance(model.get_submodule(n), Convolution))
+        kinds = Convolution | ExecutedConv
+        convolutions = (n for n in static if isinstance(model.get_submodule(n), kinds))
         of_backbone = (static[name] for name in convolutions if name.startswith('backbone.'))
         _agree('backbone', 'static', charged, sum(of_backbone))
         ratio = executed / charged

@@ -19,6 +19,7 @@ from ..models.dynamize import DynamicBackbone
 from .check import check_config
 from .config_file import read_config_file
 from .labels import read_classes
+from .optimizing import optimize_and_log
 from .weights import load_weights
 
 
@@ -59,7 +60,11 @@ class Recognition(Computation):
 
 
 def load_inferencer(
-    config: str, checkpoint: str, device: str | None = None, label_file: str | None = None
+    config: str,
+    checkpoint: str,
+    device: str | None = None,
+    label_file: str | None = None,
+    optimized: bool = True,
 ) -> ActionRecogInferencer:
     """MMAction2's inferencer of a dynamic recognizer, for video files.
 
@@ -72,6 +77,8 @@ def load_inferencer(
             is logged.
         device: Such as 'cpu' or 'cuda:1'; None takes CUDA where there is a device, else the CPU.
         label_file: Names of the classes, one a line; None numbers them.
+        optimized: Whether the model is an optimised copy, see :func:`vared2_mmaction.optimize`,
+            with the same answers; what executes it is logged.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -82,6 +89,8 @@ def load_inferencer(
     names = None if label_file is None else read_classes(label_file, number)
     inferencer = _build(cfg, config, choose_device(device))
     load_and_tell(inferencer.model, checkpoint)
+    if optimized:
+        inferencer.model = optimize_and_log(inferencer.model)
     if names is not None:
         inferencer.visualizer.dataset_meta = {'classes': names}
     return inferencer

@@ -4,6 +4,7 @@
 from . import optimizers  # noqa: F401  (mends one of MMAction2's constructors)
 from .budget_hook import BudgetScheduleHook
 from .freeze_hook import FreezeGatesHook
+from .prune_hook import PruneOptionsHook
 from .usage_hook import PolicyUsageHook
 
-__all__ = ['BudgetScheduleHook', 'FreezeGatesHook', 'PolicyUsageHook']
+__all__ = ['BudgetScheduleHook', 'FreezeGatesHook', 'PolicyUsageHook', 'PruneOptionsHook']

@@ -10,7 +10,7 @@ from mmaction.engine.optimizers import TSMOptimWrapperConstructor
 from torch import nn
 
 from ..models.kinds import Convolution
-from ..ops.watched import BATCH_NORMS
+from ..watched import BATCH_NORMS
 
 _NORMS = (*BATCH_NORMS, nn.GroupNorm, nn.LayerNorm)
 

@@ -34,8 +34,8 @@ class PolicyUsageHook(Hook):
     A gate that gave the same answer for every clip of a period is named in one warning. One that
     computed everything, which is how gates start, is named only where the budget loss had its full
     weight and budget in the whole period: before, nothing asked it to close. Layers that have one
-    option are never named, nor are gates that ``FreezeGatesHook`` keeps as they are. (A gate whose
-    weights are not finite raises ``FloatingPointError``.)
+    option are never named, nor are gates that ``FreezeGatesHook`` keeps as they are. A gate whose
+    weights are not finite raises ``FloatingPointError`` at the interval.
 
     Args:
         interval: Iterations between two writings; None takes that of the ``LoggerHook``.
@@ -129,15 +129,19 @@ class PolicyUsageHook(Hook):
     def _keep_options(self, name: str, layer: Any, args: Any, output: Tensor) -> None:
         if layer.training:
             channel, temporal = self._options[name]
-            seen = layer.num_options(args[0])
+            seen = layer.numbers_of(args[0])
             self._options[name] = (max(channel, seen[0]), max(temporal, seen[1]))
 
     def _fetch(self) -> None:
         """Count the pending answers of all processes."""
         if not self._pending:
             return
-        policies, ratios = zip(*self._pending, strict=True)
-        usage = Usage.count(torch.cat(policies), torch.cat(ratios)).over_processes()
+        policies, ratios = map(torch.cat, zip(*self._pending, strict=True))
+        broken = (policies < 0).any(-1).any(0).tolist()
+        for name, not_finite in zip(self._options, broken, strict=True):
+            if not_finite:
+                raise FloatingPointError(f'{name}: the weights of the gate are not finite')
+        usage = Usage.count(policies, ratios).over_processes()
         self._pending = []
         self._logged += usage
         self._watched += usage
@@ -157,7 +161,11 @@ class PolicyUsageHook(Hook):
         if not self._pressed:
             stuck = {layer: answer for layer, answer in stuck.items() if answer != (0, 0)}
         layers = dynamic_layers(network_of(runner))
-        learning = [layer for layer in self._options if layers[layer].gate.training]
+        learning = [
+            layer
+            for layer in self._options
+            if layers[layer].gate.training and max(map(len, layers[layer].in_use)) > 1
+        ]
         stuck = {layer: stuck[layer] for layer in learning if layer in stuck}
         if not stuck:
             return

@@ -2,16 +2,13 @@
 """What MMAction2 sees: backbones, neck, heads and loss in its registries."""
 
 from ..installation import has_detection
+from ..ops import ComputationBudgetLoss
 from .backbones import VARED2X3D, VARED2ResNet, VARED2ResNet2Plus1d, VARED2ResNet3d
 from .dynamize import DynamicFeatures, dynamize
-from .execution import can_execute
 from .forms import accelerate
-from .fuse import fuse
-from .graphs import capture
 from .heads import VARED2I3DHead, VARED2TSNHead, VARED2X3DHead
-from .losses import ComputationBudgetLoss
 from .neck import ModulatedFeatures, SoftModulationGateNeck
-from .policy import dynamic_layers, force_policies, force_policy, masking
+from .policy import dynamic_layers, force_policies, force_policy
 from .static import static_cost, to_static
 
 if has_detection():
@@ -32,14 +29,10 @@ __all__ = [
     'VARED2TSNHead',
     'VARED2X3DHead',
     'accelerate',
-    'can_execute',
-    'capture',
     'dynamic_layers',
     'dynamize',
     'force_policies',
     'force_policy',
-    'fuse',
-    'masking',
     'static_cost',
     'to_static',
 ]

@@ -2,8 +2,7 @@
 """Make any CNN backbone dynamic, in place and without touching its forward."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -15,26 +14,14 @@ from typing_extensions import Self
 from ..checkpoints.loading import OWN_PARTS, OtherNetworkError, check_kind
 from ..checkpoints.loading import is_own_parameter as is_own_parameter
 from ..errors import given_options
-from ..ops import DynamicConv2d, DynamicConv3d, collect, report_fixed
-from ..ops.decision import (
-    COLUMNS,
-    ChargedDecision,
-    Decisions,
-    LayerDecision,
-    charge_on_host,
-    gradient_of_charge,
-)
-from ..ops.recompute import recomputing
-from ..ops.unused import with_zero_gradients
-from ..ops.watched import is_watched
+from ..ops import COLUMNS, Decision, DynamicConv2d, DynamicConv3d, charge
+from ..ops.cost import count_options
+from ..watched import is_watched
 from .blocks import checkpoint_without_reentry, derive
 from .forms import channels_last, use_forms
 from .kinds import Convolution, TransposedConvolution
 from .layers import DynamicOptions, clip_length, make_layers_dynamic
 from .wrapped import is_wrapper
-
-DECISION_COLUMNS = (*COLUMNS, 'segment')
-_ZEROS = (0.0,) * len(DECISION_COLUMNS)
 
 
 def explain_to_stock_parts(pair: type) -> type:
@@ -58,9 +45,11 @@ class DynamicFeatures(NamedTuple):
     features: Any
     """Those of the stock backbone: a tensor or a tuple of tensors."""
     decisions: Tensor
-    """(N, 1 + layers, 6) in float64, a row for each clip; from a 2-D backbone (N T, ...), a row
-    for each frame, alike within a clip. Columns: ``DECISION_COLUMNS``. The first layer stands
-    for all convolutions that are not dynamic; costs are multiply-adds a clip."""
+    """(N, 1 + layers, 5 + 1) in float64, a row for each clip; from a 2-D backbone
+    (N T, 1 + layers, 5 + T), a row for each frame. Columns: those of
+    :data:`vared2_mmaction.ops.COLUMNS`, then one for each frame of a clip, which says with a one
+    what frame the row is of. The first layer stands for all convolutions that are not dynamic;
+    costs are multiply-adds a clip."""
 
 
 class DynamicBackbone(nn.Module):
@@ -71,12 +60,15 @@ class DynamicBackbone(nn.Module):
     """
 
     dynamic_layers: tuple[str, ...]
+    fixed_layers: tuple[str, ...]
+    """Names of the convolutions that are not dynamic."""
     clip_length: int | None
     """Frames of a clip in a 2-D backbone; None in a 3-D one, whose input has a time axis."""
+    option_counts: Tensor | None = None
+    """For how many training clips each option of each layer was on, if somebody has set it to
+    count: (layers, 2, ``MAX_OPTIONS`` + 1), see :func:`~vared2_mmaction.ops.cost.count_options`."""
     _own: tuple[str, ...] = ()
     """Prefixes of the names of what stock backbones lack."""
-    recompute: bool
-    """Whether maps are made again in the backward pass; see :class:`DynamicOptions`."""
     _initialised_by: set[str] | None = None
     """What stock initialisation has loaded so far; it may load a part, or names it made up."""
 
@@ -86,18 +78,23 @@ class DynamicBackbone(nn.Module):
 
     def _make_dynamic(self, options: DynamicOptions) -> None:
         self.dynamic_layers = make_layers_dynamic(self, options)
-        self.recompute = options.recompute
         layers = [self.get_submodule(name) for name in self.dynamic_layers]
         frames = any(isinstance(layer, DynamicConv2d) for layer in layers)
         self.clip_length = clip_length(self, options) if frames else None
         self._own = tuple(f'{name}.{part}.' for name in self.dynamic_layers for part in OWN_PARTS)
         use_forms(self)
         checkpoint_without_reentry(self)
-        for module in self.modules():
-            if isinstance(module, Convolution) and not isinstance(
-                module, DynamicConv2d | DynamicConv3d
-            ):
-                module.register_forward_hook(report_convolution)
+        fixed: dict[str, Any] = {
+            name: module
+            for name, module in self.named_modules()
+            if isinstance(module, Convolution)
+            and not isinstance(module, DynamicConv2d | DynamicConv3d)
+        }
+        self.fixed_layers = tuple(fixed)
+        for module in fixed.values():
+            module.macs = None
+            module.register_forward_hook(report_convolution)
+        self.find_layers()
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> DynamicFeatures:
         """Extract features; arguments are those of the stock backbone.
@@ -111,10 +108,20 @@ class DynamicBackbone(nn.Module):
                 f'{type(self).__name__}: expected frames (N * {self.clip_length}, C, H, W) for its '
                 f'convolutions in 2-D and num_segments={self.clip_length}, got {tuple(x.shape)}'
             )
-        scope = recomputing() if self.recompute and torch.is_grad_enabled() else nullcontext()
-        with collect() as decisions, scope:
-            features = super().forward(channels_last(x), *args, **kwargs)
-        return DynamicFeatures(features, self._tabulate(decisions, x))
+        layers, fixed = self._charged
+        for layer in layers:
+            layer.decisions = ()
+        for conv in fixed:
+            conv.macs = 0
+        features = super().forward(channels_last(x), *args, **kwargs)
+        return DynamicFeatures(features, self._tabulate(layers, fixed, x))
+
+    def find_layers(self) -> None:
+        """Look for the convolutions by their names again, after they were swapped for others."""
+        self._charged: tuple[list[Any], list[Any]] = (
+            [self.get_submodule(name) for name in self.dynamic_layers],
+            [self.get_submodule(name) for name in self.fixed_layers],
+        )
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode; gates and cheap operations learn whatever ``frozen_stages``, ``norm_eval``
@@ -129,66 +136,41 @@ class DynamicBackbone(nn.Module):
             part.train(mode)
         return self
 
-    def _tabulate(self, decisions: Decisions, x: Tensor) -> Tensor:
-        segments = self.clip_length or 1
-        clips = x.shape[0] // segments
-        reported = [(name, d) for name, many in decisions.layers.items() for d in many]
-        if any(_stayed_on_device(d) for _, d in reported):
-            table = self._stack(decisions, clips, x.device)
-        else:
-            rows = list(self._rows(decisions, clips))
-            table = torch.tensor(rows, dtype=torch.float64, device=x.device)
-            table = table.view(len(rows), clips, len(DECISION_COLUMNS)).transpose(0, 1).contiguous()
-        free = [
-            (name, d)
-            for name, d in reported
-            if isinstance(d, LayerDecision) and not d.answer.constant
+    def _tabulate(self, layers: list[Any], fixed: list[Any], x: Tensor) -> Tensor:
+        """Take from layers what they decided, and charge it."""
+        frames = self.clip_length or 1
+        clips = len(x) // frames
+        decided = [layer.decisions for layer in layers]
+        macs = sum(conv.macs for conv in fixed)
+        for layer in layers:
+            layer.decisions = None
+        for conv in fixed:
+            conv.macs = None
+        first = x.new_full((clips, 1, 2), macs / max(clips, 1), dtype=torch.float64)
+        rows = _charge_all(decided, F.pad(first, (0, len(COLUMNS) - 2)))
+        if self.training and self.option_counts is not None:
+            self._count_options(decided)
+        if self.training and torch.is_grad_enabled() and (idle := _idle(layers, decided)):
+            # DistributedDataParallel waits for a gradient of every parameter in every step.
+            rows = rows + 0 * torch.cat([p.flatten() for p in idle]).sum()
+        segment = torch.eye(frames, dtype=rows.dtype, device=rows.device)
+        rows = rows[:, None].expand(-1, frames, -1, -1)
+        segment = segment[None, :, None].expand(clips, -1, rows.shape[2], -1)
+        return torch.cat((rows, segment), -1).flatten(0, 1)
+
+    def _count_options(self, decided: list[tuple]) -> None:
+        runs = [
+            (i, run) for i, own in enumerate(decided) for run in own if isinstance(run, Decision)
         ]
-        if free and torch.is_grad_enabled():
-            of = [1 + self.dynamic_layers.index(name) for name, _ in free]
-            gradient = F.pad(gradient_of_charge([d for _, d in free], x.device), (0, 1))
-            table = table.index_add(1, torch.tensor(of, device=x.device), gradient)
-        if self.training and torch.is_grad_enabled():
-            # An option that is off for all clips leaves its cheap operation unused.
-            table = with_zero_gradients(table, self._untrained(decisions))
-        if self.clip_length is None:
-            return table
-        table = table.unsqueeze(1).repeat(1, segments, 1, 1)
-        table[..., -1] = torch.arange(segments, device=x.device)[:, None]
-        return table.flatten(0, 1)
-
-    def _stack(self, decisions: Decisions, clips: int, device: torch.device) -> Tensor:
-        """The same as :meth:`_rows`, of decisions that stayed on the device."""
-        fixed = torch.zeros(clips, len(COLUMNS), dtype=torch.float64, device=device)
-        fixed[:, :2] = decisions.fixed / max(clips, 1)
-        tables = [fixed]
-        for name in self.dynamic_layers:
-            runs = [_charged(d, device) for d in decisions.layers.get(name, ())]
-            tables.append(sum(runs[1:], runs[0]) if runs else torch.zeros_like(fixed))
-        return F.pad(torch.stack(tables, 1), (0, 1))
-
-    def _rows(self, decisions: Decisions, clips: int) -> Iterator[list[tuple[float, ...]]]:
-        """Row of each clip, for what is not dynamic and for each layer."""
-        fixed = decisions.fixed / max(clips, 1)
-        yield [(fixed, fixed, *_ZEROS[2:])] * clips
-        for name in self.dynamic_layers:
-            runs = [charge_on_host(d) for d in decisions.layers.get(name, ())]
-            # A layer that is run more than once has one row, the sum.
-            summed = runs[0] if len(runs) == 1 else [_sum(clip) for clip in zip(*runs, strict=True)]
-            yield [(*row, 0.0) for row in summed] or [_ZEROS] * clips
-
-    def _untrained(self, decisions: Decisions) -> Iterator[nn.Parameter]:
-        """Parameters of gates and cheap operations that may get no gradient from the layers."""
-        runs = (run for many in decisions.layers.values() for run in many)
-        trained = {m for run in runs if isinstance(run, LayerDecision) for m in run.trained}
-        for name in self.dynamic_layers:
-            layer: Any = self.get_submodule(name)
-            if layer.gate not in trained:
-                yield from layer.gate.parameters()
-            for options in (layer.channel_options, layer.temporal_options):
-                for operation in options.cheap:
-                    if operation not in trained:
-                        yield from (operation.weight, operation.bias)
+        assert self.option_counts is not None
+        counts = count_options([run for _, run in runs])
+        layers = [i for i, _ in runs]
+        if layers == list(range(len(self.dynamic_layers))):
+            self.option_counts = self.option_counts + counts
+        else:
+            self.option_counts = self.option_counts.index_add(
+                0, torch.tensor(layers, device=counts.device), counts
+            )
 
     def init_weights(self, *args: Any, **kwargs: Any) -> None:
         """Initialise as the stock backbone does; gates and cheap operations keep their own."""
@@ -222,8 +204,8 @@ class DynamicBackbone(nn.Module):
             if key in given:
                 check_kind(f'{prefix}{key}', value, given[key])
             wanted = dynamic if key.startswith(self._own) else static
-            if not wanted or key.endswith('num_batches_tracked'):
-                continue
+            if not wanted or key.endswith(('num_batches_tracked', '_options.used')):
+                continue  # which older checkpoints lack
             found = given.get(key)
             if found is None or found.shape != value.shape:
                 what = 'nothing' if found is None else f'shape {tuple(found.shape)}'
@@ -291,26 +273,39 @@ def build_dynamic_backbone(backbone: dict, dynamic: Mapping[str, Any] | None = N
     return dynamize(MODELS.build(backbone), **given_options('dynamic', dynamic))
 
 
-def _stayed_on_device(decision: LayerDecision | ChargedDecision) -> bool:
-    return isinstance(decision, ChargedDecision) and isinstance(decision.charges, Tensor)
+def _charge_all(decided: list[tuple], first: Tensor) -> Tensor:
+    """What layers are charged, (N, 1 + layers, 5): the sum of their runs.
+
+    Args:
+        decided: Runs of each layer: decisions, or what executors have charged already, (N, 5) each.
+        first: Row of what is not dynamic, (N, 1, 5).
+    """
+    decisions = [run for runs in decided for run in runs if isinstance(run, Decision)]
+    charges = iter(charge(decisions).unbind(1) if decisions else ())
+    rows = [*first.unbind(1)]
+    for runs in decided:
+        charged = [next(charges) if isinstance(run, Decision) else run for run in runs]
+        rows.append(sum(charged, torch.zeros_like(rows[0])) if len(charged) != 1 else charged[0])
+    return torch.stack(rows, 1)
 
 
-def _charged(decision: LayerDecision | ChargedDecision, device: torch.device) -> Tensor:
-    if isinstance(decision, ChargedDecision) and isinstance(decision.charges, Tensor):
-        return decision.charges
-    return torch.tensor(charge_on_host(decision), dtype=torch.float64, device=device)
+def _idle(layers: list[Any], decided: list[tuple]) -> list[nn.Parameter]:
+    """Parameters of dynamic layers that wait for a gradient, and may get none."""
+    return [
+        parameter
+        for layer, runs in zip(layers, decided, strict=True)
+        if isinstance(layer, DynamicConv2d | DynamicConv3d)
+        for parameter in layer.idle_parameters(runs)
+        if parameter.requires_grad
+    ]
 
 
-def _sum(rows: Iterable[tuple[float, ...]]) -> tuple[float, ...]:
-    """Column by column."""
-    return tuple(map(sum, zip(*rows, strict=True)))
-
-
-def report_convolution(conv: nn.Module, args: Any, output: Tensor) -> None:
+def report_convolution(conv: Any, args: Any, output: Tensor) -> None:
     """Forward hook of the convolutions that are not dynamic, whose cost is fixed."""
-    shape: Any = conv.weight.shape
-    each = args[0] if isinstance(conv, TransposedConvolution) else output  # meets so many weights
-    report_fixed(each.numel() * math.prod(shape[1:]))
+    if conv.macs is not None:
+        # Every element of these meets so many weights.
+        each = args[0] if isinstance(conv, TransposedConvolution) else output
+        conv.macs += each.numel() * math.prod(conv.weight.shape[1:])
 
 
 def is_watched_by_others(module: nn.Module) -> bool:

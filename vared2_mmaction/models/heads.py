@@ -25,8 +25,8 @@ from mmaction.structures import ActionDataSample
 from torch import Tensor, nn
 
 from ..errors import OPTIONS, check, check_arguments, given_options
+from ..ops import ComputationBudgetLoss
 from .blocks import derive
-from .losses import ComputationBudgetLoss
 from .neck import ModulatedFeatures
 
 _NAMES = ('filename', 'frame_dir', 'img_key', 'video_id')

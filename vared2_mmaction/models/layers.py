@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from mmaction.registry import MODELS
 from mmcv.cnn.bricks import wrappers
 from torch import nn
@@ -24,19 +23,22 @@ from ..errors import (
     given_options,
     one_of,
 )
+from ..executors.cpu.library import library
+from ..executors.cpu.training import mix_compiled
 from ..ops import (
     CHEAP_OPERATIONS,
     ChannelOptions,
+    ComputationBudgetLoss,
     DynamicConv2d,
     DynamicConv3d,
     SoftModulationGate,
     TemporalOptions,
 )
 from ..ops.options import check_num_options
-from ..ops.watched import is_watched, runs
-from .execution import execution_on
+from ..watched import is_watched, runs
 
 MODELS.register_module(module=SoftModulationGate)
+MODELS.register_module(module=ComputationBudgetLoss)
 
 # mmcv's wrappers differ from the stock layers for empty tensors in old PyTorch releases only.
 CONVOLUTIONS: dict[type[nn.Module], type[DynamicConv2d] | type[DynamicConv3d]] = {
@@ -66,11 +68,11 @@ _EXPECTED = {
     'dynamic.normalise': FLAG,
     'num_segments': COUNT._replace(or_none=True),  # also an argument of a 2-D backbone
     'dynamic.compiled': FLAG,
-    'dynamic.recompute': FLAG,
 }
 _GONE = {
     'gate_input': 'every gate sees the input of its layer',
-    'saturation': 'options are blended with the weights of the gate over their sum',
+    'recompute': "MMEngine's compile=True makes mixed maps again in the backward pass",
+    'saturation': 'options are mixed with the weights of the gate over their sum',
 }
 """Options of earlier versions, and what is done now."""
 _EXPECTED_OF_GATE = {
@@ -101,10 +103,8 @@ class DynamicOptions:
         normalise: Whether the weights of a dimension's options become shares that sum to one.
         num_segments: For a 2-D backbone, the number of frames of a clip (the segments of TSN).
             None takes the backbone's own ``num_segments``.
-        compiled: Whether to blend by compiled code where there is some, with float32 on a CPU and
-            on a GPU; see :mod:`vared2_mmaction.ops.compiled_blend`. What it computes is the same.
-        recompute: Whether training makes what layers blend or rebuild again in the backward pass,
-            instead of keeping it: less memory, for a little time. What it computes is the same.
+        compiled: Whether to mix options by compiled code in training, with float32 on a CPU; see
+            :mod:`vared2_mmaction.executors.cpu.training`. What it computes is the same.
     """
 
     channel: int = 3
@@ -117,7 +117,6 @@ class DynamicOptions:
     normalise: bool = True
     num_segments: int | None = None
     compiled: bool = False
-    recompute: bool = False
 
     @classmethod
     def parse(cls, options: Any) -> 'DynamicOptions':
@@ -176,6 +175,13 @@ def _check_initial(key: str, initial: Any) -> None:
         check(f'{key}[{number}]', weight, SHARE)
 
 
+def is_dynamic(module: Any) -> bool:
+    """Whether a module is a dynamic convolution, whatever executes it."""
+    return isinstance(module, DynamicConv2d | DynamicConv3d) or (
+        getattr(module, 'is_dynamic', False) is True
+    )
+
+
 def make_layers_dynamic(backbone: nn.Module, options: DynamicOptions) -> tuple[str, ...]:
     """Replace convolutions of a backbone in place.
 
@@ -199,7 +205,7 @@ def make_layers_dynamic(backbone: nn.Module, options: DynamicOptions) -> tuple[s
     for name in chosen:
         _check_convolution(name, backbone.get_submodule(name))
     if options.compiled:  # what is missing is said before hours are spent
-        execution_on(torch.device('cuda' if torch.cuda.is_available() else 'cpu'))
+        library()
     for name in chosen:
         parent, _, attribute = name.rpartition('.')
         setattr(backbone.get_submodule(parent), attribute, _convert(backbone, name, options))
@@ -251,7 +257,8 @@ def _convert(backbone: nn.Module, name: str, options: DynamicOptions) -> nn.Modu
     )
     dynamic = next(made for kind, made in CONVOLUTIONS.items() if isinstance(conv, kind))
     layer = dynamic.convert_from(conv, gate, channel, temporal, options.normalise, name)
-    layer.compiled_blend = options.compiled
+    if options.compiled:
+        layer.mix = mix_compiled
     if isinstance(layer, DynamicConv2d):
         layer.num_segments = _segments(backbone, name, options)
     return layer

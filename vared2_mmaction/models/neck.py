@@ -7,7 +7,8 @@ from mmaction.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor
 
-from .dynamize import DECISION_COLUMNS, explain_to_stock_parts
+from ..ops import COLUMNS
+from .dynamize import explain_to_stock_parts
 
 
 @explain_to_stock_parts
@@ -23,7 +24,7 @@ class ModulatedFeatures(NamedTuple):
     cost: Tensor
     """(R, 3) multiply-adds: executed, static, and those of gates and cheap operations."""
     policy: Tensor
-    """(R, layers, 2): p_c and p_t of each dynamic layer."""
+    """(R, layers, 2): p_c and p_t of each dynamic layer; -1 where its weights are not finite."""
 
     def squeeze(self, dim: int) -> 'ModulatedFeatures':
         """Itself: ``Recognizer2D`` asks for one view, but how views go together is the head's."""
@@ -41,8 +42,8 @@ class SoftModulationGateNeck(BaseModule):
         """Charge the decisions.
 
         Args:
-            x: Features and decisions, (N, 1 + layers, 6), of a dynamic backbone; within
-                ``Recognizer2D`` (N, C, T, H, W) and (N, 1 + layers, T, 6).
+            x: Features and decisions, (N, 1 + layers, 5 + 1), of a dynamic backbone; within
+                ``Recognizer2D`` (N, C, T, H, W) and (N, 1 + layers, T, 5 + frames of a clip).
             data_samples: Not needed.
 
         Returns:
@@ -61,29 +62,23 @@ class SoftModulationGateNeck(BaseModule):
                     f'{tuple(features.shape)}: Recognizer2D cannot tell the clips apart of a '
                     'backbone that pools segments (temporal_pool)'
                 )
-            decisions = decisions[:, :, _starts(decisions)]
+            length, frames = decisions.shape[3] - len(COLUMNS), decisions.shape[2]
+            if frames % length:  # frames of several clips shared a gate
+                raise ValueError(
+                    'SoftModulationGateNeck: expected clips whose number of frames is a multiple '
+                    f"of num_segments={length}, the backbone's, got clips of {frames} frames"
+                )
+            decisions = decisions[:, :, ::length]
             features = features.unflatten(2, (decisions.shape[2], -1)).mean(3)
             decisions = decisions.transpose(1, 2).flatten(0, 1)
         cost = decisions[..., :3].sum(1)
-        policy = decisions[:, 1:, 3:5].detach().long()
+        policy = decisions[:, 1:, 3:5].detach().nan_to_num(nan=-1.0).long()
         return ModulatedFeatures(features, cost[:, 0] / cost[:, 1], cost.detach(), policy), {}
-
-
-def _starts(decisions: Tensor) -> Tensor:
-    """Which of T frames is the first of a clip, (T,), of decisions (N, 1 + layers, T, 6)."""
-    segments = decisions[:, 0, :, DECISION_COLUMNS.index('segment')]
-    if segments[:, 0].any():  # frames of several clips shared a gate
-        raise ValueError(
-            f'SoftModulationGateNeck: expected clips whose number of frames is a multiple of '
-            f"num_segments={int(segments.max()) + 1}, the backbone's, got clips of "
-            f'{segments.shape[1]} frames'
-        )
-    return segments[0] == 0
 
 
 def _unpack(x: Any) -> tuple[Any, Tensor]:
     pair = isinstance(x, tuple | list) and len(x) == 2
-    if not pair or not isinstance(x[1], Tensor) or x[1].shape[-1:] != (len(DECISION_COLUMNS),):
+    if not pair or not isinstance(x[1], Tensor) or x[1].dim() < 3 or x[1].shape[-1] <= len(COLUMNS):
         found = f'a tensor of shape {tuple(x.shape)}' if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(
             'SoftModulationGateNeck expects the features and decisions of a dynamic backbone '

@@ -3,21 +3,17 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..ops import DynamicConv2d, DynamicConv3d
-from ..ops.forced import Forced
+from .layers import is_dynamic
 
 
-def dynamic_layers(model: nn.Module) -> dict[str, DynamicConv2d | DynamicConv3d]:
+def dynamic_layers(model: nn.Module) -> dict[str, Any]:
     """The dynamic convolutions of a model by name, in the order of registration."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, DynamicConv2d | DynamicConv3d)
-    }
+    return {name: module for name, module in model.named_modules() if is_dynamic(module)}
 
 
 @contextmanager
@@ -67,39 +63,39 @@ class force_policies:
                 f'policy: expected options, 0 or more, of shape (clips, {len(layers)}, 2) for '
                 f'{type(model).__name__}, got shape {tuple(policy.shape)}'
             )
+        for (name, layer), options in zip(layers.items(), policy.unbind(1), strict=True):
+            _check_in_use(name, layer, options)
         self._layers = tuple(layers.values())
-        self._forced = [Forced(options) for options in policy.cpu().unbind(1)]
-        self._before: list[list[Forced | None]] = []
+        self._forced = list(policy.long().unbind(1))
+        self._before: list[list[Tensor | None]] = []
 
     def __enter__(self) -> None:
         self._before.append([layer.forced for layer in self._layers])
-        self._force(self._forced)
+        devices = (next(layer.parameters()).device for layer in self._layers)
+        pairs = zip(self._forced, devices, strict=True)
+        self._force([options.to(device) for options, device in pairs])
 
     def __exit__(self, *_: object) -> None:
         self._force(self._before.pop())
 
-    def _force(self, all_forced: Sequence[Forced | None]) -> None:
+    def _force(self, all_forced: Sequence[Tensor | None]) -> None:
         for layer, forced in zip(self._layers, all_forced, strict=True):
             layer.forced = forced
 
 
-@contextmanager
-def masking(model: nn.Module) -> Iterator[None]:
-    """Let a model compute every convolution as a whole and discard what its policy leaves out.
-
-    The output is the same. Published dynamic networks are executed so; it is there to compare with.
-    """
-    layers = _layers_to_force(model).values()
-    for layer in layers:
-        layer.skip = False
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.skip = True
+def _check_in_use(name: str, layer: Any, options: Tensor) -> None:
+    """Refuse options, (clips, 2), that a layer has and that are out of use."""
+    for dimension, number, in_use, column in zip(
+        ('channel', 'temporal'), layer.num_options, layer.in_use, options.unbind(1), strict=True
+    ):
+        for option in column.clamp(max=number - 1).unique().tolist():
+            if option not in in_use:
+                raise ValueError(
+                    f'{name}: {dimension} option {option} is out of use; in use are {in_use}'
+                )
 
 
-def _layers_to_force(model: nn.Module) -> dict[str, DynamicConv2d | DynamicConv3d]:
+def _layers_to_force(model: nn.Module) -> dict[str, Any]:
     if not (layers := dynamic_layers(model)):
         raise ValueError(f'{type(model).__name__} has no dynamic layer to force a policy on')
     return layers

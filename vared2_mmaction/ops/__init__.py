@@ -1,27 +1,29 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
-"""Pure tensor code: gate, cheap operations, dynamic convolution and their cost.
+"""The definition: what the method is, in plain PyTorch that asks the host for nothing.
 
-Knows PyTorch, helpers of MMEngine, and nothing else.
+Reads from top to bottom: options, gate, cheap operations, mixing, the dynamic convolution, its
+cost, the loss, and a naive reference. How it is executed fast is :mod:`vared2_mmaction.executors`.
 """
 
-from .answer import Modulation
 from .cheap import CHEAP_OPERATIONS, ChannelOptions, TemporalOptions
 from .conv import DynamicConv2d, DynamicConv3d
-from .decision import LayerDecision, charge, collect, report_fixed
-from .gate import SoftModulationGate
-from .options import kept
+from .cost import COLUMNS, Decision, charge
+from .gate import Modulation, SoftModulationGate
+from .loss import ComputationBudgetLoss
+from .options import Options, kept
 
 __all__ = [
     'CHEAP_OPERATIONS',
+    'COLUMNS',
     'ChannelOptions',
+    'ComputationBudgetLoss',
+    'Decision',
     'DynamicConv2d',
     'DynamicConv3d',
-    'LayerDecision',
     'Modulation',
+    'Options',
     'SoftModulationGate',
     'TemporalOptions',
     'charge',
-    'collect',
     'kept',
-    'report_fixed',
 ]

@@ -1,15 +1,14 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """Cheap linear operations: what an option does not compute is rebuilt from what it does."""
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .forms import as_clips, as_frames
-from .mix import Mix, Region, Source
+from .layout import as_clips, as_frames, interleave, layout, repeat
 from .options import kept
 
 
@@ -26,31 +25,6 @@ class PerChannelAffine(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(maps))
         self.bias = nn.Parameter(torch.zeros(maps))
-
-    def factors(self, scale: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """What :meth:`rebuild` needs for all maps.
-
-        Args:
-            scale: Factor for each clip, (N, 1), or None.
-            dtype: Type of the maps.
-        """
-        parameters = (p[None].to(dtype) for p in (self.weight, self.bias))
-        return tuple(p if scale is None else scale * p for p in parameters)
-
-    def rebuild(self, x: Tensor, region: Region, maps: slice, factors: tuple) -> Source:
-        """Rebuild maps from a region of other maps.
-
-        Args:
-            x: Computed maps, (N, C, T, H, W).
-            region: The source of each rebuilt map in x.
-            maps: Which of the operation's maps are rebuilt.
-            factors: What :meth:`factors` returned.
-
-        Returns:
-            The source with factors that make it the scaled rebuilt maps.
-        """
-        weight, bias = factors
-        return Source(x, region, weight[:, maps], bias[:, maps])
 
 
 class DepthwiseSpatial(nn.Module):
@@ -71,33 +45,22 @@ class DepthwiseSpatial(nn.Module):
         with torch.no_grad():
             self.weight[..., 1, 1] = 1
 
-    def factors(self, scale: Tensor | None, dtype: torch.dtype) -> tuple[Tensor | None, ...]:
-        """What :meth:`rebuild` needs; see :meth:`PerChannelAffine.factors`."""
-        return (scale,)
-
-    def rebuild(self, x: Tensor, region: Region, maps: slice, factors: tuple) -> Source:
-        """Rebuild maps; see :meth:`PerChannelAffine.rebuild`."""
-        (scale,) = factors
-        source = x[region]
-        groups, frames = source.shape[1:3]
+    def forward(self, copies: Tensor, maps: slice) -> Tensor:
+        """Rebuild some of the operation's maps from copies of computed ones, (N, maps, T, H, W)."""
         # Over frames in 2-D: several times as fast as the same convolution in 3-D.
-        y = F.conv2d(
-            as_frames(source), self.weight[maps], self.bias[maps], padding=1, groups=groups
-        )
-        y = as_clips(y, frames)
-        return Source(y, _EVERYTHING, None if scale is None else scale.expand(-1, groups))
+        frames, weight = as_frames(copies), self.weight[maps]
+        y = F.conv2d(frames, weight, self.bias[maps], padding=1, groups=len(weight))
+        return as_clips(y, copies.shape[2])
 
 
 CHEAP_OPERATIONS: dict[str, type[PerChannelAffine] | type[DepthwiseSpatial]] = {
     'affine': PerChannelAffine,
     'depthwise': DepthwiseSpatial,
 }
-_ALL = slice(None)
-_EVERYTHING: Region = (_ALL, _ALL, _ALL)
 
 
 class _Options(nn.Module):
-    """What the options of both dimensions share: the sum of computed and rebuilt maps.
+    """What the options of both dimensions share.
 
     Args:
         channels: Output channels C of the layer.
@@ -105,8 +68,10 @@ class _Options(nn.Module):
         kind: Name of the cheap operation, a key of ``CHEAP_OPERATIONS``.
     """
 
-    ones: Tensor
-    zeros: Tensor
+    used: Tensor
+    """Which options are in use, (options,); kept in checkpoints."""
+    in_use: tuple[int, ...]
+    """The same as numbers, rising."""
 
     def __init__(self, channels: int, maps: Sequence[int], kind: str) -> None:
         super().__init__()
@@ -114,39 +79,49 @@ class _Options(nn.Module):
         self.channels = channels
         self.macs_per_element = make.macs_per_element
         self.cheap = nn.ModuleList(make(m) for m in maps)
-        self.register_buffer('ones', torch.ones(channels), persistent=False)
-        self.register_buffer('zeros', torch.zeros(channels), persistent=False)
+        self.register_buffer('used', torch.ones(1 + len(maps), dtype=torch.bool))
+        self.in_use = tuple(range(1 + len(maps)))
 
     @property
     def affine(self) -> bool:
         """Whether every map is rebuilt from one value each."""
         return self.macs_per_element == PerChannelAffine.macs_per_element
 
-    def _direct(
-        self,
-        x: Tensor,
-        region: Region,
-        weights: Tensor | None,
-        options: Sequence[int],
-        every: bool,
-    ) -> Source:
-        """A region that these options compute; every says that their weights sum to one."""
-        if weights is None or every:
-            return Source(x, region, None)
-        channels = len(range(x.shape[1])[region[1]])
-        return Source(x, region, weights[:, options].sum(1, keepdim=True).expand(-1, channels))
+    def use(self, options: Iterable[int]) -> None:
+        """Take all options but these out of use: they are neither computed nor mixed.
 
-    def _operation(self, option: int) -> PerChannelAffine | DepthwiseSpatial:
-        operation = self.cheap[option - 1]
-        assert isinstance(operation, PerChannelAffine | DepthwiseSpatial)
-        return operation
+        Raises:
+            ValueError: If there is none of them.
+        """
+        in_use = tuple(sorted(set(options) & set(range(len(self.used)))))
+        if not in_use:
+            raise ValueError(f'expected an option of 0 to {len(self.used) - 1} to be left in use')
+        self.in_use = in_use
+        self.used.copy_(torch.tensor([i in in_use for i in range(len(self.used))]))
 
-    def _factors(
-        self, weights: Tensor | None, active: Sequence[int], dtype: torch.dtype
-    ) -> dict[int, tuple]:
-        """What each cheaper active option needs to rebuild maps, scaled by its weights."""
-        scales = {i: None if weights is None else weights[:, i, None] for i in active if i}
-        return {i: self._operation(i).factors(scale, dtype) for i, scale in scales.items()}
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
+        # Checkpoints from before options were taken out of use have all of them.
+        used = state.setdefault(f'{prefix}used', torch.ones_like(self.used))
+        super()._load_from_state_dict(state, prefix, *args)
+        if isinstance(used, Tensor) and used.shape == self.used.shape:
+            self.use([i for i, one in enumerate(used.tolist()) if one])
+
+    def padded(self, option: int, computed: int) -> tuple[Tensor, Tensor]:
+        """Scale and shift of all maps of an option, (R, C) each; the first are computed."""
+        if option == 0:
+            ones = self.used.new_ones(1, self.channels, dtype=torch.get_default_dtype())
+            return ones, torch.zeros_like(ones)
+        operation = self.operation(option)
+        pairs = ((operation.weight, 1.0), (operation.bias, 0.0))
+        scale, shift = (
+            F.pad(parameter, (computed, 0), value=value).view(-1, self.channels)
+            for parameter, value in pairs
+        )
+        return scale, shift
+
+    def operation(self, option: int) -> Any:
+        """The cheap operation of an option, 1 or more."""
+        return self.cheap[option - 1]
 
 
 class ChannelOptions(_Options):
@@ -168,52 +143,28 @@ class ChannelOptions(_Options):
         super().__init__(channels, [channels - k for k in sizes[1:]], kind)
         self.kept, self.multiple = sizes, multiple
 
-    def forward(
-        self, z: Tensor, weights: Tensor | None, active: Sequence[int], normalised: bool = False
-    ) -> Tensor:
-        """Blend the active options.
+    def maps(self, z: Tensor, option: int) -> Tensor:
+        """Maps of an option, all channels; affine operations are still to be applied.
 
         Args:
-            z: Computed channels, (N, kept[active[0]], T, H, W).
-            weights: Weights of all options, (N, options), or None for a single option of
-                weight one.
-            active: Indices of the options to blend, rising.
-            normalised: Whether the weights of the active options sum to one.
-
-        Returns:
-            All channels, (N, C, T, H, W).
+            z: Computed channels, (N, kept[option] or more, T, H, W).
+            option: The option.
         """
-        if active[0] == 0 and weights is None:
-            return z
-        cuts = {0, self.channels}
-        for option in active:  # where a source ends, a segment ends
-            cuts.update(range(self.kept[option], self.channels, self.kept[option]))
-        mix, factors = Mix(), self._factors(weights, active, z.dtype)
-        for start, stop in itertools.pairwise(sorted(cuts)):
-            direct = [i for i in active if self.kept[i] >= stop]
-            sources = []
-            if direct:
-                region = (_ALL, slice(start, stop), _ALL)
-                every = normalised and len(direct) == len(active)
-                sources.append(self._direct(z, region, weights, direct, every))
-            for option in active:
-                if (k := self.kept[option]) < stop:
-                    region = (_ALL, slice(start % k, start % k + stop - start), _ALL)
-                    maps = slice(start - k, stop - k)
-                    rebuild = self._operation(option).rebuild
-                    sources.append(rebuild(z, region, maps, factors[option]))
-            mix.add((_ALL, slice(start, stop), _ALL), sources)
-        return mix.write((z.shape[0], self.channels, *z.shape[2:]), z)
-
-    def affine_factors(self, option: int) -> tuple[Tensor, Tensor]:
-        """Scale and shift of an option, (C,) each; one and zero where channels are computed."""
+        k = self.kept[option]
         if option == 0:
-            return self.ones, self.zeros
-        operation, k = self._operation(option), self.kept[option]
-        return (
-            torch.cat((self.ones[:k], operation.weight)),
-            torch.cat((self.zeros[:k], operation.bias)),
-        )
+            return z
+        computed = z[:, :k]
+        copies = repeat(computed, 1, -(-self.channels // k), False, layout(z))
+        if copies.shape[1] > self.channels:
+            copies = copies[:, : self.channels]
+        if self.affine:
+            return copies
+        return torch.cat((computed, self.operation(option)(copies[:, k:], slice(None))), 1)
+
+    def table(self, option: int) -> tuple[Tensor, Tensor]:
+        """Scale and shift of an option's maps by an affine operation, (1, C) each; one and zero
+        where channels are computed."""
+        return self.padded(option, self.kept[option])
 
 
 class TemporalOptions(_Options):
@@ -233,55 +184,34 @@ class TemporalOptions(_Options):
         super().__init__(channels, maps, kind)
         self.num_options = num_options
 
-    def forward(
-        self,
-        y: Tensor,
-        weights: Tensor | None,
-        active: Sequence[int],
-        frames: int,
-        normalised: bool = False,
-    ) -> Tensor:
-        """Blend the active options.
+    def maps(self, y: Tensor, computed: int, option: int, frames: int) -> Tensor:
+        """Maps of an option, all frames; affine operations are still to be applied.
 
         Args:
-            y: Computed frames, (N, C, ceil(frames / 2^active[0]), H, W).
-            weights: Weights of all options, (N, options), or None for a single option of
-                weight one.
-            active: Indices of the options to blend, rising.
-            frames: Output frames T of the layer.
-            normalised: Whether the weights of the active options sum to one.
-
-        Returns:
-            All frames, (N, C, T, H, W).
+            y: Frames of a dearer option, or of this one, (N, C, ceil(frames / 2^computed), H, W).
+            computed: That option.
+            option: The option.
+            frames: Output frames T.
         """
-        if active[0] == 0 and weights is None:
-            return y
-        period, step = 2 ** active[-1], 2 ** active[0]
-        mix, factors = Mix(), self._factors(weights, active, y.dtype)
-        for phase in range(min(period, frames)):
-            length = -(-(frames - phase) // period)
-
-            def every(first: int, length: int = length) -> Region:
-                start, stride = first // step, period // step
-                return _ALL, _ALL, slice(start, start + (length - 1) * stride + 1, stride)
-
-            direct = [j for j in active if phase % 2**j == 0]
-            sources = []
-            if direct:
-                whole = normalised and len(direct) == len(active)
-                sources.append(self._direct(y, every(phase), weights, direct, whole))
-            for option in active:
-                if offset := phase % 2**option:
-                    maps = slice((offset - 1) * self.channels, offset * self.channels)
-                    rebuild = self._operation(option).rebuild
-                    sources.append(rebuild(y, every(phase - offset), maps, factors[option]))
-            mix.add((_ALL, _ALL, slice(phase, None, period)), sources)
-        return mix.write((*y.shape[:2], frames, *y.shape[3:]), y)
-
-    def affine_factors(self, option: int) -> tuple[Tensor, Tensor]:
-        """Scale and shift of an option, (R, C) each; one and zero where frames are computed."""
         if option == 0:
-            return self.ones[None], self.zeros[None]
-        operation = self._operation(option)
-        scale, shift = (p.view(-1, self.channels) for p in (operation.weight, operation.bias))
-        return torch.cat((self.ones[None], scale)), torch.cat((self.zeros[None], shift))
+            return y
+        sources, stride = y[:, :, :: 2 ** (option - computed)], 2**option
+        if self.affine:
+            copies = repeat(sources, 2, stride, True, layout(y))
+        else:
+            rebuilt = [self._rebuild(sources, option, d, frames) for d in range(1, stride)]
+            copies = interleave((sources, *rebuilt), layout(y))
+        return copies if copies.shape[2] == frames else copies[:, :, :frames]
+
+    def _rebuild(self, sources: Tensor, option: int, offset: int, frames: int) -> Tensor:
+        """Frames of one offset; zeros, which nobody reads, behind the end of the clip."""
+        number = -(-(frames - offset) // 2**option)
+        maps = slice((offset - 1) * self.channels, offset * self.channels)
+        rebuilt = self.operation(option)(sources[:, :, :number], maps)
+        beyond = sources.shape[2] - number
+        return F.pad(rebuilt, (0, 0, 0, 0, 0, beyond)) if beyond else rebuilt
+
+    def table(self, option: int) -> tuple[Tensor, Tensor]:
+        """Scale and shift of an option's maps by an affine operation, (2^option, C) each, frame
+        offset by frame offset; one and zero where frames are computed."""
+        return self.padded(option, self.channels)

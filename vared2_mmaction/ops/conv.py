@@ -1,38 +1,21 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
-"""Convolutions that compute only what a clip needs."""
+"""Convolutions that compute what their gates ask for, of the options in use."""
 
-import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from . import compiled_blend, recompute
-from .answer import Answer, Modulation, fetch
 from .cheap import ChannelOptions, TemporalOptions
-from .decision import ChargedDecision, LayerConstants, LayerCost, LayerDecision, layer_cost, report
-from .epilogue import NOTHING, Epilogue
-from .forced import Forced
-from .forms import Conv2d, as_clips, as_frames, convolve
-from .fused_gate import FusedGate
-from .gate import SoftModulationGate
-from .groups import Group, assemble, consecutive, divide, group_by_policy
-from .options import kept
-from .plan import Plans
-from .rebuild import rebuild
-
-
-class Part(NamedTuple):
-    """The first output channels of every temporal_stride-th output frame of a convolution."""
-
-    weight: Tensor
-    bias: Tensor | None
-    channels: int
-    temporal_stride: int
+from .cost import Decision, LayerConstants, layer_cost
+from .gate import Modulation
+from .layout import as_clips, as_frames, convolve
+from .mixing import mix, shares
+from .options import Options, available, kept
 
 
 class _DynamicConv(nn.modules.conv._ConvNd):
@@ -40,6 +23,10 @@ class _DynamicConv(nn.modules.conv._ConvNd):
 
     The layer is its stock convolution, with the same parameter names, and three parts of its own:
     ``gate``, ``channel_options`` and ``temporal_options``.
+
+    Nothing here asks the host what a gate decided: the convolution computes the dearest options in
+    use, and shares of zero leave out the others. So a layer can be compiled, traced and exported;
+    clips that need less are computed with less by :mod:`vared2_mmaction.executors`.
     """
 
     gate: nn.Module
@@ -49,23 +36,12 @@ class _DynamicConv(nn.modules.conv._ConvNd):
     """Whether the shares of options are their weights divided by their sum."""
     layer_name: str
     constants: LayerConstants
-    skip: bool
-    """Whether what a policy leaves out is skipped, or computed and discarded."""
-    forced: Forced | None
-    """What is done instead of what the gate answers."""
-    plans: Plans | None
-    """How inputs are convolved, in a fused network."""
-    compiled: Any
-    """Compiled code of a fused network: a :class:`~vared2_mmaction.ops.compiled.CompiledConv` or a
-    :class:`~vared2_mmaction.ops.gpu.layer.DeviceConv`."""
-    compiled_blend: bool
-    """Whether compiled code blends; see :mod:`~vared2_mmaction.ops.compiled_blend`."""
-    relu: bool
-    """Whether ReLU follows at once, in a fused network."""
-    fused_gate: FusedGate | None
-    """The gate as it is evaluated in a fused network."""
-    _costs: dict[tuple[int, int], LayerCost]
-    """Cost of each number of frames of the input and of positions of the output."""
+    forced: Tensor | None
+    """Options, (N or 1, 2), that take the place of the gate's decision."""
+    mix: Any
+    """Mixes options: :func:`~vared2_mmaction.ops.mixing.mix`, or compiled code for it."""
+    decisions: tuple[Decision, ...] | None
+    """What the layer has decided since a backbone began to collect that, run by run."""
 
     @classmethod
     def convert_from(
@@ -85,9 +61,9 @@ class _DynamicConv(nn.modules.conv._ConvNd):
                 :class:`Modulation` and has a method ``macs()``.
             channel_options: Channel options of conv's output channels.
             temporal_options: Temporal options of conv's output channels.
-            normalised: Whether options are blended with the gate's weights divided by their sum;
+            normalised: Whether options are mixed with the gate's weights divided by their sum;
                 otherwise with the weights as they are.
-            layer_name: Name under which the layer reports its decisions.
+            layer_name: Name of the layer in its backbone.
         """
         self = cls.__new__(cls)
         nn.Module.__init__(self)
@@ -106,264 +82,115 @@ class _DynamicConv(nn.modules.conv._ConvNd):
             (channel_options.macs_per_element, temporal_options.macs_per_element),
             gate.macs(),  # type: ignore[operator]
         )
-        self.skip = True
         self.forced = None
-        self.plans = None
-        self.compiled = None
-        self.compiled_blend = False
-        self.relu = False
-        self._costs = {}
-        self.fused_gate = None
+        self.mix = mix
+        self.decisions = None
         return self.train(conv.training)
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Convolve; shapes are those of the stock convolution.
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve; shapes are those of the stock convolution."""
+        clips = self.to_clips(x)
+        options = self.options_of(clips.shape[2])
+        weights = self.weigh(clips, options)
+        y = self.modulate(clips, weights, options)
+        if self.decisions is not None:
+            frames = kept(y.shape[2], self.temporal_options.num_options)
+            cost = layer_cost(self.constants, options, frames, y.shape[-2] * y.shape[-1])
+            self.decisions = (*self.decisions, Decision(weights, cost))
+        return self.from_clips(y)
 
-        Args:
-            x: Input.
-            residual: Added to the output, of its shape.
-        """
-        y, decision = self._forward_compiled(x, residual) or self._forward(x, residual)
-        report(self.layer_name, decision)
-        return y
+    @property
+    def in_use(self) -> Options:
+        """Options in use."""
+        return Options(self.channel_options.in_use, self.temporal_options.in_use)
 
-    def _forward_compiled(
-        self, x: Tensor, residual: Tensor | None
-    ) -> tuple[Tensor, ChargedDecision] | None:
-        if self.compiled is None:
-            return None
-        try:
-            found = self.compiled.forward(self, x, residual)
-        except FloatingPointError as error:
-            raise FloatingPointError(f'{self.layer_name}: {error}') from error
-        if found is None:
-            return None
-        y, charges = found
-        return y, ChargedDecision(charges)
+    @property
+    def num_options(self) -> tuple[int, int]:
+        """Numbers of channel and temporal options, in use or not."""
+        return len(self.channel_options.kept), self.temporal_options.num_options
 
-    def _forward(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, LayerDecision]:
-        clips = self._to_clips(x)
-        added = None if residual is None else self._to_clips(residual)
-        options = len(self._frame_options(clips.shape[2]))
-        answer = self._decide(clips, options)
-        if self.forced is not None:
-            answer = self.forced.replace(answer)
-        y, decision = self.modulate(clips, answer, Epilogue(added, self.relu))
-        # Of a gate of another class only its forward is known, not what that needs.
-        learns = type(self.gate) is SoftModulationGate and self.forced is None
-        if learns and torch.is_grad_enabled():
-            decision = decision._replace(trained=(self.gate, *decision.trained))
-        return self._from_clips(y), decision
+    def options_of(self, frames: int) -> Options:
+        """Options in use that an input of so many frames leaves the layer."""
+        channel, temporal = self.in_use
+        return Options(channel, available(temporal, self._temporal_number(frames)))
 
-    def _decide(self, clips: Tensor, options: int) -> Answer:
-        fused = self.fused_gate
-        gate = self.gate if fused is None or fused.is_watched() else fused
-        return fetch(gate(clips, options))
+    def numbers_of(self, x: Tensor) -> tuple[int, int]:
+        """Numbers of channel and temporal options that an input leaves the layer, in use or not."""
+        return self.num_options[0], self._temporal_number(self.to_clips(x).shape[2])
 
-    def num_options(self, x: Tensor) -> tuple[int, int]:
-        """Numbers of channel and temporal options that an input leaves the layer."""
-        return len(self.channel_options.kept), len(self._frame_options(self._to_clips(x).shape[2]))
+    def _temporal_number(self, frames: int) -> int:
+        return len(kept(self.output_frames(frames), self.temporal_options.num_options))
 
-    def modulate(
-        self, clips: Tensor, weights: Answer | Modulation, epilogue: Epilogue = NOTHING
-    ) -> tuple[Tensor, LayerDecision]:
-        """Blend the options with given weights.
-
-        All options come from one convolution, that of the dearest option that is on. Clips are
-        grouped by their dearest options, and each group executes no more than its own.
+    def modulate(self, clips: Tensor, weights: Modulation, options: Options) -> Tensor:
+        """Convolve and mix options with given weights.
 
         Args:
             clips: Input, (N, C_in, T, H, W).
-            weights: Weights of the options.
-            epilogue: What follows.
+            weights: Weights of the options, (N, options) of each dimension.
+            options: Which options they are of. All come from one convolution, that of the dearest.
 
         Returns:
-            Output (N, C_out, T', H', W'), and what was decided.
+            Output (N, C_out, T', H', W').
         """
-        answer = fetch(weights) if isinstance(weights, Modulation) else weights
-        y: Tensor | None = None
-        trained: tuple[nn.Module, ...] = ()
-        try:
-            if self.compiled is not None:
-                y = self.compiled.modulate(self, clips, answer.weights, epilogue)
-            if y is None:
-                groups = group_by_policy(answer.weights)
-                y = self._execute_all(clips, answer, groups, epilogue)
-                trained = self._trained(groups)
-        except (FloatingPointError, ValueError) as error:
-            raise type(error)(f'{self.layer_name}: {error}') from error
-        return y, LayerDecision(answer, self._cost(clips.shape[2], y), trained)
+        z = self.convolve(clips, options.channel[0], options.temporal[0])
+        share = shares(weights, self.normalised)
+        frames = self.output_frames(clips.shape[2])
+        parts = self.channel_options, self.temporal_options
+        return self.mix(z, share, options, *parts, frames)
 
-    def _trained(self, groups: list[Group]) -> tuple[nn.Module, ...]:
-        """Cheap operations that groups were executed with, if that has gradients."""
-        if not torch.is_grad_enabled():
-            return ()
-        return tuple(
-            options.cheap[i - 1]
-            for options, active in (
-                (self.channel_options, {i for group in groups for i in group.channel}),
-                (self.temporal_options, {i for group in groups for i in group.temporal}),
-            )
-            for i in active
-            if i
-        )
+    def convolve(self, clips: Tensor, channel: int = 0, temporal: int = 0) -> Tensor:
+        """What a pair of options computes: the first channels of every 2^temporal-th frame.
 
-    def _execute_all(
-        self, clips: Tensor, answer: Answer, groups: list[Group], epilogue: Epilogue
-    ) -> Tensor:
-        if len(groups) == 1:
-            shares = functools.partial(answer.shares, self.normalised)
-            return self._execute(clips, groups[0], shares, epilogue)
-        return epilogue(self._execute_groups(clips, answer, groups))
-
-    def _execute_groups(self, clips: Tensor, answer: Answer, groups: list[Group]) -> Tensor:
-        # Gathering a clip copies it; a run of its own reads all weights again.
-        if not torch.is_grad_enabled() and clips[0].numel() > self.weight.numel():
-            groups = consecutive(groups)
-        rows = [group.rows for group in groups]
-
-        @functools.cache
-        def shares() -> list[Modulation]:
-            parts = (divide(v, rows) for v in answer.shares(self.normalised))
-            return [Modulation(*part) for part in zip(*parts, strict=True)]
-
-        parts = (
-            self._execute(part, group, lambda i=i: shares()[i])  # type: ignore[misc]
-            for i, (part, group) in enumerate(zip(divide(clips, rows), groups, strict=True))
-        )
-        return assemble(parts, rows)
-
-    def _execute(
-        self,
-        clips: Tensor,
-        group: Group,
-        shares: Callable[[], Modulation],
-        epilogue: Epilogue = NOTHING,
-    ) -> Tensor:
-        """Execute a group's clips with one convolution, that of its dearest options.
-
-        Args:
-            clips: The group's.
-            group: Which options are on.
-            shares: Makes the shares of the group's clips, where options are blended.
-            epilogue: What follows.
+        Returns:
+            (N, kept[channel], ceil(T' / 2^temporal), H', W').
         """
-        channel, temporal = group.channel[0], group.temporal[0]
-        single = self.normalised and len(group.channel) == len(group.temporal) == 1
-        if single and channel == temporal == 0:
-            return self._whole(clips, epilogue)
-        z = self._convolve(clips, channel, temporal)
-        frames = self._output_frames(clips.shape[2])
-        compiled = torch.is_grad_enabled() and self._blends_compiled(z)
-        if single and self._affine and not compiled:
-            factors = self._factors(channel, temporal, z.dtype)
-            y = rebuild(z, *factors, frames)
-            recompute.offer(y, rebuild, z, *factors, frames)
-        else:
-            parts = (None, None) if single else self._parts(shares(), group)
-            y = self._blend(z, frames, parts, group)
-            recompute.offer(y, self._blend, z, frames, parts, group)
-        return epilogue(y)
-
-    @property
-    def _affine(self) -> bool:
-        """Whether all cheap operations are."""
-        return self.channel_options.affine and self.temporal_options.affine
-
-    def _blends_compiled(self, z: Tensor) -> bool:
-        """Whether compiled code blends what was computed."""
-        possible = self.compiled_blend and self.normalised and self._affine
-        return possible and compiled_blend.serves(z)
-
-    def _blend(
-        self, z: Tensor, frames: int, parts: Sequence[Tensor | None], group: Group
-    ) -> Tensor:
-        """Blend what a group's dearest options compute, with what :meth:`_parts` returned."""
-        if self._blends_compiled(z):
-            options = (self.channel_options, self.temporal_options)
-            return compiled_blend.blend(z, options, parts, group[1:], frames)
-        own, over = (None if part is None else part.to(z.dtype) for part in parts)
-        y = self.channel_options(z, own, group.channel, self.normalised)
-        return self.temporal_options(y, over, group.temporal, frames, self.normalised)
-
-    def _parts(self, shares: Modulation, group: Group) -> list[Tensor | None]:
-        """Shares of each dimension; None where one option has all, whatever its weight is."""
-        active = zip(shares, group[1:], strict=True)
-        return [
-            None if self.normalised and len(options) == 1 else share for share, options in active
-        ]
-
-    def _factors(self, channel: int, temporal: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Scale and shift, (R, C), of what a pair of options rebuilds from what it computes."""
-        channel_scale, channel_shift = self.channel_options.affine_factors(channel)
-        scale, shift = self.temporal_options.affine_factors(temporal)
-        shift = torch.addcmul(shift, scale, channel_shift)
-        return (scale * channel_scale).to(dtype), shift.to(dtype)
-
-    def _cost(self, frames: int, y: Tensor) -> LayerCost:
-        """Cost of an output of clips with so many frames."""
-        key = frames, y.shape[-2] * y.shape[-1]
-        if (cost := self._costs.get(key)) is None:
-            cost = layer_cost(self.constants, self._frame_options(frames), key[1])
-            self._costs[key] = cost
-        return cost
-
-    def _frame_options(self, frames: int) -> tuple[int, ...]:
-        return kept(self._output_frames(frames), self.temporal_options.num_options)
-
-    def _whole(self, clips: Tensor, epilogue: Epilogue = NOTHING) -> Tensor:
-        """The stock convolution, and what follows."""
-        return self._filtered(clips, self._part(self.out_channels, 1), epilogue)
-
-    def _convolve(self, clips: Tensor, channel: int, temporal: int) -> Tensor:
-        """What a pair of options computes."""
-        channels, stride = self.channel_options.kept[channel], 2**temporal
-        if self.skip:
-            return self._filtered(clips, self._part(channels, stride))
-        every = self._filtered(clips, self._part(self.out_channels, 1))
-        return every[:, :channels, ::stride]
-
-    def _part(self, channels: int, temporal_stride: int) -> Part:
-        return Part(self.weight, self.bias, channels, temporal_stride)
-
-    def _filtered(self, x: Tensor, part: Part, epilogue: Epilogue = NOTHING) -> Tensor:
-        """What a part of the layer computes, and what follows."""
-        general = functools.partial(self._filter, x, part)
-        if self.plans is None:
-            return epilogue(general())
-        return self.plans.convolve(x, part.weight, part.bias, part[2:], general, epilogue)
-
-    def _filter(self, x: Tensor, part: Part, conv2d: Conv2d = F.conv2d) -> Tensor:
-        weight, bias, channels, temporal_stride = part
+        channels, weight, bias = self.channel_options.kept[channel], self.weight, self.bias
         padding: Any = self.padding
         if self.padding_mode != 'zeros' or isinstance(padding, str):
             mode = 'constant' if self.padding_mode == 'zeros' else self.padding_mode
-            x = F.pad(x, self._reversed_padding_repeated_twice, mode=mode)
+            clips = F.pad(clips, self._reversed_padding_repeated_twice, mode=mode)
             padding = (0,) * len(self.kernel_size)
-        weight, stride, padding, dilation = self._in_3d(weight, padding)
-        stride = (stride[0] * temporal_stride, *stride[1:])
-        sizes = (stride, padding, dilation)
+        weight, (pace, *stride), padding, dilation = self.in_3d(weight, padding)
+        sizes = (pace * 2**temporal, *stride), padding, dilation
         if self.groups == 1:
-            if channels < weight.shape[0]:
+            if channels < len(weight):
                 weight, bias = weight[:channels], None if bias is None else bias[:channels]
-            return convolve(x, weight, bias, *sizes, 1, conv2d)
-        parts, per_group = [], self.out_channels // self.groups
+            return convolve(clips, weight, bias, *sizes, 1)
+        parts, inputs, per_group = [], weight.shape[1], self.out_channels // self.groups
         for start, stop in _whole_groups(channels, per_group):
             first, groups = start // per_group, -(-(stop - start) // per_group)
-            inputs = weight.shape[1]
-            parts.append(
-                convolve(
-                    x[:, first * inputs : (first + groups) * inputs],
-                    weight[start:stop],
-                    None if bias is None else bias[start:stop],
-                    *sizes,
-                    groups,
-                    conv2d,
-                )
-            )
+            read = slice(first * inputs, (first + groups) * inputs)
+            own = weight[start:stop], None if bias is None else bias[start:stop]
+            parts.append(convolve(clips[:, read], *own, *sizes, groups))
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
-    def _in_3d(self, weight: Tensor, padding: tuple[int, ...]) -> tuple[Any, ...]:
+    def weigh(self, clips: Tensor, options: Options) -> Modulation:
+        """Weights of the options in use."""
+        if self.forced is not None:
+            return forced_weights(self.forced, len(clips), options, self.weight.dtype)
+        if self._decides_nothing(options):
+            return Modulation(*(clips.new_ones(len(clips), 1, dtype=torch.float) for _ in options))
+        weights = self.gate(clips, self._temporal_number(clips.shape[2]))
+        return Modulation(
+            *(of_options(v, which) for v, which in zip(weights, options, strict=True))
+        )
+
+    def _decides_nothing(self, options: Options) -> bool:
+        """Whether one option of each dimension is left, which has all whatever its weight is."""
+        return self.normalised and all(len(which) == 1 for which in options)
+
+    def idle_parameters(self, runs: Iterable[Decision]) -> Iterator[nn.Parameter]:
+        """Parameters of the layer's own to which runs may give no gradient."""
+        learning = [run for run in runs if any(v.requires_grad for v in run.weights)]
+        if not learning:
+            yield from self.gate.parameters()
+        for d, part in enumerate((self.channel_options, self.temporal_options)):
+            mixed = {option for run in learning for option in run.cost.options[d]}
+            for option, operation in enumerate(part.cheap, 1):
+                if option not in mixed:
+                    yield from operation.parameters()
+
+    def in_3d(self, weight: Tensor, padding: tuple[int, ...]) -> tuple[Any, ...]:
         """Weight, stride, padding and dilation as those of a 3-D convolution."""
         raise NotImplementedError
 
@@ -372,37 +199,38 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         """Rows of the input that are a clip."""
         raise NotImplementedError
 
-    def _to_clips(self, x: Tensor) -> Tensor:
+    def to_clips(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def _from_clips(self, y: Tensor) -> Tensor:
+    def from_clips(self, y: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def _output_frames(self, frames: int) -> int:
+    def output_frames(self, frames: int) -> int:
+        """Number of output frames of an input of so many."""
         raise NotImplementedError
 
 
 class DynamicConv3d(_DynamicConv, nn.Conv3d):
     """A 3-D convolution over clips, (N, C, T, H, W)."""
 
-    def _in_3d(self, weight: Tensor, padding: tuple[int, ...]) -> tuple[Any, ...]:
+    def in_3d(self, weight: Tensor, padding: tuple[int, ...]) -> tuple[Any, ...]:
         return weight, self.stride, padding, self.dilation
 
     @property
     def clip_rows(self) -> int:
         return 1
 
-    def _to_clips(self, x: Tensor) -> Tensor:
+    def to_clips(self, x: Tensor) -> Tensor:
         if x.dim() != 5:
             raise ValueError(
                 f'{self.layer_name}: expected clips (N, C, T, H, W), got {tuple(x.shape)}'
             )
         return x
 
-    def _from_clips(self, y: Tensor) -> Tensor:
+    def from_clips(self, y: Tensor) -> Tensor:
         return y
 
-    def _output_frames(self, frames: int) -> int:
+    def output_frames(self, frames: int) -> int:
         extent = self.dilation[0] * (self.kernel_size[0] - 1) + 1
         padding = sum(self._reversed_padding_repeated_twice[-2:])
         return (frames + padding - extent) // self.stride[0] + 1
@@ -413,7 +241,7 @@ class DynamicConv2d(_DynamicConv, nn.Conv2d):
 
     num_segments: int
 
-    def _in_3d(self, weight: Tensor, padding: tuple[int, ...]) -> tuple[Any, ...]:
+    def in_3d(self, weight: Tensor, padding: tuple[int, ...]) -> tuple[Any, ...]:
         stride, dilation = (1, *self.stride), (1, *self.dilation)
         return weight.unsqueeze(2), stride, (0, *padding), dilation
 
@@ -421,7 +249,7 @@ class DynamicConv2d(_DynamicConv, nn.Conv2d):
     def clip_rows(self) -> int:
         return self.num_segments
 
-    def _to_clips(self, x: Tensor) -> Tensor:
+    def to_clips(self, x: Tensor) -> Tensor:
         if x.dim() != 4 or x.shape[0] % self.num_segments:
             raise ValueError(
                 f'{self.layer_name}: expected frames (N * {self.num_segments}, C, H, W), because '
@@ -429,11 +257,56 @@ class DynamicConv2d(_DynamicConv, nn.Conv2d):
             )
         return as_clips(x, self.num_segments)
 
-    def _from_clips(self, y: Tensor) -> Tensor:
+    def from_clips(self, y: Tensor) -> Tensor:
         return as_frames(y)
 
-    def _output_frames(self, frames: int) -> int:
+    def output_frames(self, frames: int) -> int:
         return frames
+
+
+def of_options(v: Tensor, options: tuple[int, ...]) -> Tensor:
+    """Weights of some options of a dimension, of which one at least is on.
+
+    Args:
+        v: Weights of all options, (N, options).
+        options: Some of them; the cheapest takes the weight of others where all of these are off.
+    """
+    if options == tuple(range(v.shape[1])):
+        return v
+    chosen = torch.stack([v[:, i] for i in options], 1)
+    all_off = chosen.amax(1, keepdim=True) == 0
+    cheapest = torch.where(all_off, v.amax(1, keepdim=True), chosen[:, -1:])
+    return torch.cat((chosen[:, :-1], cheapest), 1)
+
+
+def forced_weights(forced: Tensor, clips: int, options: Options, dtype: torch.dtype) -> Modulation:
+    """Weight one for a given option of each dimension, clamped to those that there are.
+
+    Args:
+        forced: Options, (N, 2), or (1, 2) for all clips.
+        clips: Number of clips N.
+        options: Those that there are.
+        dtype: Type of the weights.
+
+    Raises:
+        ValueError: If options are forced for another number of clips.
+    """
+    check_clips(forced, clips)
+    columns = (
+        forced[:, d].clamp(which[0], which[-1]).expand(clips) for d, which in enumerate(options)
+    )
+    return Modulation(
+        *(
+            torch.stack([column == i for i in which], 1).to(dtype)
+            for column, which in zip(columns, options, strict=True)
+        )
+    )
+
+
+def check_clips(forced: Tensor, clips: int) -> None:
+    """Raise a ValueError if options are forced for another number of clips."""
+    if len(forced) not in (1, clips):
+        raise ValueError(f'policy: expected a batch of {len(forced)} clips, got {clips}')
 
 
 def _whole_groups(channels: int, per_group: int) -> Iterator[tuple[int, int]]:

@@ -1,19 +1,14 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """The soft modulation gate: how much of a layer is computed for a clip."""
 
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_linear_bn_weights
-
-from .answer import Modulation
-from .watched import BATCH_NORMS, is_plain, is_watched
 
 GRID = 4
 """Rows and columns of positions that a descriptor reads of every frame, at most; reading all would
@@ -24,6 +19,18 @@ INITIAL: dict[str, tuple[float, ...]] = {
 }
 """Weights V that the options of each dimension start with, dearest first: frames are left out
 before channels are, and the option after the dearest takes over when that closes."""
+
+
+class Modulation(NamedTuple):
+    """Weights V of the options of one layer, dearest option first.
+
+    An option whose weight is exactly zero is off; at least one is on for every clip.
+    """
+
+    channel: Tensor
+    """(N, channel options), in [0, 1]."""
+    temporal: Tensor
+    """(N, temporal options), in [0, 1]."""
 
 
 def descriptor(x: Tensor, motion: bool) -> Tensor:
@@ -37,40 +44,25 @@ def descriptor(x: Tensor, motion: bool) -> Tensor:
     Returns:
         Per-channel means, (N, C) or (N, 2 C).
     """
-    samples = _sample(x)
-    mean = samples.mean((1, 2))
+    rows, columns = (slice(first, None, step) for first, step, _ in sample_grid(x))
+    samples = x[..., rows, columns]
+    mean = samples.mean((2, 3, 4))
     if not motion:
         return mean
     if x.shape[2] < 2:
         return torch.cat((mean, torch.zeros_like(mean)), 1)
-    return torch.cat((mean, samples.diff(dim=1).abs_().mean((1, 2))), 1)
-
-
-@functools.lru_cache(maxsize=1024)
-def _line(size: int) -> tuple[int, int]:
-    """First of the positions that are read of a row or column, and the step to the next."""
-    step = -(-size // GRID)
-    return (size - 1) % step // 2, step
+    return torch.cat((mean, samples.diff(dim=2).abs().mean((2, 3, 4))), 1)
 
 
 def sample_grid(x: Tensor) -> list[tuple[int, int, int]]:
     """First of the rows that a descriptor reads, the step to the next, and their number; then
     those of columns."""
-    lines = [(size, *_line(size)) for size in x.shape[3:]]
-    return [(first, step, -(-(size - first) // step)) for size, first, step in lines]
-
-
-def _sample(x: Tensor) -> Tensor:
-    """Positions on a regular grid of every frame, (N, T, positions, C)."""
-    first, steps, number = zip(*sample_grid(x), strict=True)
-    clips, channels, frames, *positions = x.stride()
-    # One view instead of a chain of five: small features take less time than that.
-    grid = x.as_strided(
-        (x.shape[0], x.shape[2], *number, x.shape[1]),
-        (clips, frames, *(p * step for p, step in zip(positions, steps, strict=True)), channels),
-        x.storage_offset() + sum(p * f for p, f in zip(positions, first, strict=True)),
-    )
-    return grid.flatten(2, 3)
+    lines = []
+    for size in x.shape[3:]:
+        step = -(-size // GRID)
+        first = (size - 1) % step // 2
+        lines.append((first, step, -(-(size - first) // step)))
+    return lines
 
 
 class SoftModulationGate(nn.Module):
@@ -147,85 +139,46 @@ class SoftModulationGate(nn.Module):
                 self.fc1.bias[0] = 0
                 self.fc2.weight[channel_options:-1, 0] = motion_slope
 
-    def can_fuse(self) -> bool:
-        """Whether two linear layers are all there is to call, so that a
-        :class:`~vared2_mmaction.ops.fused_gate.FusedGate` can take its place; the normalisation has
-        been folded then."""
-        own = type(self).forward, type(self).weigh
-        return (
-            own == (SoftModulationGate.forward, SoftModulationGate.weigh)
-            and not is_watched(self)
-            and type(self.bn) is nn.Identity
-            and all(is_plain(fc, nn.Linear) and fc.bias is not None for fc in (self.fc1, self.fc2))
-        )
-
-    @property
-    def width(self) -> int:
-        """Number of options of the dimension that has more of them."""
-        return max(self.channel_options, self.temporal_options)
-
     def macs(self) -> int:
         """Multiply-adds of the two fully connected layers for one clip."""
         return self.fc1.weight.numel() + self.fc2.weight.numel()
-
-    @torch.no_grad()
-    def fold_norm(self) -> None:
-        """Fold the normalisation into the first layer, in place, for inference; what is no
-        BatchNorm of this kind, or is watched, stays."""
-        bn = self.bn
-        if is_folded_norm(bn) and is_plain(self.fc1, nn.Linear) and self.fc1.bias is not None:
-            mean: Any = bn.running_mean
-            variance: Any = bn.running_var
-            self.fc1.weight, self.fc1.bias = fuse_linear_bn_weights(
-                self.fc1.weight, self.fc1.bias, mean, variance, bn.eps, bn.weight, bn.bias
-            )
-            self.bn = nn.Identity()  # type: ignore[assignment]
 
     def forward(self, x: Tensor, temporal_options: int) -> Modulation:
         """Weigh the options for every clip.
 
         Args:
-            x: What the gate sees, (N, C, T, H, W).
+            x: Input of the layer, (N, C, T, H, W).
             temporal_options: Number of temporal options that the clip's length allows.
         """
         with full_precision(x):
-            v = self.weigh(describe(x, self.motion, self.fc1.weight.dtype))
-        return open_options(v, (self.channel_options, temporal_options), self.floor)
+            described = descriptor(x.detach(), self.motion).to(self.fc1.weight.dtype)
+            v = self.weigh(described)
+        channel, temporal = v.split((self.channel_options, self.temporal_options), 1)
+        parts = channel, temporal[:, :temporal_options]
+        return Modulation(*(open_options(part, self.floor) for part in parts))
 
     def weigh(self, described: Tensor) -> Tensor:
-        """Weights before any option is switched off.
+        """Weights before any option is switched off, (N, options of both dimensions) in (-1, 1).
 
         Args:
             described: Description of N clips, (N, C) or with motion (N, 2 C).
-
-        Returns:
-            (N, 2, width) in (-1, 1), channel options first, zeros behind those of the dimension
-            that has fewer.
         """
-        v = self.fc2(self._normalise(self.fc1(described)).tanh()).tanh()
-        parts = v.split((self.channel_options, self.temporal_options), 1)
-        return torch.stack([F.pad(part, (0, self.width - part.shape[1])) for part in parts], 1)
+        return self.fc2(self._normalise(self.fc1(described)).tanh()).tanh()
 
     def _normalise(self, x: Tensor) -> Tensor:
         bn = self.bn
-        if x.shape[0] > 1 or not is_folded_norm(bn) or _has_other_processes(bn):
-            return bn(x)
         # One clip has no batch statistics: use the running ones, in training as well.
-        return F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps)
+        if x.shape[0] == 1 and bn.training and has_running_statistics(bn):
+            return F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps)
+        return bn(x)
 
 
-def is_folded_norm(norm: nn.Module) -> bool:
-    """Whether a module is a BatchNorm, synchronised or not, with running statistics and nothing
-    else to it."""
-    return is_plain(norm, *BATCH_NORMS) and norm.running_mean is not None
-
-
-def _has_other_processes(norm: nn.Module) -> bool:
-    """Whether statistics are those of the batches of several processes."""
+def has_running_statistics(norm: nn.Module) -> bool:
+    """Whether a BatchNorm has statistics to go by, and no other process's batch to learn from."""
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if not isinstance(norm, nn.SyncBatchNorm) or not distributed:
-        return False
-    return torch.distributed.get_world_size(norm.process_group) > 1
+    if isinstance(norm, nn.SyncBatchNorm) and distributed:
+        return torch.distributed.get_world_size(norm.process_group) == 1
+    return getattr(norm, 'running_mean', None) is not None
 
 
 def initial_weights(
@@ -260,43 +213,19 @@ def full_precision(x: Tensor) -> AbstractContextManager:
     return nullcontext()
 
 
-def describe(x: Tensor, motion: bool, dtype: torch.dtype) -> Tensor:
-    """Descriptor of clips as gates want it.
-
-    Features are not trained to please the gate, and the backward pass is spared.
-    """
-    return descriptor(x.detach(), motion).to(dtype)
-
-
-def open_options(v: Tensor, numbers: tuple[int, int], floor: float) -> Modulation:
-    """Switch options off, but never all of a dimension.
+def open_options(v: Tensor, floor: float) -> Tensor:
+    """Switch options of a dimension off, but never all of them.
 
     Args:
-        v: Weights as :meth:`SoftModulationGate.weigh` returns them, (N, 2, width).
-        numbers: Numbers of channel and temporal options that there are.
+        v: Weights of the options, (N, options) in (-1, 1).
         floor: Weight of the cheapest option where all would be off.
 
     Returns:
         Weights in [0, 1]; zero is off. Where there is one option, there is nothing to choose, and
         its weight is one.
     """
-    slope, offset, cheapest = _opening(numbers, floor, v.shape[-1], v.dtype, v.device)
-    v = v.relu() if slope is None else torch.addcmul(offset, v.relu(), slope)
-    opened = torch.where(v.amax(-1, keepdim=True) == 0, cheapest, v)
-    return Modulation(*(opened[:, i, :number] for i, number in enumerate(numbers)))
-
-
-@functools.lru_cache(maxsize=512)
-def _opening(
-    numbers: tuple[int, int], floor: float, width: int, dtype: torch.dtype, device: torch.device
-) -> tuple[Any, ...]:
-    """Slope and offset that fix options, None if none is fixed, and weights with the floor only."""
-    with torch.inference_mode(False):  # the tables serve training as well
-        slope, offset, cheapest = (torch.zeros(2, width, dtype=dtype) for _ in range(3))
-    for dimension, number in enumerate(numbers):
-        slope[dimension, :number] = float(number > 1)
-        offset[dimension, 0] = float(number == 1)
-        cheapest[dimension, number - 1] = floor
-    if slope.all():
-        return None, None, cheapest.to(device)
-    return slope.to(device), offset.to(device), cheapest.to(device)
+    if v.shape[1] == 1:
+        return torch.ones_like(v)
+    v = v.relu()
+    all_off = v.amax(1, keepdim=True) == 0
+    return torch.cat((v[:, :-1], torch.where(all_off, floor, v[:, -1:])), 1)

@@ -1,9 +1,16 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """What the options of a layer are: how many channels and frames option i computes."""
 
-import functools
+from typing import NamedTuple
 
 MAX_OPTIONS = 4
+
+
+class Options(NamedTuple):
+    """Options of both dimensions of a layer by their numbers, rising: the dearest comes first."""
+
+    channel: tuple[int, ...]
+    temporal: tuple[int, ...]
 
 
 def check_num_options(num_options: int, dimension: str) -> int:
@@ -21,7 +28,6 @@ def check_num_options(num_options: int, dimension: str) -> int:
     return num_options
 
 
-@functools.lru_cache(maxsize=4096)
 def kept(length: int, num_options: int, multiple: int = 1) -> tuple[int, ...]:
     """Channels or frames that each option computes: ceil(length / 2^i).
 
@@ -37,7 +43,20 @@ def kept(length: int, num_options: int, multiple: int = 1) -> tuple[int, ...]:
     Returns:
         Strictly falling numbers, the first of them ``length``.
     """
-    exact = (-(-length // 2**i) for i in range(num_options) if i == 0 or 2**i <= length)
+    exact = [-(-length // 2**i) for i in range(num_options) if i == 0 or 2**i <= length]
     return tuple(
         n // multiple * multiple if i > 0 and n >= 2 * multiple else n for i, n in enumerate(exact)
     )
+
+
+def available(in_use: tuple[int, ...], number: int) -> tuple[int, ...]:
+    """Options in use that an input leaves a layer.
+
+    Args:
+        in_use: Options in use, rising.
+        number: How many options there are, from 0 on; a short clip has fewer temporal ones.
+
+    Returns:
+        Those in use; if there is none of them, the cheapest that there is.
+    """
+    return tuple(i for i in in_use if i < number) or (number - 1,)

@@ -3,6 +3,7 @@ custom_imports = dict(imports=['vared2_mmaction'])
 custom_hooks = [
     dict(type='BudgetScheduleHook', begin=2, fall=20),
     dict(type='FreezeGatesHook', begin=30),
+    dict(type='PruneOptionsHook', unused_for=2000, begin=30),
     dict(type='PolicyUsageHook'),
 ]
 

@@ -12,8 +12,9 @@ from benchmarking.batches import read_batches
 from benchmarking.operations import convolution_time
 from vared2_mmaction import static_cost
 from vared2_mmaction.apis import flops
+from vared2_mmaction.executors.cpu.library import can_compile
 from vared2_mmaction.models import dynamic_layers, force_policies, force_policy
-from vared2_mmaction.ops.library import can_compile
+from vared2_mmaction.ops.mixing import mix
 
 from ...loading import load_tool
 from ...videos import write_video
@@ -49,8 +50,8 @@ STATIC = STATIC.replace("dict(type='SoftModulationGateNeck')", 'None')
 SHAPES = {R2PLUS1D: (3, 4, 32, 32), TSN: (3, 4, 32, 32)}
 KEYS = {
     *('mode', 'policy', 'batch_size', 'shape', 'device', 'dtype', 'macs_ratio', 'time_ratio'),
-    *('time_ratio_p10', 'time_ratio_p90', 'time_ratio_unhelped', 'time_ratio_masked', 'realised'),
-    *('static_ms', 'dynamic_ms', 'peak_memory_ratio', 'static_peak_mb', 'dynamic_peak_mb'),
+    *('time_ratio_p10', 'time_ratio_p90', 'time_ratio_unhelped', 'realised', 'static_ms'),
+    *('dynamic_ms', 'peak_memory_ratio', 'static_peak_mb', 'dynamic_peak_mb'),
     *('clips', 'help', 'own_help', 'threads', 'runs', 'seed'),
 }
 
@@ -76,6 +77,12 @@ def case(policy, batch_size=1, shape=(3, 4, 32, 32)):
     return benchmark.Case(benchmark.parse_policy(policy), batch_size, shape)
 
 
+def counted_ratio_of(model, channel, temporal):
+    clip = benchmark.make_batch(model, 1, (3, 4, 32, 32), seed=0).inputs
+    with force_policy(model, channel, temporal):
+        return counted_ratio(model, clip)
+
+
 def counted_ratio(model, clip):
     total = flops.measure(model, [[clip]]).total
     return (total.executed + total.overhead) / total.static
@@ -99,52 +106,95 @@ def run_tool(tool, tmp_path):
     return run
 
 
-@pytest.mark.parametrize(
-    ('text', 'mode'),
-    [(R2PLUS1D, 'infer'), (R2PLUS1D, 'train'), (TSN, 'infer')],
-    ids=['3-D, infer', '3-D, train', '2-D, infer'],
-)
-def test_report(text, mode, run_tool, capsys, monkeypatch):
-    monkeypatch.setenv('COLUMNS', '120')
-    policies = ('full', 'channel=1', 'channel=1,temporal=2', 'mixed', 'learned')
-    report = run_tool(text, '--mode', mode, '--policy', *policies, '--batch-sizes', '2')
-    rows = report['rows']
-    assert [row['policy'] for row in rows] == list(policies)
+def check_rows(rows, mode):
     for row in rows:
         assert set(row) == KEYS
         assert (row['mode'], row['device'], row['dtype']) == (mode, 'cpu', 'float32')
         assert (row['batch_size'], row['shape'], row['runs']) == (2, [3, 4, 32, 32], 2)
         assert 0 < row['time_ratio_p10'] <= row['time_ratio'] <= row['time_ratio_p90']
-        assert min(row['static_ms'], row['dynamic_ms'], row['time_ratio_masked']) > 0
+        assert min(row['static_ms'], row['dynamic_ms'], row['time_ratio_unhelped']) > 0
         memory = row['dynamic_peak_mb'] / row['static_peak_mb']
         assert row['peak_memory_ratio'] == pytest.approx(memory)
-        assert ('batch norm folded' in row['help']) == (mode == 'infer')
-        assert ('compiled layers' in row['help']) == (mode == 'infer' and can_compile())
-        assert (row['own_help'] == ['compiled blending']) == (mode == 'train' and can_compile())
-    full, channel, both, mixed, learned = (row['macs_ratio'] for row in rows)
-    assert both < channel < 1 <= full < 1.1  # gates cost something
+
+
+@pytest.mark.parametrize('text', [R2PLUS1D, TSN], ids=['3-D', '2-D'])
+def test_report(text, run_tool, capsys, monkeypatch):
+    monkeypatch.setenv('COLUMNS', '120')
+    policies = ('full', 'channel=1', 'channel=1,temporal=2', 'mixed', 'learned', 'pruned:channel=1')
+    report = run_tool(text, '--policy', *policies, '--batch-sizes', '2')
+    rows = report['rows']
+    assert [row['policy'] for row in rows] == list(policies)
+    check_rows(rows, 'infer')
+    for row in rows:
+        assert row['help'][0] == 'optimize'
+        assert ('by cpu (C++)' in row['help'][1]) == can_compile()
+        assert row['own_help'] == []
+    full, channel, both, mixed, learned, pruned = (row['macs_ratio'] for row in rows)
+    assert both < channel < pruned < 1 <= full < 1.1  # gates cost something
     assert both < mixed < full <= learned
     assert rows[0]['realised'] is None
     expected = (1 - rows[2]['time_ratio']) / (1 - both)
     assert rows[2]['realised'] == pytest.approx(expected)
     environment = report['environment']
-    assert {'machine', 'gpu', 'cores', 'threads', 'versions', 'date', 'command'} == set(environment)
+    assert set(environment) == {
+        *('machine', 'gpu', 'cores', 'threads', 'versions', 'date', 'command'),
+        'freed_memory_kept',
+    }
     assert environment['versions']['torch'] == torch.__version__
     assert environment['gpu'] is None
     assert 'tools/benchmark.py' in environment['command']
     assert 'channel=1,temporal=2' in capsys.readouterr().out
 
 
+def test_report_of_training(run_tool):
+    rows = run_tool(R2PLUS1D, '--mode', 'train', '--batch-sizes', '2')['rows']
+    assert [row['policy'] for row in rows] == ['learned', 'pruned:channel=1,temporal=0']
+    check_rows(rows, 'train')
+    for row in rows:
+        assert row['help'] == ['fastest forms']
+        assert (row['own_help'] == ['C++ mixing']) == can_compile()
+    assert rows[1]['macs_ratio'] < 1 <= rows[0]['macs_ratio']
+
+
+def test_training_compiled(run_tool):
+    arguments = ('--mode', 'train', '--compile', 'eager', '--policy', 'pruned:channel=1')
+    (row,) = run_tool(R2PLUS1D, *arguments, '--batch-sizes', '2', '--no-unhelped')['rows']
+    assert row['help'] == ['fastest forms', 'compile by eager']
+    assert row['own_help'] == []
+    assert row['macs_ratio'] < 1
+
+
 @pytest.mark.parametrize('text', [R2PLUS1D, TSN], ids=['3-D', '2-D'])
 @pytest.mark.parametrize('options', [(0, 0), (1, 0), (0, 2), (2, 1)])
 def test_multiply_adds_are_those_of_the_flop_counter(text, options):
-    model, shape = build(text), SHAPES[text]
+    model = build(text)
     policy = 'channel={},temporal={}'.format(*options)
     network = benchmark.build_network('ours', model, case(policy, 2), benchmark.Options())
-    clip = benchmark.make_batch(model, 1, shape, seed=0).inputs
-    ratio = benchmark.macs_ratio(network, static_cost(model, clip.shape))
-    with force_policy(model, *options):
-        assert ratio == pytest.approx(counted_ratio(model, clip), rel=1e-12)
+    ratio = benchmark.macs_ratio(network, static_cost(model, network.batches[0].inputs[:1].shape))
+    assert ratio == pytest.approx(counted_ratio_of(model, *options), rel=1e-12)
+
+
+def test_training_computes_the_dearest_options_in_use():
+    model = build(R2PLUS1D)
+    options = benchmark.Options('train')
+    static = static_cost(model, (1, 1, *SHAPES[R2PLUS1D]))
+
+    def ratio(policy):
+        network = benchmark.build_network('ours', model, case(policy, 2), options)
+        return benchmark.macs_ratio(network, static)
+
+    assert 1 <= ratio('channel=1') < ratio('learned')
+    half = counted_ratio_of(model, 1, 1)
+    assert ratio('pruned:channel=1,temporal=1') == pytest.approx(half, rel=1e-12)
+    assert ratio('pruned:channel=1+,temporal=1') > half  # cheap operations of more options
+
+
+def test_pruned_layers_keep_what_is_named():
+    model, policy = build(R2PLUS1D), benchmark.parse_policy('pruned:channel=1+,temporal=3')
+    policy.prune(model)
+    for layer in dynamic_layers(model).values():
+        assert layer.in_use == ((1, 2), (2,))
+    assert policy.draw(1, 2, 0) is None
 
 
 @pytest.mark.parametrize('policy', ['mixed', 'learned'])
@@ -202,7 +252,7 @@ def test_batches_are_drawn_from_the_seed():
 @pytest.mark.parametrize('text', [R2PLUS1D, TSN], ids=['3-D', '2-D'])
 def test_networks_of_a_full_policy_answer_alike(text):
     model = build(text)
-    networks = ('stock', 'ours', 'unhelped', 'masked')
+    networks = ('stock', 'ours', 'unhelped')
     scores = []
     for name in networks:
         network = benchmark.build_network(name, model, case('full', 2), benchmark.Options())
@@ -217,7 +267,7 @@ def test_a_training_step_moves_only_the_copy():
     model = build(R2PLUS1D)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     options = benchmark.Options(mode='train')
-    for name in ('stock', 'ours', 'masked'):
+    for name in ('stock', 'ours', 'unhelped'):
         network = benchmark.build_network(name, model, case('channel=1', 2), options)
         weight = network.model.cls_head.fc_cls.weight
         start = weight.detach().clone()
@@ -258,40 +308,49 @@ def test_networks_take_turns_inside_their_contexts():
 
 
 def test_summary():
-    times = {'stock': [1, 2, 4], 'ours': [1, 1, 1], 'masked': [2, 2, 4]}
+    times = {'stock': [1, 2, 4], 'ours': [1, 1, 1], 'unhelped': [2, 2, 4]}
     row = benchmark.summarise(times, 0.5)
     assert row['time_ratio'] == 0.5
     assert (row['time_ratio_p10'], row['time_ratio_p90']) == pytest.approx((0.3, 0.9))
     assert (row['static_ms'], row['dynamic_ms']) == (2000, 1000)
-    assert row['time_ratio_masked'] == 0.5
-    assert row['time_ratio_unhelped'] is None
+    assert row['time_ratio_unhelped'] == 0.5
     assert row['realised'] == 1
+    del times['unhelped']
+    assert benchmark.summarise(times, 0.5)['time_ratio_unhelped'] is None
     assert benchmark.realised(0.9, 0.6) == pytest.approx(0.25)
     assert benchmark.realised(1.2, 0.6) == pytest.approx(-0.5)
     assert benchmark.realised(0.9, 0.95) is None
 
 
-def test_columns_can_be_left_out(run_tool):
-    arguments = ('--no-masked', '--no-unhelped', '--threads', '1', '--mode', 'train')
+def test_stock_as_it_is_can_be_left_out(run_tool):
+    arguments = ('--no-unhelped', '--threads', '1', '--mode', 'train')
     chosen = ('--policy', 'full', '--batch-sizes', '1', '--shape', '3', '4', '40', '32')
     (row,) = run_tool(TSN, *arguments, *chosen)['rows']
-    assert row['time_ratio_masked'] is None
     assert row['time_ratio_unhelped'] is None
     assert row['shape'] == [3, 4, 40, 32]
     assert row['threads'] == 1
 
 
-def test_compiled_code_can_be_left_out(run_tool, monkeypatch, capsys, tmp_path):
-    chosen = ('--policy', 'channel=1', '--batch-sizes', '1', '--no-masked', '--no-unhelped')
-    (row,) = run_tool(R2PLUS1D, *chosen, '--no-compiled')['rows']
-    assert 'compiled layers' not in row['help']
+def test_executors_can_be_chosen(run_tool, monkeypatch, capsys, tmp_path):
+    chosen = ('--policy', 'channel=1', '--batch-sizes', '1', '--no-unhelped')
+    (row,) = run_tool(R2PLUS1D, *chosen, '--executor', 'eager')['rows']
+    assert 'by eager' in row['help'][1]
     monkeypatch.setenv('CXX', 'no-such-compiler')
     monkeypatch.setenv('TORCH_EXTENSIONS_DIR', str(tmp_path))  # what is built is used without one
     (row,) = run_tool(R2PLUS1D, *chosen, '--mode', 'train', '--batch-sizes', '2')['rows']
     assert row['own_help'] == []
     with pytest.raises(SystemExit):
-        run_tool(R2PLUS1D, *chosen, '--compiled')
-    assert '--compiled: there is no C++ compiler' in capsys.readouterr().err
+        run_tool(R2PLUS1D, *chosen, '--executor', 'cpu')
+    assert '--executor cpu: there is no C++ compiler' in capsys.readouterr().err
+
+
+def test_training_mixes_by_the_executor():
+    model = build(R2PLUS1D)
+    for executor in ('eager', 'cpu') if can_compile() else ('eager',):
+        options = benchmark.Options('train', executor=executor)
+        network = benchmark.build_network('ours', model, case('learned', 2), options)
+        mixed = {layer.mix for layer in dynamic_layers(network.model).values()}
+        assert (mixed == {mix}) == (executor == 'eager')
 
 
 VIDEOS = """
@@ -333,7 +392,7 @@ def test_learned_policies_are_those_of_test_videos(
     middle = [of_video[len(of_video) // 2] for of_video in clips]
     ratios = [counted_ratio(model, clip) for clip in middle]
     assert len(set(ratios)) == 3
-    chosen = ('--data', '--policy', 'learned', '--no-masked', '--no-unhelped', '--no-compiled')
+    chosen = ('--data', '--policy', 'learned', '--no-unhelped', '--executor', 'eager')
     sizes = ('--batch-sizes', '1', '3', '2')
     rows = run_tool(on_videos, *chosen, *sizes, weights=[weights])['rows']
     assert [row['clips'] for row in rows] == ['3 test videos', '3 test videos', '2 test videos']
@@ -367,20 +426,20 @@ def test_networks_are_fed_the_same_videos(videos):
 
 def test_training_takes_labels_of_test_videos(run_tool, videos):
     text = R2PLUS1D + VIDEOS.format(videos, 4, 1, 'NCTHW')
-    chosen = ('--mode', 'train', '--policy', 'channel=1', '--no-masked', '--no-unhelped')
+    chosen = ('--mode', 'train', '--policy', 'channel=1', '--no-unhelped')
     (row,) = run_tool(text, *chosen, '--data', '--batch-sizes', '2', '--num-videos', '2')['rows']
     assert row['clips'] == '2 test videos'
 
 
 def test_a_learned_row_on_noise_says_so(run_tool, monkeypatch, capsys):
     monkeypatch.setenv('COLUMNS', '200')
-    chosen = ('--policy', 'full', 'learned', '--batch-sizes', '1', '--no-compiled')
-    rows = run_tool(R2PLUS1D, *chosen, '--no-masked', '--no-unhelped')['rows']
+    chosen = ('--policy', 'full', 'learned', '--batch-sizes', '1', '--executor', 'eager')
+    rows = run_tool(R2PLUS1D, *chosen, '--no-unhelped')['rows']
     assert [row['clips'] for row in rows] == ['noise', 'noise']
     told = capsys.readouterr().out
     assert 'learned, of noise' in told
     assert 'full, of' not in told
-    assert 'Gates of "learned" saw noise' in told
+    assert 'Gates saw noise' in told
 
 
 @pytest.mark.parametrize(
@@ -417,7 +476,7 @@ def test_clips_of_two_sizes_are_named(videos, tmp_path, run_tool, capsys):
 
 
 def test_profile(run_tool, capsys):
-    chosen = ('--policy', 'full', 'channel=1,temporal=1', '--batch-sizes', '1', '--no-masked')
+    chosen = ('--policy', 'full', 'channel=1,temporal=1', '--batch-sizes', '1')
     rows = run_tool(R2PLUS1D, *chosen, '--no-unhelped', '--profile')['rows']
     for row in rows:
         assert set(row) == KEYS | {
@@ -457,7 +516,7 @@ def test_bfloat16(mode, run_tool):
     (row,) = run_tool(R2PLUS1D, *arguments, '--batch-sizes', '2')['rows']
     assert row['dtype'] == 'bfloat16'
     assert 'bfloat16 autocast' in row['help']
-    assert not {'compiled layers', 'compiled blending'} & {*row['help'], *row['own_help']}
+    assert not any('C++' in help for help in (*row['help'], *row['own_help']))
 
 
 def test_the_file_is_whole_after_every_row(tool, run_tool, tmp_path, monkeypatch):
@@ -481,7 +540,7 @@ def test_the_file_is_whole_after_every_row(tool, run_tool, tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ('text', 'arguments', 'message'),
     [
-        (R2PLUS1D, ['--policy', 'half'], '--policy half: expected full, mixed, learned or channel'),
+        (R2PLUS1D, ['--policy', 'half'], '--policy half: expected full, mixed, learned, channel'),
         (R2PLUS1D, ['--policy', 'channel=-1'], '--policy channel=-1: expected'),
         (R2PLUS1D, ['--policy', 'channel=1,channel=2'], '--policy channel=1,channel=2: expected'),
         (R2PLUS1D, ['--policy', 'channel=1,time=2'], '--policy channel=1,time=2: expected'),
@@ -498,7 +557,12 @@ def test_the_file_is_whole_after_every_row(tool, run_tool, tmp_path, monkeypatch
         (R2PLUS1D, ['--out', 'no/such/folder/a.json'], "--out 'no/such/folder/a.json'"),
         (R2PLUS1D, ['missing.pth'], "CHECKPOINT='missing.pth': no such file"),
         (R2PLUS1D, ['--cfg-options', 'test_dataloader=None'], '--shape C T H W is needed'),
-        (R2PLUS1D, ['--compiled', '--dtype', 'bfloat16'], '--compiled: expected --dtype float32'),
+        (R2PLUS1D, ['--policy', 'pruned:channel=9'], '--policy pruned:channel=9: expected'),
+        (R2PLUS1D, ['--policy', 'channel=1+'], '--policy channel=1+: expected'),
+        (R2PLUS1D, ['--policy', 'pruned:'], '--policy pruned:: expected'),
+        (R2PLUS1D, ['--executor', 'cpu', '--dtype', 'bfloat16'], '--executor cpu: expected'),
+        (R2PLUS1D, ['--executor', 'cuda'], '--executor cuda: expected --device cuda and'),
+        (R2PLUS1D, ['--compile'], '--compile: expected --mode train'),
         (R2PLUS1D, ['--profile', '--mode', 'train'], '--profile: expected --device cpu and --mode'),
         (STATIC, [], 'expected a dynamic network'),
     ],
@@ -521,15 +585,6 @@ def test_a_gpu_that_is_not_there_is_named(tool, tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit):
         tool.main(['missing.py'])
     assert "CONFIG='missing.py': no such file" in capsys.readouterr().err
-
-
-def test_help_on_a_gpu_is_that_of_kernels():
-    given = benchmark.Options('infer', 'cuda', compiled=True).help()
-    assert {'CUDA graph', 'channels-last', 'compiled layers'} <= set(given)
-    assert 'packed kernels' not in given
-    plain = benchmark.Options('infer', 'cuda').help()
-    assert not {'CUDA graph', 'channels-last', 'compiled layers'} & set(plain)
-    assert 'CUDA graph' not in benchmark.Options('train', 'cuda', compiled=True).help()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')

@@ -1,0 +1,152 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""Dynamic networks are compiled, exported, traced and counted by PyTorch's and MMEngine's tools."""
+
+import copy
+
+import pytest
+import torch
+from mmaction.registry import MODELS
+from mmaction.utils import register_all_modules
+from mmengine.analysis import get_model_complexity_info
+
+from vared2_mmaction import static_cost
+from vared2_mmaction.models import dynamic_layers
+
+from ..engine.training import config, train
+from .backbones import STOCK, dynamic, listed
+from .comparing import randomise, relative
+
+_TINY = {'base_channels': 4, 'stage_blocks': (1, 1), 'num_stages': 2, 'out_indices': (1,)}
+_TINY |= {'spatial_strides': (1, 2), 'temporal_strides': (1, 2), 'dilations': (1, 1)}
+_FLAT = {'num_stages': 2, 'strides': (1, 2), 'dilations': (1, 1), 'out_indices': (1,)}
+_PATHWAYS = {
+    key: {**STOCK['ResNet3dSlowFast'][0][key], 'depth': 18, 'stage_blocks': (1, 1, 1, 1)}
+    for key in ('slow_pathway', 'fast_pathway')
+}
+NETWORKS = {
+    'ResNet': (_FLAT, (8, 3, 16, 16)),
+    'ResNet3d': ({**_TINY, 'inflate': (1, 0)}, (2, 3, 8, 16, 16)),
+    'ResNet2Plus1d': (_TINY, (2, 3, 8, 16, 16)),
+    'X3D': ({'num_stages': 2, 'spatial_strides': (2, 2)}, (2, 3, 4, 16, 16)),
+    'ResNet3dSlowFast': (_PATHWAYS, (2, 3, 16, 32, 32)),
+    'ResNet3dCSN': (_TINY, (2, 3, 4, 16, 16)),
+    'ResNetTSM': ({}, (8, 3, 16, 16)),
+}
+"""Arguments that make networks small, and shapes of inputs."""
+LAYERS = r'layer2\.0\.conv2'
+
+
+def network(name):
+    kwargs, shape = NETWORKS[name]
+    net = dynamic(name, {'layers': LAYERS}, **kwargs)
+    randomise(net)
+    assert len(dynamic_layers(net)) in (1, 2)
+    return net, torch.randn(shape)
+
+
+def gradients(net, found):
+    features, decisions = found
+    (sum(f.square().mean() for f in listed(features)) + 1e-6 * decisions[..., 0].sum()).backward()
+    return {key: p.grad for key, p in net.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_compiled_whole_networks_train_alike(name):
+    torch._dynamo.reset()
+    net, x = network(name)
+    twin = copy.deepcopy(net)
+    net.train()
+    twin.train()
+    expected = twin(x)
+    found = torch.compile(net, fullgraph=True, backend='aot_eager')(x)
+    assert relative(found[0], expected[0]) <= 1e-4
+    assert torch.equal(found[1], expected[1])
+    wanted = gradients(twin, expected)
+    largest = max(g.norm() for g in wanted.values())
+    for key, gradient in gradients(net, found).items():
+        assert gradient is not None, key
+        assert (gradient - wanted[key]).norm() <= 1e-3 * wanted[key].norm() + 1e-5 * largest, key
+
+
+# Tracing warns of shapes that were checked.
+@pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
+@pytest.mark.parametrize('name', ['ResNet', 'ResNet2Plus1d'])
+@torch.no_grad()
+def test_exported_and_traced_networks_answer_alike(name):
+    net, x = network(name)
+    net.eval()
+    for layer in dynamic_layers(net).values():
+        layer.temporal_options.use((0, 2))
+    expected = net(x)
+    exported = torch.export.export(net, (x,)).module()
+    traced = torch.jit.trace(net, x, check_trace=False)
+    other = torch.randn_like(x)
+    for made in (exported, traced):
+        for given, (features, decisions) in ((x, expected), (other, net(other))):
+            found = made(given)
+            assert relative(found[0], features) <= 1e-5
+            assert torch.equal(found[1], decisions)
+
+
+def test_a_compiled_network_knows_what_is_in_use():
+    torch._dynamo.reset()
+    net, x = network('ResNet2Plus1d')
+    net.eval()
+    compiled = torch.compile(net, fullgraph=True, backend='eager')
+    with torch.no_grad():
+        compiled(x)
+        for layer in dynamic_layers(net).values():
+            layer.channel_options.use((2,))
+        found, expected = compiled(x), net(x)
+    assert torch.equal(found[1], expected[1])
+    assert relative(found[0], expected[0]) <= 1e-5
+    assert expected[1][:, 1:, 3].eq(2).all()
+
+
+@pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
+def test_the_counter_of_get_flops_counts_the_static_network():
+    """MMAction2's get_flops.py calls this; the definition executes the dearest options."""
+    net, x = network('ResNet2Plus1d')
+    model = MODELS.build(
+        {
+            'type': 'Recognizer3D',
+            'backbone': {'type': 'VARED2ResNet2Plus1d', **STOCK['ResNet2Plus1d'][0], **_TINY},
+            'neck': {'type': 'SoftModulationGateNeck'},
+            'cls_head': {'type': 'VARED2I3DHead', 'num_classes': 2, 'in_channels': 8},
+        }
+    )
+    model.backbone = net
+    model.eval()
+    model.forward = model.extract_feat  # as the tool does
+    clip = (1, *x.shape[1:])
+    info = get_model_complexity_info(model, clip, show_table=False, show_arch=False)
+    static = static_cost(net, clip)
+    assert static <= info['flops'] <= 1.2 * static  # with norms, gates and mixing
+
+
+@pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
+def test_the_counter_counts_2d_backbones():
+    """Stock Recognizer2D with a neck cannot be traced: it returns a number of its own."""
+    net, x = network('ResNet')
+    net.eval()
+    info = get_model_complexity_info(net, inputs=(x[:4],), show_table=False, show_arch=False)
+    static = static_cost(net, x[:4].shape)
+    assert static <= info['flops'] <= 1.2 * static
+
+
+def test_mmengine_compiles_what_a_config_asks_for(videos, tmp_path):
+    torch._dynamo.reset()
+    register_all_modules()
+    cfg = config(videos, tmp_path, [], compile={'backend': 'aot_eager'})
+    cfg.train_cfg = {'type': 'IterBasedTrainLoop', 'max_iters': 2}
+    cfg.model.backbone.dynamic = {'layers': LAYERS}
+    cfg.model.backbone.stage_blocks = (1, 1, 1, 1)
+    cfg.optim_wrapper.optimizer.lr = 0.1
+    cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
+    training = train(cfg)
+    assert len(training.seen) == 2
+    for policy, ratio in training.seen:
+        assert policy.shape == (2, 2, 2)
+        assert ((ratio > 0) & (ratio <= 1)).all()
+    gate = next(iter(dynamic_layers(training.runner.model).values())).gate
+    assert gate.bn.num_batches_tracked == 2

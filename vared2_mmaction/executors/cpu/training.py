@@ -1,0 +1,98 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""Mix options with gradients in C++, for float32 clips on a CPU: one pass over the maps in each
+direction, and nothing kept but what was computed."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...ops.cheap import ChannelOptions, TemporalOptions
+from ...ops.mixing import Shares, mix
+from ...ops.options import Options
+from .library import library
+
+
+def mix_compiled(
+    z: Tensor,
+    share: Shares,
+    options: Options,
+    channel_options: ChannelOptions,
+    temporal_options: TemporalOptions,
+    frames: int,
+) -> Tensor:
+    """Mix options; see :func:`vared2_mmaction.ops.mixing.mix`, which is called where there is
+    nothing to mix, where cheap operations are not affine, and for what is not float32 with channels
+    innermost on a CPU."""
+    affine = channel_options.affine and temporal_options.affine
+    trivial = options == ((0,), (0,)) and all(v is None for v in share)
+    if not affine or trivial or not _serves(z):
+        return mix(z, share, options, channel_options, temporal_options, frames)
+    scales, shifts = combine(z, share, options, channel_options, temporal_options)
+    of = library().Mixed(
+        kept=channel_options.kept,
+        channel=options.channel,
+        temporal=options.temporal,
+        frames=frames,
+    )
+    return _Mix.apply(z, scales, shifts, of)
+
+
+def _serves(z: Tensor) -> bool:
+    """Whether there is compiled code for what a layer computed, (N, C, T, H, W)."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(z) is not Tensor:
+        return False
+    return library().lies_dense(z)
+
+
+def combine(
+    z: Tensor,
+    share: Shares,
+    options: Options,
+    channel_options: ChannelOptions,
+    temporal_options: TemporalOptions,
+) -> tuple[Tensor, Tensor]:
+    """Factors of what is computed, for each clip and output frame of a period.
+
+    Returns:
+        Scales of each pair of options, (N, channel, temporal, period, C), and the sum of their
+        shifts, (N, period, C).
+    """
+    period = 2 ** options.temporal[-1]
+    own = map(channel_options.table, options.channel)
+    over = (
+        [table.repeat(period // len(table), 1) for table in temporal_options.table(j)]
+        for j in options.temporal
+    )
+    scale, shift = (torch.cat(tables).to(z.dtype) for tables in zip(*own, strict=True))
+    frame_scale, frame_shift = (
+        torch.stack(tables).to(z.dtype) for tables in zip(*over, strict=True)
+    )
+    channel, temporal = (v if v is None else v.to(z.dtype) for v in share)
+    if channel is None:
+        scale, shift = scale[None], shift[None]
+    else:
+        v = channel[..., None]
+        scale, shift = v * scale, (v * shift).sum(1, keepdim=True)
+    weight = frame_scale.new_ones(1, 1, 1, 1) if temporal is None else temporal[..., None, None]
+    weighted = weight * frame_scale  # (N, temporal, period, C)
+    scales = scale[:, :, None, None] * weighted[:, None]
+    shifts = torch.addcmul(weight * frame_shift, weighted, shift[:, None]).sum(1)
+    return (
+        scales.expand(len(z), *scales.shape[1:]).contiguous(),
+        shifts.expand(len(z), *shifts.shape[1:]).contiguous(),
+    )
+
+
+class _Mix(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, computed: Tensor, scales: Tensor, shifts: Tensor, of: Any) -> Tensor:
+        ctx.save_for_backward(computed, scales)
+        ctx.of = of
+        return library().blend(computed, scales, shifts, of)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        gradient = gradient.contiguous(memory_format=torch.channels_last_3d)
+        return *library().blend_backward(gradient, *ctx.saved_tensors, ctx.of), None

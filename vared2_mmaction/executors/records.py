@@ -1,0 +1,72 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""Write down a convolution for executors."""
+
+import itertools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..ops import DynamicConv2d, DynamicConv3d
+from .base import Choice, LayerRecord
+
+
+def is_dynamic(conv: nn.Module) -> bool:
+    """Whether a convolution is a dynamic one of the definition."""
+    return isinstance(conv, DynamicConv2d | DynamicConv3d)
+
+
+def record_of(conv: Any, name: str, relu: bool) -> LayerRecord | None:
+    """The record of a convolution, or None where only the definition says what it does.
+
+    Args:
+        conv: A dynamic or stock convolution in 2-D or 3-D, with normalisation folded.
+        name: Its name in the network.
+        relu: Whether ReLU follows at once.
+    """
+    if conv.padding_mode != 'zeros' or isinstance(conv.padding, str):
+        return None
+    if is_dynamic(conv) and not _is_affine(conv):
+        return None
+    rank = 3 if isinstance(conv, nn.Conv3d) else 2
+    flat = rank == 2
+    weight = conv.weight.detach()
+    return LayerRecord(
+        name=name,
+        weight=weight.unsqueeze(2) if flat else weight,
+        bias=None if conv.bias is None else conv.bias.detach(),
+        stride=(1, *conv.stride) if flat else conv.stride,
+        padding=(0, *conv.padding) if flat else conv.padding,
+        dilation=(1, *conv.dilation) if flat else conv.dilation,
+        groups=conv.groups,
+        clip_rows=conv.clip_rows if is_dynamic(conv) else 1,
+        rank=rank,
+        relu=relu,
+        choice=_choice(conv) if is_dynamic(conv) else None,
+    )
+
+
+def _is_affine(conv: Any) -> bool:
+    """Whether weights are normalised and cheap operations affine."""
+    return conv.normalised and conv.channel_options.affine and conv.temporal_options.affine
+
+
+@torch.no_grad()
+def _choice(conv: Any) -> Choice:
+    numbers = map(range, conv.num_options)
+    tables = {pair: _table(conv, *pair) for pair in itertools.product(*numbers)}
+    channel, temporal = conv.num_options
+    return Choice(
+        gate=conv.gate,
+        constants=conv.constants,
+        in_use=conv.in_use,
+        tables=tuple(tuple(tables[i, j] for j in range(temporal)) for i in range(channel)),
+        multiple=conv.channel_options.multiple,
+    )
+
+
+def _table(conv: Any, channel: int, temporal: int) -> Tensor:
+    """Factors of what a pair of options rebuilds; see :class:`~.base.Choice`."""
+    own, over = conv.channel_options.table(channel), conv.temporal_options.table(temporal)
+    table = torch.stack((over[0] * own[0], over[1] + over[0] * own[1]))
+    return table.to(conv.weight.dtype)

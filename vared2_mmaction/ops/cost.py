@@ -1,0 +1,188 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""What layers decided for every clip, and what that costs."""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .gate import Modulation
+from .options import MAX_OPTIONS, Options
+
+COLUMNS = ('executed', 'static', 'overhead', 'p_c', 'p_t')
+
+
+class LayerConstants(NamedTuple):
+    """What of a layer's cost depends on no input."""
+
+    kernel: int
+    """Multiply-adds of one output element of the convolution."""
+    channels: tuple[int, ...]
+    """Channels that each channel option computes, the first all of them."""
+    macs_per_element: tuple[int, int]
+    """Multiply-adds of the cheap operations that rebuild channels and frames."""
+    gate: int
+    """Multiply-adds of the gate."""
+
+
+class LayerCost(NamedTuple):
+    """Multiply-adds of one layer for one clip, as far as they do not depend on the decision."""
+
+    unit: int
+    """One output channel of one output frame of the convolution."""
+    static: int
+    """The static convolution."""
+    gate: int
+    """The gate."""
+    options: Options
+    """Options that the weights of a decision are of."""
+    channels: tuple[int, ...]
+    """Channels that each of these channel options computes."""
+    frames: tuple[int, ...]
+    """Frames that each of these temporal options computes."""
+    channel_operation: tuple[int, ...]
+    """Cheap operation of each of these channel options, for one computed frame."""
+    temporal_operation: tuple[int, ...]
+    """Cheap operation of each of these temporal options."""
+
+
+def layer_cost(
+    constants: LayerConstants, options: Options, frames: Sequence[int], area: int
+) -> LayerCost:
+    """Cost of a layer.
+
+    Args:
+        constants: What depends on no input.
+        options: Options of the layer that are in use.
+        frames: Frames that each temporal option computes, the first all of them.
+        area: Positions of an output frame.
+    """
+    channel, temporal = (area * macs for macs in constants.macs_per_element)
+    channels = constants.channels
+    return LayerCost(
+        unit=constants.kernel * area,
+        static=constants.kernel * area * channels[0] * frames[0],
+        gate=constants.gate,
+        options=options,
+        channels=tuple(channels[i] for i in options.channel),
+        frames=tuple(frames[j] for j in options.temporal),
+        channel_operation=tuple((channels[0] - channels[i]) * channel for i in options.channel),
+        temporal_operation=tuple(
+            (frames[0] - frames[j]) * channels[0] * temporal for j in options.temporal
+        ),
+    )
+
+
+class Decision(NamedTuple):
+    """Decision of one layer for N clips."""
+
+    weights: Modulation
+    """Weights of the options in use; zero is off."""
+    cost: LayerCost
+
+
+def charge(decisions: Sequence[Decision]) -> Tensor:
+    """Charge all layers at once, on the device where they decided.
+
+    Args:
+        decisions: Decisions of L layers for the same N clips.
+
+    Returns:
+        (N, L, 5) in float64; the columns are ``COLUMNS``, costs in multiply-adds a clip. The
+        gradient of the executed ones reaches the gates straight through.
+    """
+    weights = [decision.weights for decision in decisions]
+    width = max(v.shape[1] for pair in weights for v in pair)
+    channel, temporal = (
+        torch.stack([F.pad(v, (0, width - v.shape[1])) for v in dimension], 1).double()
+        for dimension in zip(*weights, strict=True)
+    )
+    costs = tuple(decision.cost for decision in decisions)
+    tables, whole = _tables(costs, width, channel.device)
+    sizes, operations, numbers = tables.unbind(0)  # each of channel and of temporal options
+    unit, static, gate = whole.unbind(0)
+    dearest = dearest_option(channel), dearest_option(temporal)
+    channels, frames = ((d * s).sum(-1) for d, s in zip(dearest, sizes, strict=True))
+    policy = [(d * n).sum(-1) for d, n in zip(dearest, numbers, strict=True)]
+    rebuilt = [((v > 0) * o).sum(-1) for v, o in zip((channel, temporal), operations, strict=True)]
+    executed = unit * channels * frames
+    others = static.expand_as(executed), rebuilt[0] * frames + rebuilt[1] + gate, *policy
+    return torch.stack((executed, *(column.detach() for column in others)), -1)
+
+
+def count_options(decisions: Sequence[Decision]) -> Tensor:
+    """For how many clips each option in use was on, dearest first, and then how many clips there
+    were, (L, 2, ``MAX_OPTIONS`` + 1) in int64.
+
+    What a layer has no option for, because few are in use or the clips are short, counts as on.
+    """
+    rows = [
+        F.pad(v > 0, (0, MAX_OPTIONS + 1 - v.shape[1]), value=True)
+        for decision in decisions
+        for v in decision.weights
+    ]
+    return torch.stack(rows).sum(1).unflatten(0, (-1, 2))
+
+
+def dearest_option(v: Tensor) -> Tensor:
+    """Which option is the dearest that is on, with a gradient to all weights.
+
+    With a_i = 1[V_i > 0], whose gradient is that of V_i, option i is
+    a_i prod_{k<i} (1 - a_k).
+
+    Args:
+        v: Weights of the options, (..., options) in float64, zeros behind them included.
+
+    Returns:
+        One for that option and zero for the others, of the shape of v.
+    """
+    on = (v > 0).double() + (v - v.detach())
+    options, all_off = [], torch.ones_like(on[..., 0])
+    for a in on.unbind(-1):
+        options.append(a * all_off)
+        all_off = all_off * (1 - a)
+    return torch.stack(options, -1)
+
+
+@torch.compiler.assume_constant_result
+def _tables(
+    costs: tuple[LayerCost, ...], width: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Costs of L layers as tensors in float64, of which compiled graphs keep their own.
+
+    Returns:
+        What options compute, what their cheap operations cost, and their numbers, for channel and
+        for temporal options, (3, 2, L, options), filled up with zeros; and unit, static cost and
+        gate of each layer, (3, L).
+    """
+    return _tables_on(costs, width, device)
+
+
+@functools.lru_cache(maxsize=64)
+def _tables_on(
+    costs: tuple[LayerCost, ...], width: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    def rows(kinds: Sequence[str]) -> list[list[tuple[int, ...]]]:
+        return [
+            [(*row, *(0,) * (width - len(row))) for row in (getattr(c, kind) for c in costs)]
+            for kind in kinds
+        ]
+
+    numbers = [
+        [(*row, *(0,) * (width - len(row))) for row in dimension]
+        for dimension in zip(*(c.options for c in costs), strict=True)
+    ]
+    table = [
+        rows(('channels', 'frames')),
+        rows(('channel_operation', 'temporal_operation')),
+        numbers,
+    ]
+    whole = [[getattr(c, kind) for c in costs] for kind in ('unit', 'static', 'gate')]
+    with torch.inference_mode(False):  # the tables serve training as well
+        return (
+            torch.tensor(table, dtype=torch.float64, device=device),
+            torch.tensor(whole, dtype=torch.float64, device=device),
+        )
