@@ -18,7 +18,8 @@ from .reading import CheckpointError
 
 OWN_PARTS = ('gate', 'channel_options', 'temporal_options')
 _COUNTER = 'num_batches_tracked'  # old files lack it, averaged ones have fractions
-_NO_WEIGHTS = (_COUNTER, '_options.used')
+NO_WEIGHTS = (_COUNTER, '_options.used')
+"""Ends of keys that older checkpoints lack."""
 """Ends of the names of what files may lack: without the latter, all options are in use."""
 _whole: ContextVar[bool] = ContextVar('whole', default=False)
 
@@ -143,9 +144,9 @@ def _report(
     missing: Iterable[str],
     unused: Iterable[str],
 ) -> Report:
-    lacking = [key for key in missing if not key.endswith(_NO_WEIGHTS)]
+    lacking = [key for key in missing if not key.endswith(NO_WEIGHTS)]
     others = tuple(key for key in lacking if not is_own_parameter(key))
-    wanted = [key for key in own if not key.endswith(_NO_WEIGHTS)]
+    wanted = [key for key in own if not key.endswith(NO_WEIGHTS)]
     mismatched = tuple(
         f'{key} of shape {tuple(own[key].shape)}, found {tuple(given[key].shape)}'
         for key in wanted

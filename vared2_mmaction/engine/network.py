@@ -7,8 +7,9 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
-from ..errors import AT_LEAST_0
+from ..errors import AT_LEAST_0, COUNT
 
+ITERATIONS = COUNT._replace(words='a number of iterations, 1 or more,')
 EPOCH = AT_LEAST_0._replace(words='a number of epochs, 0 or more')
 
 

@@ -11,11 +11,11 @@ from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from ..errors import COUNT, Expected, check
+from ..errors import Expected, check
 from ..models import dynamic_layers
 from ..models.dynamize import DynamicBackbone
 from ..ops.options import MAX_OPTIONS
-from .network import EPOCH, epochs_passed, network_of
+from .network import EPOCH, ITERATIONS, epochs_passed, network_of
 from .usage import DIMENSIONS, shorten
 
 _SHARE = Expected(float, 'a share of clips in [0, 1)', lambda share: 0 <= share < 1)
@@ -42,8 +42,7 @@ class PruneOptionsHook(Hook):
     """
 
     def __init__(self, unused_for: int, share: float = 0.0, begin: float = 0) -> None:
-        iterations = COUNT._replace(words='a number of iterations, 1 or more,')
-        check('PruneOptionsHook: unused_for', unused_for, iterations)
+        check('PruneOptionsHook: unused_for', unused_for, ITERATIONS)
         check('PruneOptionsHook: share', share, _SHARE)
         check('PruneOptionsHook: begin', begin, EPOCH)
         self.unused_for = unused_for

@@ -10,9 +10,9 @@ from mmengine.hooks import Hook, LoggerHook
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from ..errors import COUNT, FLAG, check
+from ..errors import FLAG, check
 from ..models import ComputationBudgetLoss, SoftModulationGateNeck, dynamic_layers
-from .network import network_of
+from .network import ITERATIONS, network_of
 from .usage import Usage, shorten
 
 
@@ -47,7 +47,7 @@ class PolicyUsageHook(Hook):
     def __init__(
         self, interval: int | None = None, period: int | None = None, per_layer: bool = True
     ) -> None:
-        iterations = COUNT._replace(words='a number of iterations, 1 or more,', or_none=True)
+        iterations = ITERATIONS._replace(or_none=True)
         check('PolicyUsageHook: interval', interval, iterations)
         check('PolicyUsageHook: period', period, iterations)
         check('PolicyUsageHook: per_layer', per_layer, FLAG)

@@ -64,12 +64,6 @@ def parts_of(kind: type) -> tuple[type, ...]:
     return getattr(kind, 'parts', (kind,))
 
 
-def insert_mixin(module: nn.Module, mixin: type) -> None:
-    """Put a mixin between a module's class and the mixins that it has, in place."""
-    *outer, stock = parts_of(type(module))
-    module.__class__ = _derive_all(*outer, mixin, stock)
-
-
 def _derive_all(*parts: type) -> type:
     *mixins, kind = parts
     for mixin in reversed(mixins):

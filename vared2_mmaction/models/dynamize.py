@@ -11,7 +11,7 @@ from mmaction.registry import MODELS
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from ..checkpoints.loading import OWN_PARTS, OtherNetworkError, check_kind
+from ..checkpoints.loading import NO_WEIGHTS, OWN_PARTS, OtherNetworkError, check_kind
 from ..checkpoints.loading import is_own_parameter as is_own_parameter
 from ..errors import given_options
 from ..ops import COLUMNS, Decision, DynamicConv2d, DynamicConv3d, charge
@@ -204,8 +204,8 @@ class DynamicBackbone(nn.Module):
             if key in given:
                 check_kind(f'{prefix}{key}', value, given[key])
             wanted = dynamic if key.startswith(self._own) else static
-            if not wanted or key.endswith(('num_batches_tracked', '_options.used')):
-                continue  # which older checkpoints lack
+            if not wanted or key.endswith(NO_WEIGHTS):
+                continue
             found = given.get(key)
             if found is None or found.shape != value.shape:
                 what = 'nothing' if found is None else f'shape {tuple(found.shape)}'

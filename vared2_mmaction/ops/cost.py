@@ -2,7 +2,7 @@
 """What layers decided for every clip, and what that costs."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -165,21 +165,12 @@ def _tables(
 def _tables_on(
     costs: tuple[LayerCost, ...], width: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    def rows(kinds: Sequence[str]) -> list[list[tuple[int, ...]]]:
-        return [
-            [(*row, *(0,) * (width - len(row))) for row in (getattr(c, kind) for c in costs)]
-            for kind in kinds
-        ]
+    def filled(rows: Iterable[tuple[int, ...]]) -> list[tuple[int, ...]]:
+        return [(*row, *(0,) * (width - len(row))) for row in rows]
 
-    numbers = [
-        [(*row, *(0,) * (width - len(row))) for row in dimension]
-        for dimension in zip(*(c.options for c in costs), strict=True)
-    ]
-    table = [
-        rows(('channels', 'frames')),
-        rows(('channel_operation', 'temporal_operation')),
-        numbers,
-    ]
+    kinds = ('channels', 'frames'), ('channel_operation', 'temporal_operation')
+    table = [[filled(getattr(c, kind) for c in costs) for kind in pair] for pair in kinds]
+    table.append([filled(numbers) for numbers in zip(*(c.options for c in costs), strict=True)])
     whole = [[getattr(c, kind) for c in costs] for kind in ('unit', 'static', 'gate')]
     with torch.inference_mode(False):  # the tables serve training as well
         return (

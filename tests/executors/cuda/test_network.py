@@ -6,13 +6,13 @@ import pickle
 
 import pytest
 import torch
-from torch import nn
 
 from vared2_mmaction import optimize
 from vared2_mmaction.deploy.graphs import Graphs, capture
 from vared2_mmaction.models import dynamic_layers, force_policies, to_static
 
-from ...models.backbones import STOCK, dynamic, listed
+from ...models.backbones import STOCK, dynamic
+from ...models.comparing import clips, randomise, randomise_norms, relative
 from .device import DEVICE, EXACT, needs_gpu, needs_kernels
 
 
@@ -25,28 +25,10 @@ def _exact():
 def network(name):
     """A network in evaluation mode that decides otherwise for each clip and layer."""
     net = dynamic(name)
-    for layer in dynamic_layers(net).values():
-        nn.init.normal_(layer.gate.fc2.weight, std=2)
-        nn.init.normal_(layer.gate.fc2.bias)
-        for operation in (*layer.channel_options.cheap, *layer.temporal_options.cheap):
-            nn.init.normal_(operation.weight, std=0.3)
-    for module in net.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            nn.init.uniform_(module.running_mean, -0.5, 0.5)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-            nn.init.uniform_(module.bias, -0.5, 0.5)
-            nn.init.uniform_(module.weight, 0.5, 1.5)
+    randomise(net)
+    randomise_norms(net)
     net.eval()  # does not return the module in stock backbones
     return net.to(DEVICE)
-
-
-def clips(name):
-    return torch.randn(STOCK[name][1])
-
-
-def relative(found, expected):
-    pairs = zip(listed(found), listed(expected), strict=True)
-    return max(((a - b).abs().max() / b.abs().max()).item() for a, b in pairs)
 
 
 def policy(net, clips_number):
