@@ -14,6 +14,7 @@ from vared2_mmaction.ops import Decision, Modulation, SoftModulationGate, charge
 
 from ..compiling import EXECUTORS
 from ..ops.layers import CASES, every_modulation
+from .cuda.device import DEVICE, needs_kernels
 from .layers import (
     IN_2D,
     LAYERS,
@@ -145,6 +146,26 @@ def test_eager_executes_what_no_other_does(case):
             layer.decisions = ()
             torch.testing.assert_close(conv(x), layer(x), rtol=1e-4, atol=1e-4)
             assert torch.equal(charged(conv), charge(layer.decisions)[:, 0])
+
+
+@pytest.mark.parametrize('executor', [*EXECUTORS, pytest.param('cuda', marks=needs_kernels)])
+def test_where_no_option_in_use_is_on_the_cheapest_takes_over(executor):
+    case = IN_2D[0]
+    layer, x = folded(case), clips(case, 3)
+    layer.channel_options.use((1, 2))
+    layer.temporal_options.use((0, 1))
+    layer.gate.fc2.weight.zero_()  # the gate opens channel option 0 and temporal option 2 alone
+    layer.gate.fc2.bias.copy_(torch.tensor([0.7, -5.0, -5.0, -5.0, -5.0, 0.7]))
+    device = DEVICE if executor == 'cuda' else 'cpu'
+    conv, x = executed(layer.to(device), executor), x.to(device)
+    layer.decisions = ()
+    with torch.no_grad():
+        expected, found = layer(x), conv(x)
+    assert conv.executed_by == executor
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    charges = charge(layer.decisions)[:, 0]
+    assert charges[:, 3:].tolist() == [[2, 1]] * 3
+    assert torch.equal(charged(conv), charges)
 
 
 STOCK = [

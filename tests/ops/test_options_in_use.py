@@ -8,6 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from vared2_mmaction.ops import charge
+from vared2_mmaction.ops.conv import of_options
 
 from .layers import as_input, build, case_of, clips
 
@@ -116,3 +117,11 @@ def test_a_clip_shorter_than_all_options_in_use_takes_the_cheapest_there_is():
     assert layer.options_of(1) == ((0, 1), (0,))
     assert layer.options_of(2) == ((0, 1), (1,))
     assert layer.options_of(4) == ((0, 1), (2,))
+
+
+def test_the_cheapest_in_use_takes_over_where_the_gate_opens_none_in_use():
+    v = torch.tensor([[0.7, 0.0, 0.0], [0.3, 0.9, 0.0], [0.2, 0.0, 0.4], [0.0, 0.5, 0.6]])
+    expected = torch.tensor([[0.0, 0.7], [0.9, 0.0], [0.0, 0.4], [0.5, 0.6]])
+    assert torch.equal(of_options(v, (1, 2)), expected)
+    assert torch.equal(of_options(v, (2,)), torch.tensor([[0.7], [0.9], [0.4], [0.6]]))
+    assert of_options(v, (0, 1, 2)) is v
