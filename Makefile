@@ -53,6 +53,8 @@ $(STAMP): pyproject.toml setup.py $(CONSTRAINTS) Makefile
 	PIP_CONSTRAINT=$(CONSTRAINTS) $(BIN)/python -m pip install --quiet setuptools wheel
 	PIP_CONSTRAINT=$(CONSTRAINTS) $(BIN)/python -m pip install --quiet --no-build-isolation \
 	  '$(TORCH)' -e '.[recognition,dev]'
+	@# MMEngine's yapf keeps its grammar in a file, which processes that start together read half.
+	@$(BIN)/python -c 'import yapf'
 	@touch $@
 
 setup-detection: $(DETECTION_STAMP)

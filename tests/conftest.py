@@ -5,6 +5,7 @@ import os
 
 import pytest
 import torch
+import yapf  # noqa: F401  (writes its grammar before workers start, who would read half of it)
 
 if not torch.cuda.is_available():
     os.environ.setdefault('TRITON_INTERPRET', '1')  # read when Triton is imported
