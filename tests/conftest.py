@@ -2,13 +2,15 @@
 """Settings of all tests."""
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
-import yapf  # noqa: F401  (writes its grammar before workers start, who would read half of it)
+from mmengine.registry import DefaultScope, init_default_scope
 
 if not torch.cuda.is_available():
     os.environ.setdefault('TRITON_INTERPRET', '1')  # read when Triton is imported
+# MMEngine, above, imports yapf, which writes its grammar: workers, which start later, read it whole.
 
 from .videos import write_videos
 
@@ -18,6 +20,15 @@ def _repeatable() -> None:
     """One thread, so that tests do not disturb each other, and the same random numbers."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _same_scope() -> Iterator[None]:
+    """The scope of registries as it was: a runner whose config names none makes it MMEngine's."""
+    before = DefaultScope.get_current_instance()
+    yield
+    if before is not None and DefaultScope.get_current_instance() is not before:
+        init_default_scope(before.scope_name)
 
 
 @pytest.fixture(scope='session')

@@ -137,7 +137,7 @@ def test_a_convolution_with_a_forward_of_its_own_is_not_folded(kind):
 
 
 def test_what_cannot_be_made_dynamic_is_named():
-    def refast(change, message, **options):
+    def refused(change, message, **options):
         net = stock('ResNet', num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(1,))
         change(net)
         with pytest.raises(ValueError, match=message):
@@ -148,9 +148,9 @@ def test_what_cannot_be_made_dynamic_is_named():
         net.layer1[0].conv1.conv = Doubled(64, 64, 3, padding=1)
 
     name = r'layers: layer1\.0\.conv1\.conv cannot be made dynamic'
-    refast(replace, f'{name}: Doubled has a forward of its own')
-    refast(lambda net: weight_norm(net.layer1[0].conv1.conv), f'{name}: .* is parametrised')
-    refast(
+    refused(replace, f'{name}: Doubled has a forward of its own')
+    refused(lambda net: weight_norm(net.layer1[0].conv1.conv), f'{name}: .* is parametrised')
+    refused(
         lambda net: net.layer1[0].conv1.conv.register_forward_hook(print), f'{name}: .* has hooks'
     )
 
@@ -234,7 +234,7 @@ def test_hooks_of_parts_of_blocks_see_what_they_saw(part, executor):
 
 
 @pytest.mark.parametrize('executor', EXECUTORS)
-def test_hooks_that_an_executed_block_would_not_call_are_refast(executor):
+def test_hooks_that_an_executed_block_would_not_call_are_refused(executor):
     net, x = network()
     fast = optimize(net, executor=executor)
     block = fast.layer2[0]

@@ -26,7 +26,7 @@ def test_full_policy_is_the_stock_network(name):
     assert keys.unexpected_keys == []
     assert keys.missing_keys
     assert all(is_own_parameter(key) for key in keys.missing_keys)
-    for training in (True, False)[name == 'C3D' :]:  # which takes as long as all others together
+    for training in (True, False):
         net.train(training)
         twin.train(training)
         with force_policy(net, 0, 0), torch.random.fork_rng():
@@ -42,12 +42,13 @@ def test_full_policy_is_the_stock_network(name):
     assert set(static.state_dict()) == set(twin.state_dict())
 
 
-@pytest.mark.parametrize('name', [name for name in STOCK if name != 'C3D'])
-def test_full_policy_is_the_accelerated_stock_network_to_the_last_bit(name):
+@pytest.mark.parametrize('training', [True, False])
+@pytest.mark.parametrize('name', STOCK)
+def test_full_policy_is_the_accelerated_stock_network_to_the_last_bit(name, training):
     twin, net, x = accelerate(stock(name)), dynamic(name), clips(name)
     net.load_state_dict(twin.state_dict(), strict=False)
-    net.train()
-    twin.train()
+    net.train(training)
+    twin.train(training)
     with force_policy(accelerate(net), 0, 0), torch.random.fork_rng():
         features, _ = net(x)
     with torch.random.fork_rng():
@@ -181,7 +182,7 @@ def test_gradient_checkpointing_keeps_the_gradient_of_decisions(name):
     assert all(g.abs().sum() > 0 for g in gates)
 
 
-@pytest.mark.parametrize('name', [*NAMED, 'ResNet3dSlowOnly'])
+@pytest.mark.parametrize('name', [*NAMED, 'C3D', 'ResNet3dSlowOnly'])
 def test_copies_and_pickles_are_equal_and_apart(name):
     net, x = dynamic(name), torch.randn(STOCK[name][1])
     net.eval()

@@ -22,20 +22,21 @@ from .backbones import STOCK, dynamic, listed
 SMALL = {'stage_blocks': (1, 1, 1, 1)}
 
 
-class ConstantGate(nn.Module):
-    """Of another kind: all options open, whatever its parameter is."""
+class PartlyUsedGate(nn.Module):
+    """Of another kind: all options open, by some of its parameters, or by none."""
 
-    def __init__(self, channel_options):
+    def __init__(self, channel_options, constant):
         super().__init__()
-        self.channel_options = channel_options
-        self.ignored = nn.Parameter(torch.ones(1))
+        self.channel_options, self.constant = channel_options, constant
+        self.used, self.unused = (nn.Parameter(torch.ones(1)) for _ in range(2))
 
     def macs(self):
         return 0
 
     def forward(self, x, temporal_options):
+        one = self.used.detach() if self.constant else self.used
         numbers = (self.channel_options, temporal_options)
-        return Modulation(*(x.new_full((len(x), n), 0.5) for n in numbers))
+        return Modulation(*((one / 2).expand(len(x), n) for n in numbers))
 
 
 def close(net, which):
@@ -78,7 +79,9 @@ POLICIES = {
     'cheap closed': lambda net: close(net, 'cheap') or nullcontext(),
     'mixed': lambda net: close(net, 'each') or nullcontext(),
     'few in use': lambda net: use_few(net) or nullcontext(),
+    'channel 0 temporal 0': lambda net: force_policy(net, 0, 0),
     'channel 1 temporal 0': lambda net: force_policy(net, 1, 0),
+    'channel 0 temporal 2': lambda net: force_policy(net, 0, 2),
     'channel 2 temporal 1': lambda net: force_policy(net, 2, 1),
     'forced each': forced_each,
     'forced some': forced_some,
@@ -111,7 +114,7 @@ def test_every_policy_of_every_kind(options, policy):
 
 
 @needs_compiler
-@pytest.mark.parametrize('policy', ['free', 'mixed', 'few in use', 'forced some'])
+@pytest.mark.parametrize('policy', POLICIES)
 def test_compiled_mixing(policy):
     net = dynamic('ResNet2Plus1d', {'compiled': True}, **SMALL)
     assert step(net, torch.randn(2, 3, 8, 16, 16), POLICIES[policy](net)) == []
@@ -133,10 +136,11 @@ def test_other_networks(name, policy):
     assert step(net, torch.randn(STOCK[name][1]), POLICIES[policy](net)) == []
 
 
-def test_gates_of_another_kind():
+@pytest.mark.parametrize('constant', [False, True])
+def test_gates_of_another_kind(constant):
     net = dynamic('ResNet2Plus1d', **SMALL)
     for layer in dynamic_layers(net).values():
-        layer.gate = ConstantGate(len(layer.channel_options.kept))
+        layer.gate = PartlyUsedGate(len(layer.channel_options.kept), constant)
     assert step(net, torch.randn(2, 3, 8, 16, 16)) == []
 
 

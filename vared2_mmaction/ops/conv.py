@@ -12,7 +12,7 @@ from typing_extensions import Self
 
 from .cheap import ChannelOptions, TemporalOptions
 from .cost import Decision, LayerConstants, layer_cost
-from .gate import Modulation
+from .gate import Modulation, SoftModulationGate
 from .layout import as_clips, as_frames, convolve
 from .mixing import mix, shares
 from .options import Options, available, kept
@@ -182,7 +182,8 @@ class _DynamicConv(nn.modules.conv._ConvNd):
     def idle_parameters(self, runs: Iterable[Decision]) -> Iterator[nn.Parameter]:
         """Parameters of the layer's own to which runs may give no gradient."""
         learning = [run for run in runs if any(v.requires_grad for v in run.weights)]
-        if not learning:
+        # Of a gate of another class only its forward is known, not what that needs.
+        if not learning or type(self.gate) is not SoftModulationGate:
             yield from self.gate.parameters()
         for d, part in enumerate((self.channel_options, self.temporal_options)):
             mixed = {option for run in learning for option in run.cost.options[d]}

@@ -26,15 +26,19 @@ def layout(x: Tensor) -> str:
     return 'frames' if x.stride(2) > x.stride(1) else 'contiguous'
 
 
-def settled(x: Tensor) -> Tensor:
+def settled(x: Tensor, lies: str | None = None) -> Tensor:
     """Clips (N, C, T, H, W) with the strides that their layout gives to dimensions of size one.
 
     A view gives them any, and kernels that are not ours take a tensor for what its strides say: the
     backward pass of BatchNorm in PyTorch 2.13 is wrong where they belong to no layout.
+
+    Args:
+        x: The clips.
+        lies: Their layout, where it is known; a single frame may seem to lie otherwise.
     """
     if 1 not in x.shape:
         return x
-    lies = layout(x)
+    lies = lies or layout(x)
     ordered = in_memory_order(x, lies)  # a view of what lies dense has no choice
     return from_memory_order(ordered.view(ordered.shape), lies)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .cheap import ChannelOptions, TemporalOptions
 from .gate import Modulation
-from .layout import from_memory_order, in_memory_order, layout
+from .layout import from_memory_order, in_memory_order, layout, settled
 from .options import Options
 
 
@@ -104,7 +104,7 @@ def _sum(maps: list[Tensor], share: Tensor | None, tables: tuple[Tensor, Tensor]
         option, each = in_memory_order(option, lies), _lying(each, lies)
         y = option * each if y is None else torch.addcmul(y, option, each)
     assert y is not None
-    return from_memory_order(y, lies)
+    return settled(from_memory_order(y, lies), lies)
 
 
 def _lying(factors: Tensor, lies: str) -> Tensor:
