@@ -10,7 +10,7 @@ from mmengine.registry import DefaultScope, init_default_scope
 
 if not torch.cuda.is_available():
     os.environ.setdefault('TRITON_INTERPRET', '1')  # read when Triton is imported
-# MMEngine, above, imports yapf, which writes its grammar: workers, which start later, read it whole.
+# MMEngine, above, imports yapf, which writes its grammar: workers, started later, read it whole.
 
 from .videos import write_videos
 
