@@ -27,11 +27,11 @@ from rich.table import Table
 from vared2_mmaction.apis.cli import run_tool
 
 ROOT = Path(__file__).resolve().parent.parent
-SECTIONS = ('tests', 'fullgraph', 'infer', 'train', 'demo')
+SECTIONS = ('tests', 'fullgraph', 'mixing', 'infer', 'train', 'demo')
 NETWORKS, DTYPES = ('r2plus1d', 'tsn', 'i3d'), ('bfloat16', 'float32')
-MODES = ('eager', 'graph', 'compile', 'compiled-graph', 'reduce-overhead')
-NEEDS_GPU = ('infer', 'train', 'demo')
-TESTS = ['tests/executors/cuda']
+MODES = ('eager', 'graph', 'compile', 'reduce-overhead')
+NEEDS_GPU = ('mixing', 'infer', 'train', 'demo')
+TESTS = ['tests/executors/cuda', 'tests/deploy/test_training_graphs.py']
 
 
 class Part(NamedTuple):
@@ -85,6 +85,8 @@ def parts(args: argparse.Namespace) -> Iterator[Part]:
                 yield from (Part(section, network, dtype) for dtype in args.dtypes)
         elif section == 'infer':
             yield from (Part(section, 'r2plus1d', dtype) for dtype in args.dtypes)
+        elif section == 'mixing':
+            yield Part(section, dtype=args.dtypes[0])
         else:
             yield Part(section)
 
@@ -103,10 +105,10 @@ def run_part(args: argparse.Namespace, part: Part, file: Any) -> None:
     scale.runs, scale.channels_last = args.runs, args.channels_last
     if not tiny:
         scale.inference_clips = tuple(args.clips)
-    modes = tuple(mode.replace('compiled-graph', 'compiled graph') for mode in args.modes)
     rows = {
         'fullgraph': lambda: gpu.fullgraph_rows(scale),
-        'train': lambda: gpu_training.training_rows(part.network, part.dtype, modes, scale),
+        'mixing': lambda: gpu_training.mixing_rows(part.dtype, scale),
+        'train': lambda: gpu_training.training_rows(part.network, part.dtype, args.modes, scale),
         'infer': lambda: gpu.inference_rows(part.network, part.dtype, scale),
     }[part.section]
     for row in rows():
@@ -123,6 +125,7 @@ def commands(args: argparse.Namespace, part: Part, folder: Path) -> list[list[st
         data, static, own = folder / 'data', folder / 'static', folder / 'vared2'
         small = ['--train', '160', '--val', '32', '--test', '32', '--workers', '8']
         at = [f'data_root={data}', 'train_cfg.max_epochs=1', 'train_cfg.val_begin=1']
+        hooks = ['custom_hooks.0.fall=1', 'custom_hooks.1.begin=0']
         for split in ('train', 'val', 'test'):
             at.append(f'{split}_dataloader.dataset.ann_file={data}/{split}.txt')
             at.append(f'{split}_dataloader.dataset.data_prefix.video={data}')
@@ -134,7 +137,7 @@ def commands(args: argparse.Namespace, part: Part, folder: Path) -> list[list[st
         return [
             [*python, 'tools/make_moving_shapes.py', str(data), *small],
             [*train, static_config, *amp, '--work-dir', str(static), *options],
-            [*train, config, *amp, '--work-dir', str(own), *options, begin],
+            [*train, config, *amp, '--work-dir', str(own), *options, begin, *hooks],
             [*test, f'{own}/epoch_1.pth', '--work-dir', str(own), *options],
         ]
     given = [

@@ -11,12 +11,15 @@ import copy
 import pytest
 import torch
 
+from vared2_mmaction.executors.cuda import is_interpreted
+
 from ..ops.layers import NAMES, case_of
 from .ways import (
     TRAINED,
     WAYS,
     expected,
     expected_of,
+    mix_by_kernels,
     network,
     policies,
     run,
@@ -108,6 +111,17 @@ def test_one_clip_that_is_not_finite(name, way):
 @pytest.mark.parametrize('way', TRAINED)
 @pytest.mark.parametrize('forced', [False, True], ids=['free', 'forced'])
 def test_gradients(name, way, forced):
+    check_gradients(name, way, forced)
+
+
+@pytest.mark.skipif(not is_interpreted(), reason="needs Triton's interpreter, which takes a while")
+@pytest.mark.parametrize('name', ['plain', '2d', 'in use: outer ones'])
+def test_gradients_by_kernels(name):
+    """tests/executors/cuda has kernels that mix options on their own, on a GPU as well."""
+    check_gradients(name, mix_by_kernels, forced=False)
+
+
+def check_gradients(name, way, forced):
     case, module, x = prepared(name, way)
     choice = policies(name)[torch.arange(len(x)) % len(policies(name))] if forced else None
     twin = copy.deepcopy(module).double()

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from vared2_mmaction.executors import BACKENDS, ExecutedConv
 from vared2_mmaction.executors.cpu.training import mix_compiled
+from vared2_mmaction.executors.mixing import kernels_serve
 from vared2_mmaction.ops import Modulation, Options, charge
+from vared2_mmaction.ops.mixing import mix
 from vared2_mmaction.ops.reference import reference
 
 from ..compiling import needs_compiler
@@ -29,6 +31,18 @@ def compiled_mix(layer: DynamicConv) -> Any:
     """The layer, with options mixed by compiled code."""
     layer.mix = mix_compiled
     return layer
+
+
+def mix_by_kernels(layer: DynamicConv) -> Any:
+    """The layer, with options mixed by the kernels for GPUs, which are interpreted."""
+    layer.mix = _mix_by_kernels
+    return layer
+
+
+def _mix_by_kernels(z: Tensor, *what: Any) -> Tensor:
+    from vared2_mmaction.executors.cuda import training
+
+    return (training.mix_by_kernels if kernels_serve(z, *what[:-1]) else mix)(z, *what)
 
 
 def executed(name: str, layer: DynamicConv) -> Any:
@@ -48,7 +62,10 @@ def _way(name: str, make: Callable[[DynamicConv], Any]) -> Any:
     return pytest.param(make, id=name, marks=marks)
 
 
-TRAINED = [_way('definition', definition), _way('mix_compiled', compiled_mix)]
+TRAINED = [
+    _way('definition', definition),
+    _way('mix_compiled', compiled_mix),
+]
 """Ways with gradients."""
 WAYS = TRAINED + [_way(name, functools.partial(executed, name)) for name in ('eager', *BACKENDS)]
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from vared2_mmaction import optimize
 from vared2_mmaction.apis import flops
 from vared2_mmaction.deploy import executed
-from vared2_mmaction.executors.cpu.training import mix_compiled
+from vared2_mmaction.executors.mixing import mix_anywhere, mix_on_gpu
 from vared2_mmaction.models import (
     accelerate,
     dynamic_layers,
@@ -35,7 +35,6 @@ from vared2_mmaction.models import (
     to_static,
 )
 from vared2_mmaction.models.dynamize import DynamicFeatures
-from vared2_mmaction.ops.mixing import mix
 from vared2_mmaction.ops.options import MAX_OPTIONS
 
 from .batches import Batch, classifier, make_batch
@@ -239,7 +238,7 @@ def _optimised(network: nn.Module, options: Options) -> nn.Module:
 def _trained(network: Any, options: Options) -> nn.Module:
     accelerate(network)
     for layer in dynamic_layers(network).values():
-        layer.mix = mix_compiled if options.executor == 'cpu' else mix
+        layer.mix = mix_anywhere if options.executor == 'cpu' else mix_on_gpu
     if options.compile:
         network.backbone.compile(backend=options.compile)
     return network

@@ -5,19 +5,22 @@ import copy
 import gc
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vared2_mmaction.deploy.training_graphs import TrainingGraphs
 from vared2_mmaction.models import dynamic_layers, to_static
+from vared2_mmaction.ops import ChannelOptions, Options, TemporalOptions, kept
 
 from .gpu import DTYPES, Scale, build, free, make_input, measure, prune, summed_up
 
-MODES = ('eager', 'graph', 'compile', 'compiled graph', 'reduce-overhead')
-"""How a training step is executed: as MMAction2 does it; its forward and backward passes as one
-CUDA graph; its backbone by ``torch.compile``; that as one CUDA graph; compiled with that mode."""
+MODES = ('eager', 'graph', 'compile', 'reduce-overhead')
+"""How a training step is executed: as MMAction2 does it; its backbone as CUDA graphs, as
+CUDAGraphHook does it; by ``torch.compile``; compiled with that mode, which uses CUDA graphs."""
 CLASSES, BUDGET = 400, 0.6
 
 
@@ -39,16 +42,18 @@ class Step:
         parameters = [p for p in (*net.parameters(), *self.head.parameters()) if p.requires_grad]
         self.optimizer = torch.optim.SGD(parameters, lr=1e-4, momentum=0.9)
         self.run: Callable[..., Any] = net
-        self.graph: torch.cuda.CUDAGraph | None = None
         begun = time.perf_counter()
-        if mode in ('compile', 'compiled graph', 'reduce-overhead'):
+        if mode in ('compile', 'reduce-overhead'):
             self.compile(mode)
+        elif mode == 'graph':
+            self.run = TrainingGraphs(net)
         self()
         self._wait()
-        self.first_step_s = time.perf_counter() - begun
-        self.peak_mb = self._peak(self)
-        if mode in ('graph', 'compiled graph'):
-            self.capture()
+        if mode != 'graph':
+            self.first_step_s = time.perf_counter() - begun
+        self.peak_mb = self._peak(self)  # of the graph, which the second step captures
+        if mode == 'graph':
+            self.first_step_s = time.perf_counter() - begun
 
     def compile(self, mode: str) -> None:
         """Compile the backbone; a dynamic one has to be one graph."""
@@ -59,29 +64,7 @@ class Step:
             how = 'reduce-overhead' if mode == 'reduce-overhead' else 'default'
             self.run = torch.compile(self.net, mode=how, fullgraph=fullgraph)
 
-    def capture(self) -> None:
-        """Replay forward and backward passes as one CUDA graph from now on."""
-        self.peak_mb = self._peak(self._capture)
-
-    def _capture(self) -> None:
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(2):
-                self.optimizer.zero_grad(set_to_none=True)
-                self.forward_and_backward()
-        torch.cuda.current_stream().wait_stream(side)
-        self.optimizer.zero_grad(set_to_none=True)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self.forward_and_backward()
-        self.graph = graph
-
     def __call__(self) -> None:
-        if self.graph is not None:
-            self.graph.replay()
-            self.optimizer.step()
-            return
         if self.run is not self.net:
             torch.compiler.cudagraph_mark_step_begin()
         self.forward_and_backward()
@@ -104,7 +87,7 @@ class Step:
 
     def waits_for_the_host(self) -> str:
         """What a step waits for, or nothing; an optimizer is not looked at."""
-        if self.scale.device != 'cuda' or self.graph is not None:
+        if self.scale.device != 'cuda':
             return ''
         torch.cuda.set_sync_debug_mode('error')
         try:
@@ -154,9 +137,8 @@ def training_rows(
     row = summed_up(measure({'stock': stock}, scale)['stock'], {})
     yield {**common, 'mode': 'eager', 'what': 'stock', **row, 'peak_mb': stock.peak_mb}
     kinds = {'open': ((0, 1, 2), (0, 1, 2)), 'pruned': ((1, 2), (0, 1, 2))}
-    compiled: dict[str, Step] = {}
     for mode in modes:
-        if scale.device != 'cuda' and mode not in ('eager', 'compile'):
+        if scale.device != 'cuda' and mode == 'reduce-overhead':
             continue
         same: Step | None = stock if mode == 'eager' else None
         for what in ('stock', *kinds):
@@ -164,27 +146,64 @@ def training_rows(
                 continue
             label = {**common, 'mode': mode, 'what': what}
             try:
-                if mode == 'compiled graph' and what in compiled:
-                    step = compiled.pop(what)  # compiled once
-                    step.capture()
-                else:
-                    made = to_static(net) if what == 'stock' else copy.deepcopy(net)
-                    if what != 'stock':
-                        prune(made, *kinds[what])
-                    step = Step(
-                        _laid_out(made, scale), _laid_out(x, scale), DTYPES[dtype], mode, scale
-                    )
+                made = to_static(net) if what == 'stock' else copy.deepcopy(net)
+                if what != 'stock':
+                    prune(made, *kinds[what])
+                step = Step(_laid_out(made, scale), _laid_out(x, scale), DTYPES[dtype], mode, scale)
                 if what == 'stock':
                     same = step
                 yield {**label, **_training_row(step, stock, same, scale)}
             except Exception as error:  # the next may be measured
                 yield {**label, 'error': f'{type(error).__name__}: {error}'[:2000]}
-                continue
-            if mode == 'compile' and 'compiled graph' in modes:
-                compiled[what] = step
-        if mode != 'compile':
-            compiled.clear()
         free()
+
+
+MIXED = ((64, 8, 56), (144, 8, 56), (256, 4, 14), (512, 2, 7))
+"""Channels, frames and positions along a line of maps that are mixed."""
+
+
+def mixing_rows(dtype: str, scale: Scale) -> Iterator[dict[str, Any]]:
+    """Rows of mixing forward and backward: by kernels, by the definition as it is, and compiled.
+
+    The times are over those of the compiled definition.
+    """
+    from vared2_mmaction.executors.mixing import mix_on_gpu
+    from vared2_mmaction.ops.mixing import Shares, mix
+
+    ways: dict[str, Callable[..., Tensor]] = {
+        'definition': mix,
+        'kernels': mix_on_gpu,
+        'compiled definition': torch.compile(mix, dynamic=False),
+    }
+    for channels, frames, size in MIXED:
+        own, over = (kind(channels, 3, 'affine') for kind in (ChannelOptions, TemporalOptions))
+        number = len(kept(frames, 3))
+        options = Options((0, 1, 2), tuple(range(number)))
+        shape = scale.clips, channels, frames, size, size
+        z = torch.randn(shape, dtype=DTYPES[dtype]).to(scale.device).requires_grad_()
+        share = Shares(
+            *(torch.rand(scale.clips, n).to(scale.device).requires_grad_() for n in (3, number))
+        )
+        gradient = torch.randn(shape, dtype=DTYPES[dtype]).to(scale.device)
+        parts = own.to(scale.device), over.to(scale.device)
+        leaves: Any = [z, *share, *own.parameters(), *over.parameters()]
+
+        def run(mixes: Callable[..., Tensor]) -> list[Tensor]:
+            y = mixes(z, share, options, *parts, frames)  # noqa: B023  (called at once)
+            found = torch.autograd.grad(y, leaves, gradient, allow_unused=True)  # noqa: B023
+            return [y, *(torch.zeros(()) if g is None else g for g in found)]
+
+        results = {name: run(mixes) for name, mixes in ways.items()}
+        taken = measure({name: partial(run, mixes) for name, mixes in ways.items()}, scale)
+        for name, ms in taken.items():
+            pairs = zip(results[name], results['definition'], strict=True)
+            difference = max(
+                ((a - b).abs().max() / b.abs().max().clamp(min=1e-6)).item() for a, b in pairs
+            )
+            row = summed_up(ms, {'same': taken['compiled definition']})
+            what = f'{channels}x{frames}x{size}x{size}'
+            label = {'section': 'mixing', 'dtype': dtype, 'mode': name, 'what': what}
+            yield {**label, **row, 'difference': difference}
 
 
 def _training_row(step: Step, stock: Step, same: Step | None, scale: Scale) -> dict[str, Any]:

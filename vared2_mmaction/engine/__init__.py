@@ -4,7 +4,14 @@
 from . import optimizers  # noqa: F401  (mends one of MMAction2's constructors)
 from .budget_hook import BudgetScheduleHook
 from .freeze_hook import FreezeGatesHook
+from .graph_hook import CUDAGraphHook
 from .prune_hook import PruneOptionsHook
 from .usage_hook import PolicyUsageHook
 
-__all__ = ['BudgetScheduleHook', 'FreezeGatesHook', 'PolicyUsageHook', 'PruneOptionsHook']
+__all__ = [
+    'BudgetScheduleHook',
+    'CUDAGraphHook',
+    'FreezeGatesHook',
+    'PolicyUsageHook',
+    'PruneOptionsHook',
+]

@@ -59,15 +59,22 @@ class PruneOptionsHook(Hook):
         self._backbones: list[Any] = [m for m in modules if isinstance(m, DynamicBackbone)]
         if not self._backbones:
             raise ValueError('PruneOptionsHook: the model has no dynamic backbone')
+        # Each of them the same all along, so that what was captured with it goes on.
+        self._counts = [
+            torch.zeros(
+                (len(backbone.dynamic_layers), len(DIMENSIONS), MAX_OPTIONS + 1),
+                dtype=torch.int64,
+                device=next(backbone.parameters()).device,
+            )
+            for backbone in self._backbones
+        ]
         self._start()
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Begin to count."""
         if self._steps == 0 and epochs_passed(runner) >= self.begin:
-            for backbone in self._backbones:
-                shape = len(backbone.dynamic_layers), len(DIMENSIONS), MAX_OPTIONS + 1
-                device = next(backbone.parameters()).device
-                backbone.option_counts = torch.zeros(shape, dtype=torch.int64, device=device)
+            for backbone, counts in zip(self._backbones, self._counts, strict=True):
+                backbone.option_counts = counts.zero_()
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None

@@ -166,11 +166,9 @@ class DynamicBackbone(nn.Module):
         counts = count_options([run for _, run in runs])
         layers = [i for i, _ in runs]
         if layers == list(range(len(self.dynamic_layers))):
-            self.option_counts = self.option_counts + counts
+            self.option_counts += counts
         else:
-            self.option_counts = self.option_counts.index_add(
-                0, torch.tensor(layers, device=counts.device), counts
-            )
+            self.option_counts.index_add_(0, torch.tensor(layers, device=counts.device), counts)
 
     def init_weights(self, *args: Any, **kwargs: Any) -> None:
         """Initialise as the stock backbone does; gates and cheap operations keep their own."""
@@ -294,7 +292,7 @@ def _idle(layers: list[Any], decided: list[tuple]) -> list[nn.Parameter]:
     return [
         parameter
         for layer, runs in zip(layers, decided, strict=True)
-        if isinstance(layer, DynamicConv2d | DynamicConv3d)
+        if isinstance(layer, (DynamicConv2d, DynamicConv3d))
         for parameter in layer.idle_parameters(runs)
         if parameter.requires_grad
     ]

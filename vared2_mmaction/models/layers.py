@@ -24,7 +24,7 @@ from ..errors import (
     one_of,
 )
 from ..executors.cpu.library import library
-from ..executors.cpu.training import mix_compiled
+from ..executors.mixing import mix_anywhere, mix_on_gpu
 from ..ops import (
     CHEAP_OPERATIONS,
     ChannelOptions,
@@ -104,7 +104,8 @@ class DynamicOptions:
         num_segments: For a 2-D backbone, the number of frames of a clip (the segments of TSN).
             None takes the backbone's own ``num_segments``.
         compiled: Whether to mix options by compiled code in training, with float32 on a CPU; see
-            :mod:`vared2_mmaction.executors.cpu.training`. What it computes is the same.
+            :mod:`vared2_mmaction.executors.mixing`. On a GPU kernels do that in any case. What is
+            computed is the same.
     """
 
     channel: int = 3
@@ -257,8 +258,7 @@ def _convert(backbone: nn.Module, name: str, options: DynamicOptions) -> nn.Modu
     )
     dynamic = next(made for kind, made in CONVOLUTIONS.items() if isinstance(conv, kind))
     layer = dynamic.convert_from(conv, gate, channel, temporal, options.normalise, name)
-    if options.compiled:
-        layer.mix = mix_compiled
+    layer.mix = mix_anywhere if options.compiled else mix_on_gpu
     if isinstance(layer, DynamicConv2d):
         layer.num_segments = _segments(backbone, name, options)
     return layer

@@ -1,0 +1,259 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""Mix options with gradients on a GPU, as an operator that compiled graphs know."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...ops.cheap import ChannelOptions, TemporalOptions
+from ...ops.layout import empty_clips, from_memory_order, in_memory_order, layout
+from ...ops.mixing import Shares
+from ...ops.options import Options
+from . import mixing as kernels
+
+_TILE = 1024
+"""Elements of a computed frame that a program reads forward."""
+_TILE_BACK = 512
+_CLIPS, _CHANNELS = 8, 64
+"""What a program that makes gradients of factors reads at a time."""
+
+
+def mix_by_kernels(
+    z: Tensor,
+    share: Shares,
+    options: Options,
+    channel_options: ChannelOptions,
+    temporal_options: TemporalOptions,
+    frames: int,
+) -> Tensor:
+    """Mix options by kernels; see :func:`vared2_mmaction.ops.mixing.mix`.
+
+    Args:
+        z: In a type of :data:`~vared2_mmaction.executors.cuda.TYPES`.
+        share: See there, as all that follows; of the dearest options alone there is nothing to mix.
+        options: See there.
+        channel_options: With affine cheap operations.
+        temporal_options: With affine cheap operations.
+        frames: See there.
+    """
+    parts = (*_rows(channel_options, options.channel), *_rows(temporal_options, options.temporal))
+    kept = [channel_options.kept[i] for i in options.channel]
+    given = (None if v is None else v.float().contiguous() for v in share)
+    tables = torch.cat(parts).float()
+    return mixed_maps(z, *given, tables, kept, list(options.temporal), frames)
+
+
+def _rows(own: ChannelOptions | TemporalOptions, options: tuple[int, ...]) -> Iterator[Tensor]:
+    """Scales of all maps of some options of a dimension, for each frame of a period, in pieces, and
+    then their shifts."""
+    period = 1 if isinstance(own, ChannelOptions) else 2 ** options[-1]
+    like = next(own.parameters()) if len(own.cheap) else torch.ones((), device=own.used.device)
+    for name, value in (('weight', 1.0), ('bias', 0.0)):
+        computed = like.new_full((own.channels * period,), value)
+        for option in options:
+            if not option:
+                yield computed
+                continue
+            rebuilt = getattr(own.operation(option), name)
+            rows = 1 if isinstance(own, ChannelOptions) else 2**option
+            for _ in range(period // rows):
+                yield computed[: own.channels * rows - len(rebuilt)]
+                yield rebuilt
+
+
+@torch.library.custom_op('vared2_mmaction::mix', mutates_args=())
+def mixed_maps(
+    z: Tensor,
+    p: Tensor | None,
+    q: Tensor | None,
+    tables: Tensor,
+    kept: list[int],
+    temporal: list[int],
+    frames: int,
+) -> Tensor:
+    """Mix.
+
+    Args:
+        z: What the dearest options compute, (N, k, t, H, W).
+        p: Shares of channel options, (N, options) in float32; None is one of one option.
+        q: Shares of temporal options.
+        tables: Scales of channel options, (options, C) in float32, then their shifts, then both of
+            temporal options, (options, period, C).
+        kept: Channels that each channel option computes.
+        temporal: The temporal options.
+        frames: Output frames T.
+
+    Returns:
+        (N, C, T, H, W), which lies as z.
+    """
+    z = _dense(z, layout(z))
+    of = _Sizes(z, tables, kept, temporal, frames)
+    y = of.empty()
+    if y.numel():
+        tile = of.tile(of.channels, _TILE)
+        with torch.cuda.device_of(z):
+            kernels.forward[of.grid(of.channels, tile)](
+                z, y, *_shares(p, q, z), tables, *of.numbers, *_columns(p, q), **of.of_maps,
+                **_given(p, q), WHOLE=kept[0] == of.channels, **tile,
+            )  # fmt: skip
+    return y
+
+
+@mixed_maps.register_fake
+def _(z: Any, p: Any, q: Any, tables: Any, kept: Any, temporal: Any, frames: Any) -> Tensor:
+    return _Sizes(z, tables, kept, temporal, frames).empty()
+
+
+@torch.library.custom_op('vared2_mmaction::mix_backward', mutates_args=())
+def mixed_maps_backward(
+    gradient: Tensor,
+    z: Tensor,
+    p: Tensor | None,
+    q: Tensor | None,
+    tables: Tensor,
+    kept: list[int],
+    temporal: list[int],
+    frames: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of z, p, q and the tables from that of what :func:`mixed_maps` returned; those of
+    shares that were not given have no elements."""
+    lies = layout(z)
+    z, gradient = _dense(z, lies), _dense(gradient, lies)
+    of = _Sizes(z, tables, kept, temporal, frames)
+    tile = of.tile(kept[0], _TILE_BACK)
+    grid = of.grid(kept[0], tile)
+    parts = grid[0] // -(-kept[0] // tile['CHANNELS']) * grid[1]
+    of_z, of_tables = torch.empty_like(z), torch.empty_like(tables)
+    sums = tables.new_empty(len(z), parts, of.rows, of.channels)
+    own, over = of.own, of.over
+    tasks, tiles = own + over * of.period, -(-of.channels // _CHANNELS)
+    of_shares = tables.new_empty(tiles, len(z), tasks)
+    if not z.numel():
+        of_tables.zero_(), of_shares.zero_()
+    else:
+        shares = _shares(p, q, z)
+        with torch.cuda.device_of(z):
+            kernels.backward_maps[grid](
+                gradient, z, of_z, sums, *shares, tables, *of.numbers, *_columns(p, q),
+                **of.of_maps, **_given(p, q), READS=of.reads, **tile,
+            )  # fmt: skip
+            kernels.backward_factors[tiles, tasks](
+                sums.sum(1), of_tables, of_shares, *shares, tables, *of.kept, of.channels,
+                len(z), *_columns(p, q), **of.constants, **_given(p, q), OPTIONS=of.options,
+                CLIPS=_CLIPS, CHANNELS=_CHANNELS,
+            )  # fmt: skip
+    of_both = of_shares.sum(0)
+    of_p = of_both[:, :own].contiguous() if p is not None else tables.new_empty(0)
+    of_q = of_both[:, own:].unflatten(1, (over, -1)).sum(2) if q is not None else of_p.new_empty(0)
+    return of_z, of_p, of_q, of_tables
+
+
+@mixed_maps_backward.register_fake
+def _(gradient: Any, z: Any, p: Any, q: Any, tables: Any, *_: Any) -> tuple[Tensor, ...]:
+    absent = tables.new_empty(0)
+    of_shares = (absent if v is None else torch.empty_like(v) for v in (p, q))
+    return torch.empty_like(z), *of_shares, torch.empty_like(tables)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:4])
+    ctx.of = inputs[4:]
+
+
+def _gradients(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+    z, p, q, tables = ctx.saved_tensors
+    of_z, of_p, of_q, of_tables = mixed_maps_backward(gradient, z, p, q, tables, *ctx.of)
+    of_shares = (None if v is None else of for v, of in ((p, of_p), (q, of_q)))
+    return of_z, *of_shares, of_tables, None, None, None
+
+
+mixed_maps.register_autograd(_gradients, setup_context=_keep)
+
+
+class _Sizes:
+    """What kernels are told of sizes."""
+
+    def __init__(
+        self, z: Tensor, tables: Tensor, kept: Sequence[int], temporal: Sequence[int], frames: int
+    ) -> None:
+        self.z, self.frames, lies = z, frames, layout(z)
+        own, over, period = len(kept), len(temporal), 2 ** temporal[-1]
+        self.channels = tables.numel() // (2 * (own + over * period))
+        computed, area = z.shape[2], z.shape[3] * z.shape[4]
+        strides = (
+            _strides(lies, c, t, area) for c, t in ((kept[0], computed), (self.channels, frames))
+        )
+        self.last = lies == 'channels last'
+        # Vectors of channels that can be read at once, if channels lie side by side.
+        vector = math.gcd(8, self.channels, *kept) if self.last else 1
+        self.kept = (*kept, *(1,) * (4 - own))
+        self.numbers = (
+            *(k // vector for k in kept), *(1,) * (4 - own), *(n for s in strides for n in s),
+            self.channels // vector, frames, computed, area,
+        )  # fmt: skip
+        per_period = 2 ** (temporal[-1] - temporal[0])
+        self.own, self.over, self.period, self.per_period = own, over, period, per_period
+        self.rows = own + period * (per_period + 1)
+        self.constants = {'OWN': own, 'OVER': over, 'FRAMES': per_period, 'PERIOD': period}
+        # Which computed frame of a period each temporal option makes each frame of.
+        sources = [(t >> j << j) >> temporal[0] for j in temporal for t in range(period)]
+        self.of_maps = {
+            **self.constants, 'SOURCES': sum(f << 4 * n for n, f in enumerate(sources)),
+            'LAST': self.last, 'VECTOR': vector,
+        }  # fmt: skip
+        self.reads = sum(
+            1 << t * per_period + f for t, f in {(n % period, f) for n, f in enumerate(sources)}
+        )
+        self.options = sum(j << 2 * b for b, j in enumerate(temporal))
+
+    def empty(self) -> Tensor:
+        """What is written."""
+        return empty_clips((len(self.z), self.channels, self.frames, *self.z.shape[3:]), self.z)
+
+    def tile(self, channels: int, elements: int) -> dict[str, int]:
+        """Channels and positions of a tile: as many of those that lie side by side as can be."""
+        elements //= max(self.per_period // 4, 1)
+        positions, channels = _power(self.z.shape[3] * self.z.shape[4]), _power(channels)
+        if self.last:
+            # Backward, sums over many positions are worth more than many channels side by side.
+            channels = min(channels, 64 if elements > 512 else 16)
+            return {'CHANNELS': channels, 'AREA': min(positions, elements // channels)}
+        positions = min(positions, elements)
+        return {'CHANNELS': min(channels, elements // positions), 'AREA': positions}
+
+    def grid(self, channels: int, tile: dict[str, int]) -> tuple[int, int, int]:
+        """Programs: tiles of channels and positions, periods, clips."""
+        tiles = -(-channels // tile['CHANNELS']) * -(-self.numbers[-1] // tile['AREA'])
+        return tiles, -(-self.frames // self.period), len(self.z)
+
+
+def _strides(lies: str, channels: int, frames: int, area: int) -> tuple[int, int, int, int]:
+    """Those of clips, frames and channels in units, and the unit; see the kernels' ``_place``."""
+    if lies == 'channels last':
+        return frames * area, area, 0, channels
+    of_frame, of_channel = (channels, 1) if lies == 'frames' else (1, frames)
+    return channels * frames, of_frame, of_channel, area
+
+
+def _dense(maps: Tensor, lies: str) -> Tensor:
+    return from_memory_order(in_memory_order(maps, lies).contiguous(), lies)
+
+
+def _shares(p: Tensor | None, q: Tensor | None, absent: Tensor) -> tuple[Tensor, ...]:
+    return tuple(absent if v is None else v for v in (p, q))
+
+
+def _columns(p: Tensor | None, q: Tensor | None) -> tuple[int, ...]:
+    return tuple(0 if v is None else v.shape[1] for v in (p, q))
+
+
+def _given(p: Tensor | None, q: Tensor | None) -> dict[str, bool]:
+    return {'HAS_P': p is not None, 'HAS_Q': q is not None}
+
+
+def _power(number: int) -> int:
+    """The smallest power of two that is no less than a number."""
+    return 1 << math.ceil(math.log2(number)) if number > 1 else 1

@@ -1,0 +1,71 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""What mixes options in training: kernels on a GPU, C++ on a CPU if that is asked for, or the
+definition."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..ops.cheap import ChannelOptions, TemporalOptions
+from ..ops.mixing import Shares, mix
+from ..ops.options import Options
+from . import cuda
+from .cpu.training import mix_compiled
+
+_by_kernels: Callable[..., Tensor] | None = None
+if torch.cuda.is_available() and cuda.is_available():
+    from .cuda.training import mix_by_kernels as _by_kernels  # imports Triton
+
+
+def mix_on_gpu(
+    z: Tensor,
+    share: Shares,
+    options: Options,
+    channel_options: ChannelOptions,
+    temporal_options: TemporalOptions,
+    frames: int,
+) -> Tensor:
+    """Mix options; see :func:`vared2_mmaction.ops.mixing.mix`.
+
+    Kernels mix what lies on a GPU, in compiled graphs as well. All else is mixed by the definition:
+    what is traced or exported, other types than ``executors.cuda.TYPES``, and cheap operations that
+    are not affine.
+    """
+    mixes = mix
+    what = z, share, options, channel_options, temporal_options
+    if _by_kernels is not None and z.is_cuda and not _leaves_python() and kernels_serve(*what):
+        mixes = _by_kernels
+    return mixes(*what, frames)
+
+
+def kernels_serve(
+    z: Tensor,
+    share: Shares,
+    options: Options,
+    channel_options: ChannelOptions,
+    temporal_options: TemporalOptions,
+) -> bool:
+    """Whether there are kernels for what is to be mixed, and anything to mix."""
+    trivial = options == ((0,), (0,)) and all(v is None for v in share)
+    affine = channel_options.affine and temporal_options.affine
+    return z.dtype in cuda.TYPES and affine and not trivial
+
+
+def mix_anywhere(
+    z: Tensor,
+    share: Shares,
+    options: Options,
+    channel_options: ChannelOptions,
+    temporal_options: TemporalOptions,
+    frames: int,
+) -> Tensor:
+    """Mix options by kernels on a GPU, and in C++ on a CPU; see :func:`mix_on_gpu` and
+    :func:`~.cpu.training.mix_compiled`."""
+    mixes = mix_on_gpu if z.is_cuda else mix_compiled
+    return mixes(z, share, options, channel_options, temporal_options, frames)
+
+
+def _leaves_python() -> bool:
+    """Whether operations are recorded for use without this package."""
+    return torch.jit.is_tracing() or torch.compiler.is_exporting()
