@@ -15,12 +15,7 @@ BATCH_NORMS = (nn.modules.batchnorm._BatchNorm, nn.SyncBatchNorm)
 
 
 def is_watched(module: nn.Module, but: Callable | None = None) -> bool:
-    """Whether a module has hooks, or a forward of its own instead of its class's.
-
-    Args:
-        module: The module.
-        but: A forward hook that does not count.
-    """
+    """Whether a module has hooks ``but`` for one, or a forward of its own, not its class's."""
     if module._forward_pre_hooks or module._backward_pre_hooks or module._backward_hooks:
         return True
     hooks = module._forward_hooks

@@ -24,11 +24,11 @@ _MOST_FILES_LOOKED_FOR = 20_000
 def check_data(dataset: Any, key: str, scope: str) -> None:
     """Look whether what a data set names is there: the annotation, and videos or folders of frames.
 
-    The data set is built and asked. What is read from elsewhere than the local disk is believed.
+    The data set is built and asked. What is read from elsewhere than the local disk is believed,
+    and so is what is no config of a data set or of a wrapper such as ``ConcatDataset``.
 
     Args:
-        dataset: Config of a data set, or of a wrapper such as ``ConcatDataset``; anything else is
-            believed.
+        dataset: The config.
         key: Its name in the config.
         scope: Of the registries, ``default_scope``.
 

@@ -26,11 +26,7 @@ class Video(NamedTuple):
         return np.array([self.width, self.height] * 2)
 
     def frame_at(self, timestamp: float | None) -> int:
-        """Number of the frame at a time in seconds; without a time, of that in the middle.
-
-        Raises:
-            ValueError: If the time is outside the video.
-        """
+        """Number of the frame at a time in seconds, or in the middle; a ValueError outside."""
         if timestamp is None:
             return self.frames // 2
         length = self.frames / self.fps
@@ -55,11 +51,7 @@ def open_video(path: str | os.PathLike) -> Video:
 
 
 def read_frame(video: Video, number: int) -> np.ndarray:
-    """A frame of a video, RGB, (height, width, 3), bytes.
-
-    Raises:
-        ValueError: If it cannot be decoded.
-    """
+    """A frame of a video, RGB, (height, width, 3), bytes; a ValueError if it cannot be decoded."""
     return _decode(video.path, number)['imgs'][0]
 
 
@@ -73,14 +65,7 @@ def _decode(path: str, number: int) -> dict[str, Any]:
 
 
 def read_boxes(path: str, video: Video) -> np.ndarray:
-    """Read boxes, ``x1,y1,x2,y2`` in pixels, one a line.
-
-    Args:
-        path: Of the file.
-        video: What they are in.
-
-    Returns:
-        (boxes, 4).
+    """Read boxes of a video, (boxes, 4), from a file of ``x1,y1,x2,y2`` in pixels, one a line.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -111,16 +96,8 @@ def _read_box(line: str, where: str, video: Video) -> np.ndarray:
 
 
 def check_box(box: Sequence[float] | np.ndarray, where: str, video: Video) -> None:
-    """See that a box of pixels has an area and is inside the frame.
-
-    Args:
-        box: x1, y1, x2, y2.
-        where: Name of the box, for errors.
-        video: What it is in.
-
-    Raises:
-        ValueError: If it is not.
-    """
+    """Refuse a box x1, y1, x2, y2 of pixels without an area, or outside the frame, with a
+    ValueError that says where it stands."""
     found = ','.join(f'{number:g}' for number in box)
     if len(box) != 4:
         raise ValueError(f'{where}: expected x1,y1,x2,y2, found {found}')

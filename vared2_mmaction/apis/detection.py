@@ -62,12 +62,7 @@ class Detection(Computation):
 
 
 def is_detection_config(config: str) -> bool:
-    """Whether a config is one of action detection.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be read.
-    """
+    """Whether a config, which is read by :func:`~.inference.read_config`, is one of detection."""
     return 'roi_head' in read_config(config).model
 
 

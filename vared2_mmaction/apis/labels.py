@@ -11,11 +11,7 @@ BACKGROUND = 'background'
 
 
 def read_classes(path: str | None, number: int) -> list[str]:
-    """Names of the classes of a recognizer.
-
-    Args:
-        path: File of names, one a line; None numbers the classes.
-        number: How many classes there are.
+    """Names of the classes of a recognizer, one a line of a file; numbers without a file.
 
     Raises:
         FileNotFoundError: If there is no such file.

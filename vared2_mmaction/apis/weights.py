@@ -40,10 +40,6 @@ def load_weights(model: nn.Module, checkpoint: str) -> str:
 
 
 def check_checkpoint(checkpoint: str) -> None:
-    """Look whether there is a file; a URL is believed.
-
-    Raises:
-        FileNotFoundError: If there is none.
-    """
+    """Raise a FileNotFoundError if there is no such file; a URL is believed."""
     if '://' not in checkpoint and not os.path.isfile(checkpoint):
         raise FileNotFoundError(f'CHECKPOINT={checkpoint!r}: no such file')

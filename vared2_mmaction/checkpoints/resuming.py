@@ -91,11 +91,8 @@ def _read(path: Path, logger: str) -> _Whole | None:
 
 @contextmanager
 def naming_state(path: str) -> Iterator[None]:
-    """Name the file whose optimizer, schedulers or history are not those of this training.
-
-    Raises:
-        CheckpointError: In place of what setting them to its state raised.
-    """
+    """Name the file whose optimizer, schedulers or history are not those of this training, in place
+    of what setting them to its state raised."""
     try:
         yield
     except CheckpointError:
@@ -109,12 +106,9 @@ def naming_state(path: str) -> Iterator[None]:
 
 
 def distrust(runner: Any) -> None:
-    """Forget files that a resumed checkpoint wants to be replaced, but those of its own training.
+    """Forget files that a runner, which has resumed, would replace, but those of its own training.
 
     MMEngine removes ``best_ckpt``, a file or a whole folder, when a better one is saved.
-
-    Args:
-        runner: A runner that has resumed.
     """
     folders = {os.path.abspath(runner.work_dir)}
     for hook in runner.hooks:

@@ -100,12 +100,8 @@ class ExecutedStage(nn.Sequential):
 def execute_in_turn(stages: Sequence[nn.Module], x: Tensor, residual: Tensor) -> Tensor:
     """Call modules one after the other, by compiled code as far as there is some.
 
-    Modules that have hooks, or a forward of their own, are called.
-
-    Args:
-        stages: Convolutions, and modules of any other kind.
-        x: Input of the first, (N, C, T, H, W) or (N T, C, H, W).
-        residual: What the last one adds to its output.
+    ``x``, (N, C, T, H, W) or (N T, C, H, W), goes into the first; the last one adds ``residual`` to
+    its output. Modules that have hooks, or a forward of their own, are called.
     """
     y, left = x, list(stages)
     while left:

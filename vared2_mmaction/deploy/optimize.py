@@ -130,8 +130,7 @@ def _checked(executor: str) -> str:
 def _swap(network: Any) -> tuple[Any, list[ExecutedConv]]:
     """Swap convolutions that are what they seem, and that nobody watches, in place.
 
-    Returns:
-        The network, another one if it is a convolution itself, and the convolutions.
+    Returns the network, another one if it is a convolution itself, and the convolutions.
     """
     swapped: dict[nn.Module, ExecutedConv] = {
         module: ExecutedConv(module, name)

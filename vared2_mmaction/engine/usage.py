@@ -32,12 +32,7 @@ class Usage:
 
     @classmethod
     def count(cls, policy: Tensor, ratio: Tensor) -> 'Usage':
-        """Count answers; waits for the device.
-
-        Args:
-            policy: (N, layers, 2), p_c and p_t of each layer for N > 0 clips.
-            ratio: Compute ratios, (N,).
-        """
+        """Count policies, (N, layers, 2), and ratios, (N,), of N > 0 clips, on the host."""
         policy, ratio = policy.cpu(), ratio.cpu().double()
         layers = policy.shape[1]
         cells = MAX_OPTIONS * (MAX_OPTIONS * torch.arange(layers) + policy[..., 0]) + policy[..., 1]

@@ -126,13 +126,7 @@ Rows = Sequence[tuple[list[float], list[float]]]
 def decide(
     conv: Any, clips: Tensor, options: Options, forced: Tensor | None
 ) -> tuple[Modulation, Rows]:
-    """What a dynamic layer decides, with all weights on the host.
-
-    Args:
-        conv: The layer.
-        clips: Its input, (N, C, T, H, W).
-        options: Options that the input leaves; weights are of these.
-        forced: See :class:`~.base.Executor`.
+    """Weights of the options that clips (N, C, T, H, W) leave a dynamic layer, also on the host.
 
     Raises:
         FloatingPointError: If weights are not finite.

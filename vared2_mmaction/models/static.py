@@ -72,12 +72,9 @@ def is_detector(model: nn.Module) -> bool:
 
 
 def run_once(model: Any, x: Tensor) -> None:
-    """The forward pass whose multiply-adds are counted.
+    """The forward pass of a recognizer or detector whose multiply-adds are counted.
 
-    Args:
-        model: A recognizer or detector. A detector's head classifies one box: how many there are
-            in a clip is not the network's choice.
-        x: Its input, preprocessed.
+    A detector's head classifies one box: how many there are in a clip is not the network's choice.
     """
     if is_detector(model):
         model.extract_feat(x)

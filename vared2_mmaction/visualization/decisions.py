@@ -17,17 +17,11 @@ _COLUMNS = {'channels': 'C0', 'frames': 'C1'}
 
 
 def computed_shares(policy: np.ndarray) -> np.ndarray:
-    """Share of the channels and of the frames that each layer computes, mean over views.
+    """Share of the channels and frames that each layer computes, (layers, 2), mean over views.
 
-    Args:
-        policy: (views, layers, 2), options p_c and p_t; an option p computes 2^-p, rounded up to
-            whole channels and frames, which is left out here.
-
-    Returns:
-        (layers, 2), in (0, 1].
-
-    Raises:
-        ValueError: If the policy is of another shape, or holds negative options.
+    An option p of a policy, (views, layers, 2), computes 2^-p, rounded up to whole channels and
+    frames, which is left out here. A policy of another shape, or with negative options, raises a
+    ValueError.
     """
     policy = np.asarray(policy)
     if policy.ndim != 3 or policy.shape[2] != 2 or 0 in policy.shape or policy.min() < 0:

@@ -162,12 +162,8 @@ def output_frames(record: LayerRecord, frames: int) -> int:
 
 
 def weigh(choice: Choice, clips: Tensor, frames: int) -> list[tuple[list[float], list[float]]]:
-    """Call a gate, for weights of all options of each clip.
-
-    Args:
-        choice: Of a layer.
-        clips: Its input, (N, C, T, H, W).
-        frames: Number of its output frames.
+    """Call the gate of a layer for weights of all options of each clip, (N, C, T, H, W), of which
+    the layer makes so many frames.
 
     Raises:
         FloatingPointError: If weights are not finite.

@@ -77,12 +77,7 @@ def library() -> Any:
 
 
 def _load(built: Path) -> Any:
-    """The compiled code of a file.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ImportError: If it is not as it was built, or does not fit this machine.
-    """
+    """The compiled code of a file, refused with an ImportError if that is not as it was built."""
     if not _is_whole(built):
         raise ImportError('it is not as it was built')
     spec = importlib.util.spec_from_file_location(built.stem, built)
