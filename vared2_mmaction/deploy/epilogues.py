@@ -70,7 +70,7 @@ def _executed_block(block: Any, name: str) -> ExecutedBlock | None:
     stages = tuple(stage for module in modules if module is not None for stage in _stages(module))
     called = {inner for stage in stages for inner in stage.modules()}
     inner = (m for module in modules if module is not None for m in module.modules())
-    watched = is_watched(block) or any(is_watched(m) for m in inner if m not in called)
+    watched = is_watched(block, *(m for m in inner if m not in called))
     last: Any = stages[-1]
     if watched or not _takes_epilogue(last) or last.relu:
         return None
