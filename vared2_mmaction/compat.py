@@ -59,10 +59,9 @@ def _leave_out_multimodal_models() -> None:
 
 def _provide_missing_localizer() -> None:
     """The mmaction2 1.2.0 wheel lacks mmaction/models/localizers/drn, which it imports."""
-    package = importlib.util.find_spec('mmaction')
-    assert package is not None
-    assert package.origin is not None
-    if (Path(package.origin).parent / 'models' / 'localizers' / 'drn').exists():
+    import mmaction
+
+    if (Path(mmaction.__file__).parent / 'models' / 'localizers' / 'drn').exists():
         return
 
     class DRN:
@@ -77,7 +76,7 @@ def _provide_missing_localizer() -> None:
     name = 'mmaction.models.localizers.drn'
     parent, module = types.ModuleType(name), types.ModuleType(f'{name}.drn')
     parent.__path__ = []
-    module.DRN = parent.drn = DRN  # type: ignore[attr-defined]
+    module.DRN = DRN  # type: ignore[attr-defined]
     parent.drn = module  # type: ignore[attr-defined]
     sys.modules.setdefault(name, parent)
     sys.modules.setdefault(f'{name}.drn', module)

@@ -3,6 +3,7 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -73,14 +74,12 @@ def read_boxes(path: str, video: Video) -> np.ndarray:
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f'BOXES={path!r}: no such file')
-    boxes = []
     try:
-        with open(path, encoding='utf-8') as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    boxes.append(_read_box(line, f'BOXES={path!r}, line {number}', video))
+        lines = Path(path).read_text('utf-8').split('\n')
     except UnicodeDecodeError as error:
         raise ValueError(f'BOXES={path!r}: expected text, x1,y1,x2,y2 a line: {error}') from error
+    numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+    boxes = [_read_box(line, f'BOXES={path!r}, line {number}', video) for number, line in numbered]
     if not boxes:
         raise ValueError(f'BOXES={path!r}: expected lines x1,y1,x2,y2, found none')
     return np.stack(boxes)

@@ -61,13 +61,10 @@ def _place(error: Exception, path: str) -> str:
     if isinstance(error, SyntaxError):
         line = error.lineno
     elif isinstance(error, FileNotFoundError) and error.filename is not None:
-        line = _line_of(os.path.basename(error.filename), path)
+        name = os.path.basename(error.filename)
+        lines = enumerate(Path(path).read_text('utf-8').splitlines(), start=1)
+        line = next((number for number, text in lines if name in text), None)
     return path if line is None else f'{path}, line {line}'
-
-
-def _line_of(name: str, path: str) -> int | None:
-    lines = enumerate(Path(path).read_text('utf-8').splitlines(), start=1)
-    return next((number for number, line in lines if name in line), None)
 
 
 def _reason(error: Exception) -> str:

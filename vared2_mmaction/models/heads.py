@@ -156,11 +156,8 @@ class FrameBudgetHead(BudgetHead):
     temporal_pool: bool
 
     def _join_views(self, features: Tensor) -> Tensor:
-        return features.transpose(1, 2).flatten(0, 1).repeat_interleave(self._frames, 0)
-
-    @property
-    def _frames(self) -> int:
-        return self.num_segments // (2 if self.is_shift and self.temporal_pool else 1)
+        frames = self.num_segments // (2 if self.is_shift and self.temporal_pool else 1)
+        return features.transpose(1, 2).flatten(0, 1).repeat_interleave(frames, 0)
 
 
 @MODELS.register_module()

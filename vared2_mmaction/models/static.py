@@ -31,7 +31,8 @@ def to_static(model: nn.Module) -> nn.Module:
             module.__class__ = stock  # type: ignore[assignment]
         for mixin in (DynamicBackbone, BudgetPart):
             if isinstance(module, mixin):
-                module.__class__ = _behind(mixin, type(module))
+                order = type(module).__mro__
+                module.__class__ = order[order.index(mixin) + 1]
                 module._modules.pop('loss_budget', None)
         for key in [k for k, hook in module._forward_hooks.items() if hook is report_convolution]:
             del module._forward_hooks[key]
@@ -104,9 +105,3 @@ def _full_shape(model: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
             f'the first {len(clip)} may be left out'
         )
     return (*clip[:missing], *shape)
-
-
-def _behind(mixin: type, derived: type) -> type:
-    """The first class behind a mixin."""
-    order = derived.__mro__
-    return order[order.index(mixin) + 1]

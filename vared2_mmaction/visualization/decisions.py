@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
 _SIZE = (11.0, 4.5)  # inches; the height grows with the layers
@@ -96,8 +95,9 @@ def _draw_shares(figure: SubFigure, layers: Sequence[str], shares: np.ndarray, v
     for axis, column, (name, colour) in zip(axes, shares.T, _COLUMNS.items(), strict=True):
         places = np.arange(len(layers))
         axis.barh(places, np.ones(len(layers)), height=0.8, color='0.93')
-        axis.barh(places, column, height=0.8, color=colour)
-        _label_shares(axis, column)
+        bars = axis.barh(places, column, height=0.8, color=colour)
+        labels = [f'{share:.3g}' if share < 1 else '' for share in column]
+        axis.bar_label(bars, labels, padding=2, fontsize=6, color='0.3')
         axis.set_title(name + heading, fontsize=9)
         axis.set_xlim(0, 1)
         axis.set_xticks([0, 0.25, 0.5, 1], labels=['0', '1/4', '1/2', '1'], fontsize=8)
@@ -107,10 +107,3 @@ def _draw_shares(figure: SubFigure, layers: Sequence[str], shares: np.ndarray, v
         for side in ('top', 'right', 'left'):
             axis.spines[side].set_visible(False)
     axes[1].tick_params(labelleft=False)
-
-
-def _label_shares(axis: Axes, shares: np.ndarray) -> None:
-    for place, share in enumerate(shares):
-        if share < 1:
-            text = f'{share:.3g}'
-            axis.text(share + 0.015, place, text, fontsize=6, va='center', color='0.3')
