@@ -41,10 +41,9 @@ def run_tool(
 ) -> None:
     """Run a tool; what a user can mend is said in one line, without a traceback.
 
-    That are the exceptions by which arguments, configs and files are refused: ``ValueError``,
-    ``OSError``, ``ImportError``, ``FloatingPointError``, ``FileError`` and ``CalledProcessError``
-    anywhere; ``KeyError``, ``TypeError``, ``AssertionError`` and ``NotImplementedError`` of what a
-    config builds. Any other is a fault of the program and keeps its traceback, as all do with
+    That are the exceptions by which arguments, configs and files are refused, such as
+    ``ValueError`` and ``OSError``, and ``KeyError``, ``TypeError`` and the like of what a config
+    builds. Any other is a fault of the program and keeps its traceback, as all do with
     ``--traceback``.
 
     Args:

@@ -269,10 +269,9 @@ def _backbone_stages(names: list[str]) -> dict[str, str]:
 
 
 def load_model(cfg: Config, checkpoint: str | None = None) -> tuple[nn.Module, str]:
-    """Build a config's recognizer or detector; gates that the checkpoint lacks stay as initialised.
+    """Build a config's recognizer or detector, and say where its weights are from.
 
-    Returns:
-        The model, and where its weights are from.
+    Gates that the checkpoint lacks stay as initialised.
 
     Raises:
         ValueError: If the config is wrong, or the checkpoint is that of another network.

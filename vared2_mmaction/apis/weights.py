@@ -14,8 +14,7 @@ from ..checkpoints.reading import CheckpointError
 def load_weights(model: nn.Module, checkpoint: str) -> str:
     """Load a checkpoint; gates that it lacks stay as initialised.
 
-    Returns:
-        Where the weights are from, and how many tensors, in words.
+    Returns where the weights are from, and how many tensors, in words.
 
     Raises:
         FileNotFoundError: If there is no such checkpoint.

@@ -34,10 +34,7 @@ class Progress(NamedTuple):
 
 
 def read_progress(path: str) -> Progress:
-    """Read a checkpoint that a training can go on from, and see how far that was.
-
-    Args:
-        path: The file; its tensors are mapped, not read.
+    """Read how far the training was that wrote a checkpoint; its tensors are mapped, not read.
 
     Raises:
         FileNotFoundError: If there is no such file.

@@ -26,18 +26,12 @@ class _Whole(NamedTuple):
 
 
 def newest_checkpoint(folder: str | Path, logger: str = 'current') -> str | None:
-    """The newest whole checkpoint of a folder; which, and what is passed over, is logged.
+    """The newest whole checkpoint of a folder, if any; which, and what is passed over, is logged.
 
     It is the one that the note ``last_checkpoint`` names, unless a later file has come further: a
     training was killed before it could change the note. Where the note is of no use, it is the file
-    that was written last. Copies of the best checkpoint do not count.
-
-    Args:
-        folder: Of the training.
-        logger: Where to log, as MMEngine names it: 'current' or 'silent'.
-
-    Returns:
-        Its path; None where there is none.
+    that was written last. Copies of the best checkpoint do not count. ``logger`` is 'current' or
+    'silent', as MMEngine names it.
     """
     note = Path(folder) / NOTE
     name = note.read_text(errors='replace').strip() if note.is_file() else ''

@@ -34,13 +34,8 @@ class Box(NamedTuple):
 
 
 def describe(names: Sequence[str], scores: np.ndarray, most: int = 3) -> list[str]:
-    """The likeliest actions of a box, best first.
-
-    Args:
-        names: Of the actions.
-        scores: Of the actions, (actions,).
-        most: How many actions at most; from the second on, those with a score of 0.5 or more.
-    """
+    """At most so many of the likeliest actions, best first; from the second on, those with a score
+    of 0.5 or more. Names and scores, (actions,), are of all."""
     order = np.argsort(-scores, kind='stable')[:most]
     return [
         f'{names[action]} {scores[action]:.2f}'
