@@ -17,16 +17,21 @@ pytestmark = pytest.mark.fast
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / 'vared2_mmaction'
 OURS = {path.parent.name for path in TOOLS.glob('*/__init__.py')}
-BELOW = {'synthetic': set(), 'benchmarking': set(), 'studies': {'synthetic', 'benchmarking'}}
+BELOW = {
+    'synthetic': set(),
+    'benchmarking': set(),
+    'policy_report': set(),
+    'studies': {'synthetic', 'benchmarking'},
+}
 """Packages of tools that each may import."""
 NAMES = {Path(name).stem for name in SCRIPTS}
 PROBE = """
 import runpy, sys
 from pathlib import Path
-import vared2_mmaction.apis, vared2_mmaction.visualization.page
+import vared2_mmaction.apis, vared2_mmaction.visualization.decisions
 from mmaction.registry import MODELS
 
-ours = ('benchmarking', 'studies', 'synthetic')
+ours = ('benchmarking', 'policy_report', 'studies', 'synthetic')
 parts = lambda: {part for name in sys.modules for part in name.split('.')}
 print(sorted(parts() & {*ours, 'random_gate', 'moving_shapes'}), 'RandomPolicyGate' in MODELS)
 for script in Path(__file__).parent.glob('*.py'):

@@ -18,11 +18,7 @@ STOCK = Path(mmaction.__file__).parent / '.mim'
 
 
 def find_tool(name: str) -> str:
-    """The path of a script, or of one of MMAction2's by its name in MMAction2's repository.
-
-    Raises:
-        FileNotFoundError: If there is none.
-    """
+    """The path of a script, or of one of MMAction2's by its name in MMAction2's repository."""
     for path in (Path(name), STOCK / name):
         if path.is_file():
             return str(path)

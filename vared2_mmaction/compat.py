@@ -6,14 +6,13 @@ can go when it is gone.
 """
 
 import datetime
-import functools
 import importlib
 import importlib.metadata
 import importlib.util
 import os
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import torch
 
 from . import compat_checkpoints
 from .errors import FileError
+from .replacing import replaces
 
 
 def apply() -> None:
@@ -59,10 +59,9 @@ def _leave_out_multimodal_models() -> None:
 
 def _provide_missing_localizer() -> None:
     """The mmaction2 1.2.0 wheel lacks mmaction/models/localizers/drn, which it imports."""
-    package = importlib.util.find_spec('mmaction')
-    assert package is not None
-    assert package.origin is not None
-    if (Path(package.origin).parent / 'models' / 'localizers' / 'drn').exists():
+    import mmaction
+
+    if (Path(mmaction.__file__).parent / 'models' / 'localizers' / 'drn').exists():
         return
 
     class DRN:
@@ -77,7 +76,7 @@ def _provide_missing_localizer() -> None:
     name = 'mmaction.models.localizers.drn'
     parent, module = types.ModuleType(name), types.ModuleType(f'{name}.drn')
     parent.__path__ = []
-    module.DRN = parent.drn = DRN  # type: ignore[attr-defined]
+    module.DRN = DRN  # type: ignore[attr-defined]
     parent.drn = module  # type: ignore[attr-defined]
     sys.modules.setdefault(name, parent)
     sys.modules.setdefault(f'{name}.drn', module)
@@ -87,10 +86,8 @@ def _open_videos_by_path() -> None:
     """DecordInit hands decord the bytes of a file; those of a cut-off AVI crash the process."""
     from mmaction.datasets.transforms.loading import DecordInit
 
-    original = DecordInit._get_video_reader
-
-    @functools.wraps(original)
-    def open_video(self: Any, filename: str) -> object:
+    @replaces(DecordInit, '_get_video_reader')
+    def open_video(original: Callable, self: Any, filename: str) -> object:
         if self.io_backend != 'disk':
             return original(self, filename)
         import decord
@@ -100,9 +97,6 @@ def _open_videos_by_path() -> None:
         if not os.path.isfile(filename):
             raise FileNotFoundError('no such file')
         return decord.VideoReader(filename, num_threads=self.num_threads)
-
-    if not hasattr(original, '__wrapped__'):
-        DecordInit._get_video_reader = open_video
 
 
 def _name_undecodable_videos() -> None:
@@ -116,10 +110,8 @@ def _name_undecodable_videos() -> None:
 
 
 def _name_video(transform: Any, library: str, step: str) -> None:
-    original = transform.transform
-
-    @functools.wraps(original)
-    def named(self: Any, results: dict) -> dict:
+    @replaces(transform, 'transform')
+    def named(original: Callable, self: Any, results: dict) -> dict:
         try:
             results = original(self, results)
             if library == 'OpenCV' and results['total_frames'] < 1:  # it opens anything
@@ -135,9 +127,6 @@ def _name_video(transform: Any, library: str, step: str) -> None:
                 f'video {str(results.get("filename", "<array>"))!r} cannot be {step}: expected a '
                 f'video file that {library.replace("Decord", "decord")} can decode ({reason})'
             ) from error
-
-    if not hasattr(original, '__wrapped__'):
-        transform.transform = named
 
 
 def _draw_predictions() -> None:
@@ -200,15 +189,13 @@ def _start_distributed_on_cpu() -> None:
     from mmengine.dist import utils
     from mmengine.model import MMDistributedDataParallel
 
-    original_start, original_wrap = utils._init_dist_pytorch, MMDistributedDataParallel.__init__
-
-    @functools.wraps(original_start)
-    def start(backend: str, init_backend: str = 'torch', **kwargs: Any) -> None:
+    @replaces(utils, '_init_dist_pytorch')
+    def start(original: Callable, backend: str, init_backend: str = 'torch', **kwargs: Any) -> None:
         accelerated = is_cuda_available() or any(
             getattr(utils, f'is_{device}_available')() for device in ('mlu', 'npu', 'musa')
         )
         if accelerated or init_backend != 'torch':
-            original_start(backend, init_backend=init_backend, **kwargs)
+            original(backend, init_backend=init_backend, **kwargs)
         elif backend != 'gloo':
             raise ValueError(
                 f'env_cfg.dist_cfg.backend={backend!r} needs a GPU, and none is available; on CPU '
@@ -217,25 +204,25 @@ def _start_distributed_on_cpu() -> None:
         else:
             torch.distributed.init_process_group(backend=backend, **kwargs)
 
-    @functools.wraps(original_wrap)
-    def wrap(self: Any, module: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
+    @replaces(MMDistributedDataParallel, '__init__')
+    def wrap(
+        original: Callable, self: Any, module: torch.nn.Module, *args: Any, **kwargs: Any
+    ) -> None:
         if all(parameter.device.type == 'cpu' for parameter in module.parameters()):
             kwargs['device_ids'] = None
-        original_wrap(self, module, *args, **kwargs)
-
-    if not hasattr(original_start, '__wrapped__'):
-        utils._init_dist_pytorch = start
-        MMDistributedDataParallel.__init__ = wrap
+        original(self, module, *args, **kwargs)
 
 
 def _return_data_samples() -> None:
     """MMAction2Inferencer documents return_datasamples, refuses it, and keeps scores only."""
     from mmaction.apis.inferencers import MMAction2Inferencer
 
-    original = MMAction2Inferencer.postprocess
+    known = MMAction2Inferencer.postprocess_kwargs
+    MMAction2Inferencer.postprocess_kwargs = known | {'return_datasamples'}
 
-    @functools.wraps(original)
+    @replaces(MMAction2Inferencer, 'postprocess')
     def postprocess(
+        original: Callable,
         self: Any,
         preds: dict,
         visualization: Any = None,
@@ -246,11 +233,6 @@ def _return_data_samples() -> None:
         if return_datasamples:
             result['predictions'] = [sample for (sample,) in preds['rec']]
         return result
-
-    if not hasattr(original, '__wrapped__'):
-        known = MMAction2Inferencer.postprocess_kwargs
-        MMAction2Inferencer.postprocess_kwargs = known | {'return_datasamples'}
-        MMAction2Inferencer.postprocess = postprocess
 
 
 def _keep_results_of_processes_apart() -> None:

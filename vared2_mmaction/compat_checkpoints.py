@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from .replacing import replaces
+
 
 def apply() -> None:
     """Mend what is broken."""
@@ -74,23 +76,18 @@ def _read_weights_only() -> None:
         def __getattr__(self, name: str) -> Any:
             return getattr(torch, name)
 
-    loader = checkpoint.CheckpointLoader
-    original = loader.load_checkpoint.__func__
+    checkpoint.torch = WeightsOnly('torch')
+    checkpoint.load_url = functools.partial(checkpoint.load_url, weights_only=True)
 
-    @functools.wraps(original)
+    @replaces(checkpoint.CheckpointLoader, 'load_checkpoint')
     def load_checkpoint(
-        cls: type, filename: str, map_location: Any = None, logger: Any = 'current'
+        original: Callable, filename: str, map_location: Any = None, logger: Any = 'current'
     ) -> Any:
         with reading.naming(filename):
-            content = original(cls, filename, map_location, logger)
+            content = original(filename, map_location, logger)
         reading.check_content(filename, content)
         reading.disarm(content)
         return content
-
-    if not hasattr(original, '__wrapped__'):
-        checkpoint.torch = WeightsOnly('torch')
-        checkpoint.load_url = functools.partial(checkpoint.load_url, weights_only=True)
-        loader.load_checkpoint = classmethod(load_checkpoint)
 
 
 def _report_loading() -> None:
@@ -106,31 +103,27 @@ def _report_loading() -> None:
         return
     _replace_everywhere('load_state_dict', original, loading.report_loading(original))
 
-    def naming(function: Callable) -> Callable:
-        @functools.wraps(function)
-        def named(owner: Any, filename: str, *args: Any, **kwargs: Any) -> Any:
-            with loading.naming_file(filename):
-                return function(owner, filename, *args, **kwargs)
-
-        return named
-
     load_checkpoint = checkpoint.load_checkpoint
-    _replace_everywhere('load_checkpoint', load_checkpoint, naming(load_checkpoint))
-    for runner in (Runner, FlexibleRunner):
-        runner.load_checkpoint = naming(runner.load_checkpoint)
-    initialise = BaseInferencer._init_model
+    for owner in (checkpoint, Runner, FlexibleRunner):
 
-    @functools.wraps(initialise)
-    def init_model(self: Any, cfg: Any, weights: str | None, device: str = 'cpu') -> Any:
+        @replaces(owner, 'load_checkpoint')
+        def named(original: Callable, into: Any, filename: str, *args: Any, **kwargs: Any) -> Any:
+            with loading.naming_file(filename):
+                return original(into, filename, *args, **kwargs)
+
+    _replace_everywhere('load_checkpoint', load_checkpoint, checkpoint.load_checkpoint)
+
+    @replaces(BaseInferencer, '_init_model')
+    def init_model(
+        original: Callable, self: Any, cfg: Any, weights: str | None, device: str = 'cpu'
+    ) -> Any:
         if not cfg:
             raise ValueError(
                 f'weights={weights!r}: the config inside a checkpoint is not executed; name the '
                 "model's config file (model=...)"
             )
         with loading.naming_file(str(weights)):
-            return initialise(self, cfg, weights, device)
-
-    BaseInferencer._init_model = init_model
+            return original(self, cfg, weights, device)
 
 
 def _resume_what_is_whole() -> None:
@@ -139,22 +132,18 @@ def _resume_what_is_whole() -> None:
 
     from .checkpoints import loading, reading, resuming
 
-    def wrap(original: Callable) -> Callable:
-        @functools.wraps(original)
-        def resume(self: Any, filename: str, *args: Any, **kwargs: Any) -> None:
+    for runner in (Runner, FlexibleRunner):
+
+        @replaces(runner, 'resume')
+        def resume(original: Callable, self: Any, filename: str, *args: Any, **kwargs: Any) -> None:
             if os.path.isfile(filename):
                 reading.read_progress(filename)
             with loading.naming_file(filename), resuming.naming_state(filename):
                 original(self, filename, *args, **kwargs)
             resuming.distrust(self)
 
-        return resume
-
-    if not hasattr(Runner.resume, '__wrapped__'):
-        for runner in (Runner, FlexibleRunner):
-            runner.resume = wrap(runner.resume)
-        find = checkpoint.find_latest_checkpoint
-        _replace_everywhere('find_latest_checkpoint', find, resuming.newest_checkpoint)
+    find = checkpoint.find_latest_checkpoint
+    _replace_everywhere('find_latest_checkpoint', find, resuming.newest_checkpoint)
 
 
 def _write_whole_files() -> None:
@@ -163,10 +152,8 @@ def _write_whole_files() -> None:
     from mmengine.fileio import LocalBackend
     from mmengine.hooks import CheckpointHook
 
-    put, save = LocalBackend.put, CheckpointHook._save_checkpoint_with_step
-
-    @functools.wraps(put)
-    def put_whole(self: Any, obj: bytes, filepath: str | Path) -> None:
+    @replaces(LocalBackend, 'put')
+    def put_whole(put: Callable, self: Any, obj: bytes, filepath: str | Path) -> None:
         path = os.path.realpath(filepath)
         if os.path.exists(path) and not os.path.isfile(path):  # a device
             put(self, obj, filepath)
@@ -175,8 +162,8 @@ def _write_whole_files() -> None:
         put(self, obj, part)
         os.replace(part, path)
 
-    @functools.wraps(save)
-    def save_first(self: Any, runner: Any, step: int, meta: dict) -> None:
+    @replaces(CheckpointHook, '_save_checkpoint_with_step')
+    def save_first(save: Callable, self: Any, runner: Any, step: int, meta: dict) -> None:
         backend, removed = self.file_backend, []
 
         class Later:
@@ -192,7 +179,3 @@ def _write_whole_files() -> None:
             self.file_backend = backend
         for remove, path in removed:
             remove(path)
-
-    if not hasattr(put, '__wrapped__'):
-        LocalBackend.put = put_whole
-        CheckpointHook._save_checkpoint_with_step = save_first

@@ -40,15 +40,10 @@ def one_of(words: Collection[str]) -> Expected:
 
 
 def check(key: str, value: Any, expected: Expected) -> None:
-    """Refuse the value of an option; nothing is converted, least of all text to numbers.
+    """Refuse the value of an option with a ValueError that names key, value and what was expected.
 
-    Args:
-        key: Full name of the option, such as 'dynamic.gate.floor'.
-        value: What the user gave.
-        expected: What it may be.
-
-    Raises:
-        ValueError: Naming key, value and what was expected.
+    ``key`` is the full name, such as 'dynamic.gate.floor'. Nothing is converted, least of all text
+    to numbers.
     """
     kind, words, holds, or_none = expected
     if or_none and value is None:
@@ -61,11 +56,7 @@ def check(key: str, value: Any, expected: Expected) -> None:
 
 
 def given_options(key: str, options: Any) -> Mapping[str, Any]:
-    """Options as a user gave them, none for None.
-
-    Raises:
-        ValueError: If they are no mapping.
-    """
+    """Options as a user gave them, none for None; a ValueError if they are no mapping."""
     if options is None:
         return {}
     check(key, options, OPTIONS)
@@ -75,16 +66,9 @@ def given_options(key: str, options: Any) -> Mapping[str, Any]:
 def check_arguments(
     key: str, options: Any, function: Callable, given: Collection[str] = ()
 ) -> None:
-    """Refuse options that a class or function does not take.
+    """Raise a ValueError for options that are no mapping, or that a function does not take.
 
-    Args:
-        key: Name of the options.
-        options: What the user gave.
-        function: Who gets them.
-        given: Its arguments that are not the user's to give.
-
-    Raises:
-        ValueError: If they are no mapping, or one of them is unknown.
+    ``key`` is their name; ``given`` are arguments of the function that are not the user's to give.
     """
     check(key, options, OPTIONS)
     parameters = inspect.signature(function).parameters.values()

@@ -4,13 +4,15 @@
 Each is told by its text and by who says it, so that the same message stays where a user causes it.
 """
 
-import functools
 import inspect
 import logging
 import re
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
+
+from .replacing import replaces
 
 _OPEN_MMLAB = ('mmengine', 'mmcv', 'mmaction', 'mmdet')
 _IMPORT_WARNINGS = (
@@ -44,34 +46,25 @@ def _leave_out_deprecations_of_own_calls() -> None:
     """Every training says that MMEngine's FileClient, which MMEngine itself uses, is deprecated."""
     from mmengine.fileio import file_client
 
-    original = file_client.print_log
+    own = file_client.__name__, __name__, replaces.__module__
 
-    @functools.wraps(original)
-    def print_log(*args: Any, **kwargs: Any) -> None:
+    @replaces(file_client, 'print_log')
+    def print_log(original: Callable, *args: Any, **kwargs: Any) -> None:
         frame = inspect.currentframe()
-        frame = frame and frame.f_back
-        while frame and frame.f_globals['__name__'] == file_client.__name__:
+        while frame and frame.f_globals['__name__'] in own:
             frame = frame.f_back
         if frame is None or frame.f_globals['__name__'].partition('.')[0] not in _OPEN_MMLAB:
             original(*args, **kwargs)
-
-    if not hasattr(original, '__wrapped__'):
-        file_client.print_log = print_log
 
 
 def _leave_out_prefix_of_dumps() -> None:
     """``test.py --dump`` says that a metric without any value has no prefix for its values."""
     from mmengine.evaluator import metric
 
-    original = metric.print_log
-
-    @functools.wraps(original)
-    def print_log(msg: Any, *args: Any, **kwargs: Any) -> None:
+    @replaces(metric, 'print_log')
+    def print_log(original: Callable, msg: Any, *args: Any, **kwargs: Any) -> None:
         if msg != 'The prefix is not set in metric class DumpResults.':
             original(msg, *args, **kwargs)
-
-    if not hasattr(original, '__wrapped__'):
-        metric.print_log = print_log
 
 
 def _sum_up_parameter_options() -> None:
@@ -82,10 +75,8 @@ def _sum_up_parameter_options() -> None:
     from mmengine.logging import MMLogger
     from mmengine.optim import DefaultOptimWrapperConstructor as Constructor
 
-    original = Constructor.__call__
-
-    @functools.wraps(original)
-    def construct(self: Any, *args: Any, **kwargs: Any) -> Any:
+    @replaces(Constructor, '__call__')
+    def construct(original: Callable, self: Any, *args: Any, **kwargs: Any) -> Any:
         logger = MMLogger.get_current_instance()
         options = _ParameterOptions()
         logger.addFilter(options)
@@ -95,9 +86,6 @@ def _sum_up_parameter_options() -> None:
             logger.removeFilter(options)
             if options.of_parameters:
                 logger.info(options.summary())
-
-    if not hasattr(original, '__wrapped__'):
-        Constructor.__call__ = construct
 
 
 class _ParameterOptions(logging.Filter):

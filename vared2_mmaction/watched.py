@@ -14,19 +14,17 @@ BATCH_NORMS = (nn.modules.batchnorm._BatchNorm, nn.SyncBatchNorm)
 """BatchNorm of any rank, synchronised, or reverted from that by MMEngine."""
 
 
-def is_watched(module: nn.Module, but: Callable | None = None) -> bool:
-    """Whether a module has hooks, or a forward of its own instead of its class's.
-
-    Args:
-        module: The module.
-        but: A forward hook that does not count.
-    """
-    if module._forward_pre_hooks or module._backward_pre_hooks or module._backward_hooks:
-        return True
-    hooks = module._forward_hooks
-    if hooks and any(hook is not but for hook in hooks.values()):
-        return True
-    return 'forward' in module.__dict__
+def is_watched(*modules: nn.Module, but: Callable | None = None) -> bool:
+    """Whether any of some modules has hooks ``but`` for one, or a forward not its class's."""
+    for module in modules:
+        if module._forward_pre_hooks or module._backward_pre_hooks or module._backward_hooks:
+            return True
+        hooks = module._forward_hooks
+        if hooks and any(hook is not but for hook in hooks.values()):
+            return True
+        if 'forward' in module.__dict__:
+            return True
+    return False
 
 
 def runs(module: nn.Module, *kinds: type[nn.Module]) -> bool:

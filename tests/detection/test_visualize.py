@@ -13,8 +13,9 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.evaluator import DumpResults, Evaluator
 
+from policy_report import visualize
 from synthetic.moving_boxes import ACTIONS
-from vared2_mmaction.apis import flops, visualize
+from vared2_mmaction.apis import flops
 from vared2_mmaction.models.policy import force_policy
 
 from ..loading import load_tool

@@ -21,11 +21,7 @@ _BUILT_ELSEWHERE = ('mmcls.', 'mmpretrain.', 'torchvision.', 'timm.')
 
 
 def check_config(cfg: Config, *splits: str) -> None:
-    """Check model, checkpoint and data of a config.
-
-    Args:
-        cfg: The config.
-        *splits: Whose data to check: 'train', 'val', 'test'.
+    """Check model and checkpoint of a config, and the data of some splits: 'train', 'val', 'test'.
 
     Raises:
         ValueError: If backbone, neck and head do not belong together, a dynamic option is wrong, or

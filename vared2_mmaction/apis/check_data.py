@@ -24,13 +24,9 @@ _MOST_FILES_LOOKED_FOR = 20_000
 def check_data(dataset: Any, key: str, scope: str) -> None:
     """Look whether what a data set names is there: the annotation, and videos or folders of frames.
 
-    The data set is built and asked. What is read from elsewhere than the local disk is believed.
-
-    Args:
-        dataset: Config of a data set, or of a wrapper such as ``ConcatDataset``; anything else is
-            believed.
-        key: Its name in the config.
-        scope: Of the registries, ``default_scope``.
+    The data set is built, in a scope of the registries, and asked; ``key`` is its name in the
+    config. What is read from elsewhere than the local disk is believed, and so is what is no config
+    of a data set or of a wrapper such as ``ConcatDataset``.
 
     Raises:
         FileNotFoundError: If something is missing.

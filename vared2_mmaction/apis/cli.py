@@ -41,10 +41,9 @@ def run_tool(
 ) -> None:
     """Run a tool; what a user can mend is said in one line, without a traceback.
 
-    That are the exceptions by which arguments, configs and files are refused: ``ValueError``,
-    ``OSError``, ``ImportError``, ``FloatingPointError``, ``FileError`` and ``CalledProcessError``
-    anywhere; ``KeyError``, ``TypeError``, ``AssertionError`` and ``NotImplementedError`` of what a
-    config builds. Any other is a fault of the program and keeps its traceback, as all do with
+    That are the exceptions by which arguments, configs and files are refused, such as
+    ``ValueError`` and ``OSError``, and ``KeyError``, ``TypeError`` and the like of what a config
+    builds. Any other is a fault of the program and keeps its traceback, as all do with
     ``--traceback``.
 
     Args:
@@ -188,16 +187,9 @@ def resolve_work_dir(cfg: Config, args: argparse.Namespace) -> str:
 
 
 def merge_train_args(cfg: Config, args: argparse.Namespace) -> Config:
-    """Applies the arguments of ``tools/train.py`` to ``cfg``; ``--cfg-options`` come last.
+    """Applies what :func:`train_parser` parsed to ``cfg``, in place; ``--cfg-options`` come last.
 
     Other than in MMAction2, seed flags also apply when the config has a ``randomness`` of its own.
-
-    Args:
-        cfg: The config, changed in place.
-        args: What :func:`train_parser` parsed.
-
-    Returns:
-        ``cfg``.
 
     Raises:
         ValueError: If the config cannot do what a flag asks for.
@@ -228,19 +220,12 @@ def merge_train_args(cfg: Config, args: argparse.Namespace) -> Config:
 
 
 def merge_test_args(cfg: Config, args: argparse.Namespace) -> Config:
-    """Applies the arguments of ``tools/test.py`` to ``cfg``.
+    """Applies what :func:`test_parser` parsed to ``cfg``, in place.
 
     ``--cfg-options`` replace what the drawing flags set, and are themselves replaced by
     ``--work-dir``, ``--dump`` and the checkpoint. Other than in MMAction2, ``--show`` and
     ``--show-dir`` do not need a ``VisualizationHook`` in the config, and ``--cfg-options
     test_evaluator.x=y`` works together with ``--dump``.
-
-    Args:
-        cfg: The config, changed in place.
-        args: What :func:`test_parser` parsed.
-
-    Returns:
-        ``cfg``.
 
     Raises:
         ValueError: If the config cannot do what a flag asks for.

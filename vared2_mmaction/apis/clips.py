@@ -3,6 +3,7 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,11 +27,7 @@ class Video(NamedTuple):
         return np.array([self.width, self.height] * 2)
 
     def frame_at(self, timestamp: float | None) -> int:
-        """Number of the frame at a time in seconds; without a time, of that in the middle.
-
-        Raises:
-            ValueError: If the time is outside the video.
-        """
+        """Number of the frame at a time in seconds, or in the middle; a ValueError outside."""
         if timestamp is None:
             return self.frames // 2
         length = self.frames / self.fps
@@ -55,11 +52,7 @@ def open_video(path: str | os.PathLike) -> Video:
 
 
 def read_frame(video: Video, number: int) -> np.ndarray:
-    """A frame of a video, RGB, (height, width, 3), bytes.
-
-    Raises:
-        ValueError: If it cannot be decoded.
-    """
+    """A frame of a video, RGB, (height, width, 3), bytes; a ValueError if it cannot be decoded."""
     return _decode(video.path, number)['imgs'][0]
 
 
@@ -73,14 +66,7 @@ def _decode(path: str, number: int) -> dict[str, Any]:
 
 
 def read_boxes(path: str, video: Video) -> np.ndarray:
-    """Read boxes, ``x1,y1,x2,y2`` in pixels, one a line.
-
-    Args:
-        path: Of the file.
-        video: What they are in.
-
-    Returns:
-        (boxes, 4).
+    """Read boxes of a video, (boxes, 4), from a file of ``x1,y1,x2,y2`` in pixels, one a line.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -88,14 +74,12 @@ def read_boxes(path: str, video: Video) -> np.ndarray:
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f'BOXES={path!r}: no such file')
-    boxes = []
     try:
-        with open(path, encoding='utf-8') as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    boxes.append(_read_box(line, f'BOXES={path!r}, line {number}', video))
+        lines = Path(path).read_text('utf-8').split('\n')
     except UnicodeDecodeError as error:
         raise ValueError(f'BOXES={path!r}: expected text, x1,y1,x2,y2 a line: {error}') from error
+    numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+    boxes = [_read_box(line, f'BOXES={path!r}, line {number}', video) for number, line in numbered]
     if not boxes:
         raise ValueError(f'BOXES={path!r}: expected lines x1,y1,x2,y2, found none')
     return np.stack(boxes)
@@ -111,16 +95,8 @@ def _read_box(line: str, where: str, video: Video) -> np.ndarray:
 
 
 def check_box(box: Sequence[float] | np.ndarray, where: str, video: Video) -> None:
-    """See that a box of pixels has an area and is inside the frame.
-
-    Args:
-        box: x1, y1, x2, y2.
-        where: Name of the box, for errors.
-        video: What it is in.
-
-    Raises:
-        ValueError: If it is not.
-    """
+    """Refuse a box x1, y1, x2, y2 of pixels without an area, or outside the frame, with a
+    ValueError that says where it stands."""
     found = ','.join(f'{number:g}' for number in box)
     if len(box) != 4:
         raise ValueError(f'{where}: expected x1,y1,x2,y2, found {found}')

@@ -11,11 +11,7 @@ from mmengine.config import Config
 
 
 def read_config_file(path: str | os.PathLike, options: Mapping[str, Any] | None = None) -> Config:
-    """Read a config, which is a program and may raise anything.
-
-    Args:
-        path: Of the config.
-        options: Those of ``--cfg-options``, which replace settings.
+    """Read a config, which is a program and may raise anything, and apply ``--cfg-options``.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -35,11 +31,7 @@ def read_config_file(path: str | os.PathLike, options: Mapping[str, Any] | None 
 
 
 def merge_options(cfg: Config, options: Mapping[str, Any] | None) -> None:
-    """Replace settings by those of ``--cfg-options``, in place.
-
-    Raises:
-        ValueError: If one does not fit.
-    """
+    """Replace settings by those of ``--cfg-options``, in place; a ValueError if one is wrong."""
     for key, value in (options or {}).items():
         try:
             cfg.merge_from_dict({key: value})
@@ -69,13 +61,10 @@ def _place(error: Exception, path: str) -> str:
     if isinstance(error, SyntaxError):
         line = error.lineno
     elif isinstance(error, FileNotFoundError) and error.filename is not None:
-        line = _line_of(os.path.basename(error.filename), path)
+        name = os.path.basename(error.filename)
+        lines = enumerate(Path(path).read_text('utf-8').splitlines(), start=1)
+        line = next((number for number, text in lines if name in text), None)
     return path if line is None else f'{path}, line {line}'
-
-
-def _line_of(name: str, path: str) -> int | None:
-    lines = enumerate(Path(path).read_text('utf-8').splitlines(), start=1)
-    return next((number for number, line in lines if name in line), None)
 
 
 def _reason(error: Exception) -> str:

@@ -62,12 +62,7 @@ class Detection(Computation):
 
 
 def is_detection_config(config: str) -> bool:
-    """Whether a config is one of action detection.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be read.
-    """
+    """Whether a config, which is read by :func:`~.inference.read_config`, is one of detection."""
     return 'roi_head' in read_config(config).model
 
 
@@ -260,13 +255,10 @@ def _make_clip(pipeline: Compose, video: Video, frame: int, boxes: np.ndarray) -
     except Exception as error:  # the steps are the config's
         what = f'{type(error).__name__}: {error}'
         raise ValueError(f'VIDEO={video.path!r}: the test pipeline fails: {what}') from error
-    _check_inputs(batch['inputs'][0])
-    return batch
-
-
-def _check_inputs(inputs: Tensor) -> None:
+    inputs: Tensor = batch['inputs'][0]
     if inputs.dim() != 4 or len(inputs) != 3 or inputs.dtype != torch.uint8:
         raise ValueError(
             f'the test pipeline gives {inputs.dtype} of shape {tuple(inputs.shape)}: expected RGB '
             'frames, uint8 of shape (3, T, H, W)'
         )
+    return batch

@@ -10,7 +10,7 @@ layer by layer, or an error is raised.
 import copy
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +21,10 @@ from mmaction.structures import ActionDataSample
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..executors import ExecutedConv
@@ -102,7 +106,7 @@ def measure(model: nn.Module, videos: Iterable[Iterable[Tensor]]) -> CostTable:
         for clip in clips:
             if clip.shape not in static:
                 static[clip.shape] = _count_static(model, clip)
-            modules, share = measure_clip(network, clip, static[clip.shape])
+            modules, share = _measure_clip(network, clip, static[clip.shape])
             sums.append(np.zeros((len(names), 4)))
             shares.append(share)
             for module, cost in modules.items():
@@ -146,22 +150,13 @@ def skipping(model: nn.Module) -> nn.Module:
     return network
 
 
-def measure_clip(
+def _measure_clip(
     model: nn.Module, clip: Tensor, static: dict[str, int]
 ) -> tuple[dict[str, tuple[float, ...]], float]:
     """Run one clip and compare what was executed with what was decided.
 
-    Args:
-        model: A recognizer or detector in evaluation mode, of :func:`skipping`.
-        clip: The clip, as for :func:`measure`.
-        static: Multiply-adds of the stock network by name of the module.
-
-    Returns:
-        Static, expected, executed and overhead multiply-adds by name of the module, and executed
-        over static ones of the backbone's convolutions.
-
-    Raises:
-        CostMismatchError: Naming the layer, if the two differ.
+    Of the static multiply-adds by module it makes static, expected, executed and overhead ones, and
+    the backbone's compute ratio.
     """
     tables: list[Tensor] = []
 
@@ -205,37 +200,25 @@ def count_modules(model: Any, clip: Tensor) -> Counter[str]:
     ``FlopCounterMode`` tells modules apart itself, but not those whose parents are never called,
     such as the pathways of SlowFast.
     """
+    names = {module: name for name, module in model.named_modules()}
     counts: Counter[str] = Counter()
-    running, counted = [''], 0
+    running = ['']
 
     def charge() -> None:
-        nonlocal counted
-        total = counter.get_total_flops() // 2
-        counts[running[-1]] += total - counted
-        counted = total
+        counts[running[-1]] += counter.get_total_flops() // 2 - counts.total()
 
-    def entering(name: str) -> Callable:
-        def enter(*_: Any) -> None:
-            charge()
-            running.append(name)
-
-        return enter
+    def enter(module: nn.Module, _: Any) -> None:
+        charge()
+        running.append(names.get(module, running[-1]))
 
     def leave(*_: Any) -> None:
         charge()
         running.pop()
 
-    handles = []
-    for name, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(entering(name), prepend=True))
-        handles.append(module.register_forward_hook(leave))
-    try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            run_once(model, clip)
-            charge()
-    finally:
-        for handle in handles:
-            handle.remove()
+    hooks = register_module_forward_pre_hook(enter), register_module_forward_hook(leave)
+    with hooks[0], hooks[1], torch.no_grad(), FlopCounterMode(display=False) as counter:
+        run_once(model, clip)
+        charge()
     return +counts
 
 
@@ -286,10 +269,9 @@ def _backbone_stages(names: list[str]) -> dict[str, str]:
 
 
 def load_model(cfg: Config, checkpoint: str | None = None) -> tuple[nn.Module, str]:
-    """Build a config's recognizer or detector; gates that the checkpoint lacks stay as initialised.
+    """Build a config's recognizer or detector, and say where its weights are from.
 
-    Returns:
-        The model, and where its weights are from.
+    Gates that the checkpoint lacks stay as initialised.
 
     Raises:
         ValueError: If the config is wrong, or the checkpoint is that of another network.
@@ -340,14 +322,10 @@ def clip_frames(model: nn.Module) -> int | None:
 def random_clip(
     model: nn.Module, shape: Sequence[int] | None, views: Views | None, seed: int = 0
 ) -> Tensor:
-    """A clip of noise.
+    """A clip of noise for a recognizer or detector.
 
-    Args:
-        model: The recognizer or detector.
-        shape: (C, H, W) for a ``Recognizer2D``, (C, T, H, W) for others; None takes that of
-            ``views``.
-        views: What the pipeline makes of a video.
-        seed: Of the noise.
+    ``shape`` is (C, H, W) for a ``Recognizer2D`` and (C, T, H, W) for others; None takes that of
+    ``views``, what the pipeline makes of a video.
     """
     flat = isinstance(model, Recognizer2D)
     wanted = 'C H W' if flat else 'C T H W'

@@ -138,12 +138,7 @@ def recognize(
 
 
 def check_video(path: str) -> None:
-    """Look whether there is a file, not what is in it.
-
-    Raises:
-        FileNotFoundError: If there is nothing.
-        ValueError: If there is a folder.
-    """
+    """Refuse a path without a file, or with a folder; what is in the file is not looked at."""
     if os.path.isdir(path):
         raise ValueError(f'VIDEO={path!r}: expected a video file, found a folder')
     if not os.path.isfile(path):
@@ -151,11 +146,8 @@ def check_video(path: str) -> None:
 
 
 def run(network: Callable[[Any], Any], batch: dict[str, Any], path: str) -> ActionDataSample:
-    """The answer of a network to a batch of one video.
-
-    Raises:
-        ValueError: If the network cannot take it; names the video.
-    """
+    """The answer of a network to a batch of one video; a ValueError that names the video if it
+    cannot take it."""
     try:
         (sample,) = network(batch)
     except (RuntimeError, ValueError, FloatingPointError) as error:
@@ -183,11 +175,7 @@ def load_and_tell(model: nn.Module, checkpoint: str) -> None:
 
 
 def read_config(path: str, *kinds: str) -> Config:
-    """Read a config for inference.
-
-    Args:
-        path: Of the config.
-        *kinds: What its ``model.type`` may be; anything, if left out.
+    """Read a config for inference, whose ``model.type`` is one of some kinds, or any.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -230,11 +218,8 @@ def reason(error: Exception) -> str:
 
 
 def choose_device(device: str | None) -> str:
-    """The device of that name; CUDA where there is a device, else the CPU, without a name.
-
-    Raises:
-        ValueError: If it is none, or missing.
-    """
+    """The device of that name, or a ValueError if it is none or missing; without a name CUDA where
+    there is a device, else the CPU."""
     number = torch.cuda.device_count()
     if device is None:
         return 'cuda' if number else 'cpu'
@@ -248,11 +233,7 @@ def choose_device(device: str | None) -> str:
 
 
 def dynamic_backbone(model: nn.Module) -> DynamicBackbone:
-    """The backbone of a network.
-
-    Raises:
-        ValueError: If it is static.
-    """
+    """The backbone of a network; a ValueError if it is static."""
     backbone = getattr(model, 'backbone', None)
     if not isinstance(backbone, DynamicBackbone):
         raise ValueError(

@@ -11,11 +11,7 @@ BACKGROUND = 'background'
 
 
 def read_classes(path: str | None, number: int) -> list[str]:
-    """Names of the classes of a recognizer.
-
-    Args:
-        path: File of names, one a line; None numbers the classes.
-        number: How many classes there are.
+    """Names of the classes of a recognizer, one a line of a file; numbers without a file.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -35,8 +31,7 @@ def read_actions(
         path: A label map of AVA (``name: "..."`` and ``id: ...``), in which actions may lack, or
             names of all actions, one a line, from action 1 on; None numbers them.
         number: How many classes there are, with the background.
-        custom_classes: Numbers in the label map of the classes from 1 on; None says they are the
-            same.
+        custom_classes: Numbers in the label map of the classes from 1 on, if they are others.
 
     Raises:
         FileNotFoundError: If there is no such file.

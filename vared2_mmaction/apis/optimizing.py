@@ -19,22 +19,15 @@ _RUN_A_COPY = (DataParallel, DistributedDataParallel, BaseTTAModel)
 
 
 def optimize_and_log(model: nn.Module) -> nn.Module:
-    """An optimised copy of a network, or the network where that fails; one line of log says which.
-
-    Args:
-        model: With its weights, on its device; see :func:`vared2_mmaction.optimize`.
-    """
+    """What :func:`try_to_optimize` gives; its line is logged."""
     network, said = try_to_optimize(model)
     print_log(said, 'current')
     return network
 
 
 def try_to_optimize(model: nn.Module) -> tuple[nn.Module, str]:
-    """An optimised copy of a network, or the network where that fails, and a line that says which.
-
-    Args:
-        model: With its weights, on its device; see :func:`vared2_mmaction.optimize`.
-    """
+    """An optimised copy of a network, see :func:`vared2_mmaction.optimize`, or the network where
+    that fails, and a line that says which."""
     try:
         network = optimize(model)
     except Exception as error:  # what copying and swapping modules of others raises

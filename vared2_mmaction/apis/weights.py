@@ -14,8 +14,7 @@ from ..checkpoints.reading import CheckpointError
 def load_weights(model: nn.Module, checkpoint: str) -> str:
     """Load a checkpoint; gates that it lacks stay as initialised.
 
-    Returns:
-        Where the weights are from, and how many tensors, in words.
+    Returns where the weights are from, and how many tensors, in words.
 
     Raises:
         FileNotFoundError: If there is no such checkpoint.
@@ -40,10 +39,6 @@ def load_weights(model: nn.Module, checkpoint: str) -> str:
 
 
 def check_checkpoint(checkpoint: str) -> None:
-    """Look whether there is a file; a URL is believed.
-
-    Raises:
-        FileNotFoundError: If there is none.
-    """
+    """Raise a FileNotFoundError if there is no such file; a URL is believed."""
     if '://' not in checkpoint and not os.path.isfile(checkpoint):
         raise FileNotFoundError(f'CHECKPOINT={checkpoint!r}: no such file')

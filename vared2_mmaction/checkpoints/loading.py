@@ -113,12 +113,8 @@ def report_loading(original: Callable[..., None]) -> Callable[..., Report]:
 
 
 def check_kind(key: str, expected: Tensor, found: Any) -> None:
-    """Look whether a value of a state dict can be that of a tensor of the network.
-
-    Raises:
-        CheckpointError: If it is no tensor, or its numbers are of another kind: those of
-            quantised, Boolean or complex weights would be cast without a word.
-    """
+    """Refuse a value of a state dict that is no tensor, or whose numbers are of another kind than
+    those of the network: quantised, Boolean or complex weights would be cast without a word."""
     if not isinstance(found, Tensor):
         raise CheckpointError(f'expected a tensor as {key}, found a {type(found).__name__}')
     kinds = _kind(expected), _kind(found)

@@ -34,10 +34,7 @@ class Progress(NamedTuple):
 
 
 def read_progress(path: str) -> Progress:
-    """Read a checkpoint that a training can go on from, and see how far that was.
-
-    Args:
-        path: The file; its tensors are mapped, not read.
+    """Read how far the training was that wrote a checkpoint; its tensors are mapped, not read.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -61,12 +58,8 @@ def read_progress(path: str) -> Progress:
 
 @contextmanager
 def naming(path: str) -> Iterator[None]:
-    """Name the file in what is raised while it is read, in one line.
-
-    Raises:
-        CheckpointError: In place of whatever reading raised, other than :class:`OSError` and
-            :class:`ImportError`.
-    """
+    """Name the file in what is raised while it is read, in one line: a CheckpointError in place of
+    anything but :class:`OSError` and :class:`ImportError`."""
     try:
         yield
     except (OSError, ImportError, CheckpointError):
@@ -94,11 +87,7 @@ def _reason(path: str, error: Exception) -> str:
 
 
 def check_content(path: str, checkpoint: Any) -> None:
-    """Look whether a file holds a dict, and its state dict tensors.
-
-    Raises:
-        CheckpointError: If not; names the file, and the key.
-    """
+    """Refuse a file that holds no dict, or no tensors in its state dict; names file and key."""
     if not isinstance(checkpoint, Mapping):
         raise CheckpointError(
             f'{path}: expected a dict with a state_dict, found a {type(checkpoint).__name__}'
@@ -118,10 +107,7 @@ def check_content(path: str, checkpoint: Any) -> None:
 def disarm(checkpoint: Mapping[str, Any]) -> None:
     """Leave nothing of the config that MMEngine would execute to resume, but the number of GPUs.
 
-    That number is all that it looks for.
-
-    Args:
-        checkpoint: The content of a file; ``meta.config``, the text of a config, is replaced.
+    That number is all that it looks for in ``meta.config``, the text of a config.
     """
     meta = checkpoint.get('meta')
     if isinstance(meta, dict) and 'config' in meta:

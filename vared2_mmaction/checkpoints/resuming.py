@@ -26,18 +26,12 @@ class _Whole(NamedTuple):
 
 
 def newest_checkpoint(folder: str | Path, logger: str = 'current') -> str | None:
-    """The newest whole checkpoint of a folder; which, and what is passed over, is logged.
+    """The newest whole checkpoint of a folder, if any; which, and what is passed over, is logged.
 
     It is the one that the note ``last_checkpoint`` names, unless a later file has come further: a
     training was killed before it could change the note. Where the note is of no use, it is the file
-    that was written last. Copies of the best checkpoint do not count.
-
-    Args:
-        folder: Of the training.
-        logger: Where to log, as MMEngine names it: 'current' or 'silent'.
-
-    Returns:
-        Its path; None where there is none.
+    that was written last. Copies of the best checkpoint do not count. ``logger`` is 'current' or
+    'silent', as MMEngine names it.
     """
     note = Path(folder) / NOTE
     name = note.read_text(errors='replace').strip() if note.is_file() else ''
@@ -91,11 +85,8 @@ def _read(path: Path, logger: str) -> _Whole | None:
 
 @contextmanager
 def naming_state(path: str) -> Iterator[None]:
-    """Name the file whose optimizer, schedulers or history are not those of this training.
-
-    Raises:
-        CheckpointError: In place of what setting them to its state raised.
-    """
+    """Name the file whose optimizer, schedulers or history are not those of this training, in place
+    of what setting them to its state raised."""
     try:
         yield
     except CheckpointError:
@@ -109,12 +100,9 @@ def naming_state(path: str) -> Iterator[None]:
 
 
 def distrust(runner: Any) -> None:
-    """Forget files that a resumed checkpoint wants to be replaced, but those of its own training.
+    """Forget files that a runner, which has resumed, would replace, but those of its own training.
 
     MMEngine removes ``best_ckpt``, a file or a whole folder, when a better one is saved.
-
-    Args:
-        runner: A runner that has resumed.
     """
     folders = {os.path.abspath(runner.work_dir)}
     for hook in runner.hooks:

@@ -30,12 +30,12 @@ class Keyframe(NamedTuple):
 
     def lines(self) -> list[str]:
         """Lines of the annotation file, one for each action of each box."""
-        found = [
-            f'{self.video},{self.timestamp},{",".join(f"{x:.4f}" for x in box)},{action},{entity}'
+        start = f'{self.video},{self.timestamp}'
+        return [
+            f'{start},{",".join(f"{x:.4f}" for x in box)},{action},{entity}\n'
             for entity, (box, actions) in enumerate(zip(self.boxes, self.actions, strict=True))
             for action in actions
         ]
-        return [f'{line}\n' for line in found]
 
 
 def write_annotations(path: Path, keyframes: Iterable[Keyframe]) -> None:

@@ -23,14 +23,10 @@ class DecodeOnce(BaseTransform):
         self._kept: dict[str, dict] = {}
 
     def transform(self, results: dict) -> dict[str, Any]:
-        """Transform a video.
+        """Transform a video, named by the key ``filename``.
 
-        Args:
-            results: With the key ``filename``, which names the video.
-
-        Returns:
-            What the transforms gave. Its values are shared by all calls, so that later transforms
-            must replace them, as those of MMAction2 do, and never write into them.
+        Values of the result are shared by all calls, so that later transforms must replace them, as
+        those of MMAction2 do, and never write into them.
 
         Raises:
             KeyError: If there is no ``filename``.

@@ -59,7 +59,7 @@ class ExecutedBlock(nn.Module):
         Raises:
             RuntimeError: If there are hooks that would not be called.
         """
-        if any(map(is_watched, self._between)):
+        if is_watched(*self._between):
             names = (n for n, m in self.named_modules() if m in self._between and is_watched(m))
             raise RuntimeError(
                 f'{self.name}.{next(names)}: its hooks would not be called, because an optimised '
@@ -75,7 +75,7 @@ class ExecutedBlock(nn.Module):
         """The block for compiled code; None if it, or a part of it, is to be called."""
         downsample: Any = self.downsample
         parts = (self,) if downsample is None else (self, downsample)
-        if self.non_local or any(map(is_watched, (*parts, *self._around, *self._between))):
+        if self.non_local or is_watched(*parts, *self._around, *self._between):
             return None
         if not all(map(_is_compiled, (*self.stages, *self.beside))):
             return None
@@ -100,12 +100,8 @@ class ExecutedStage(nn.Sequential):
 def execute_in_turn(stages: Sequence[nn.Module], x: Tensor, residual: Tensor) -> Tensor:
     """Call modules one after the other, by compiled code as far as there is some.
 
-    Modules that have hooks, or a forward of their own, are called.
-
-    Args:
-        stages: Convolutions, and modules of any other kind.
-        x: Input of the first, (N, C, T, H, W) or (N T, C, H, W).
-        residual: What the last one adds to its output.
+    ``x``, (N, C, T, H, W) or (N T, C, H, W), goes into the first; the last one adds ``residual`` to
+    its output. Modules that have hooks, or a forward of their own, are called.
     """
     y, left = x, list(stages)
     while left:
@@ -125,35 +121,33 @@ def _between(modules: Iterable[Any], stages: Sequence[nn.Module]) -> tuple[nn.Mo
 
 def _execute_blocks(modules: Sequence[Any], x: Tensor) -> tuple[Tensor, int]:
     """What compiled code makes of an input, and of how many modules."""
-    blocks: list[Block] = []
-    if not _has_any_global_hook():
-        for module in modules:
-            block = module.compiled() if isinstance(module, ExecutedBlock) else None
-            if block is None:
-                break
-            blocks.append(block)
-    if not blocks:
+    compiled = (m.compiled() if isinstance(m, ExecutedBlock) else None for m in modules)
+    blocks: list[Any] = list(takewhile(bool, compiled))
+    if (found := _execute(blocks, x)) is None:
         return x, 0
-    try:
-        found = execute(blocks, x)
-    except FloatingPointError:
-        return x, 0  # called, the layer says its name
     _report(chain.from_iterable(b.executed() for b in blocks[: found.blocks]), found.charges)
     return found.entered, found.blocks
 
 
 def _execute_layers(stages: list[nn.Module], x: Tensor, residual: Tensor) -> tuple[Tensor, int]:
     """What compiled code makes of an input, and of how many stages."""
-    layers = [] if _has_any_global_hook() else list(takewhile(_is_compiled, stages))
-    if not layers:
+    layers = list(takewhile(_is_compiled, stages))
+    adds = len(layers) == len(stages)
+    blocks = [Block(layers, adds=adds)] if layers else []
+    if (found := _execute(blocks, x, residual if adds else None)) is None:
         return x, 0
-    block = Block(layers, adds=len(layers) == len(stages))
-    try:
-        found = execute([block], x, residual if block.adds else None)
-    except FloatingPointError:
-        return x, 0  # called, the layer says its name
     _report(layers, found.charges)
     return found.y, len(found.charges)
+
+
+def _execute(blocks: list[Block], x: Tensor, residual: Tensor | None = None) -> Any:
+    """What compiled code answers; None if modules are to be called."""
+    if not blocks or _has_any_global_hook():
+        return None
+    try:
+        return execute(blocks, x, residual)
+    except FloatingPointError:
+        return None  # called, the layer says its name
 
 
 def _report(layers: Iterable[Any], charges: Iterable[Charges]) -> None:

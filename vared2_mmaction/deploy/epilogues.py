@@ -32,13 +32,10 @@ def take_relus(network: nn.Module) -> None:
 
 
 def execute_blocks(network: nn.Module) -> None:
-    """Swap residual blocks, and the stages that they are in, in place.
+    """Swap residual blocks, and the stages that they are in, in place, after :func:`take_relus`.
 
     Only those of a sequence, which calls them: others, such as those of TANet, may be taken apart
     by what they are in. What is watched is left as it is, and called.
-
-    Args:
-        network: With ReLU of inner convolutions taken; see :func:`take_relus`.
     """
     for name, stage in list(network.named_modules()):
         if type(stage) not in _STAGES:
@@ -73,7 +70,7 @@ def _executed_block(block: Any, name: str) -> ExecutedBlock | None:
     stages = tuple(stage for module in modules if module is not None for stage in _stages(module))
     called = {inner for stage in stages for inner in stage.modules()}
     inner = (m for module in modules if module is not None for m in module.modules())
-    watched = is_watched(block) or any(is_watched(m) for m in inner if m not in called)
+    watched = is_watched(block, *(m for m in inner if m not in called))
     last: Any = stages[-1]
     if watched or not _takes_epilogue(last) or last.relu:
         return None
@@ -84,12 +81,8 @@ def _executed_block(block: Any, name: str) -> ExecutedBlock | None:
 
 
 def _stages(module: Any, activated: bool = True) -> tuple[nn.Module, ...]:
-    """Modules that do, one after the other, what a module does.
-
-    Args:
-        module: A ConvModule or what it contains.
-        activated: Whether to include its activation.
-    """
+    """Modules that do, one after the other, what a ConvModule or a part of one does; its activation
+    last, or left out."""
     if (
         isinstance(module, Conv2plus1d)
         and _idle(module.bn_s, module.relu)

@@ -28,13 +28,10 @@ AMPLIFICATION = 100
 
 
 def fold_norms(network: nn.Module) -> None:
-    """Fold every BatchNorm that can be, in place.
+    """Fold every BatchNorm of a network in evaluation mode that can be, in place.
 
     A BatchNorm is folded where it is the ``norm`` of an mmcv ``ConvModule``, or is registered right
     behind its convolution, as MMEngine's and mmcv's own fusion take it; and in gates.
-
-    Args:
-        network: In evaluation mode.
     """
     for owner, name, norm_name in list(_pairs(network)):
         conv, norm = owner.get_submodule(name), owner.get_submodule(norm_name)
@@ -71,18 +68,11 @@ def fold_norm_of_gate(gate: SoftModulationGate) -> None:
 
 
 def fold_norm(layer: DynamicConv2d | DynamicConv3d, norm: Any) -> bool:
-    """Fold a BatchNorm in evaluation mode into a dynamic layer, in place, where that can be done.
+    """Fold a BatchNorm in evaluation mode into a dynamic layer, in place; whether that can be done.
 
     Shares have to sum to one, and cheap operations to be affine. Then the layer computes normalised
     maps, and each operation undoes the normalisation of the map that it reads; which must not
     divide by next to nothing.
-
-    Args:
-        layer: The dynamic convolution.
-        norm: The BatchNorm that follows it, with running statistics.
-
-    Returns:
-        Whether it was folded. If not, it has to be called as ever.
     """
     channel, temporal = layer.channel_options, layer.temporal_options
     if not (layer.normalised and channel.affine and temporal.affine):
@@ -120,10 +110,7 @@ def _operations(layer: DynamicConv2d | DynamicConv3d) -> list[tuple[PerChannelAf
 def _invertible(layer: DynamicConv2d | DynamicConv3d, scale: Tensor, sizes: Tensor) -> bool:
     """Whether the normalisation of maps that others are rebuilt from can be undone.
 
-    Args:
-        layer: The layer.
-        scale: Factors of the normalisation, (C,).
-        sizes: About how large normalised maps are, (C,).
+    ``scale``, (C,), are its factors; ``sizes``, (C,), about how large normalised maps are.
     """
     limit = AMPLIFICATION * sizes.max()
     return all(

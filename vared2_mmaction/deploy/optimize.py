@@ -71,7 +71,7 @@ def optimize(
     network = without_parametrizations(copy.deepcopy(unwrapped(model)))
     network.eval()  # does not return the module in stock backbones
     device = next((p.device for p in network.parameters()), torch.device('cpu'))
-    name = _executor_on(device) if executor is None else _checked(executor)
+    name = _choose(executor, device)
     backbone = backbone_of(network)
     if not isinstance(backbone, DynamicBackbone):
         accelerate(network)
@@ -111,27 +111,23 @@ def executed(model: nn.Module) -> str:
     return f'executed: {counts or "nothing"}{within}'
 
 
-def _executor_on(device: torch.device) -> str:
-    """Name of the executor for a device."""
-    backend = BACKENDS.get(device.type)
-    return backend.name if backend is not None and backend.is_available() else 'eager'
-
-
-def _checked(executor: str) -> str:
-    if executor == 'eager':
-        return executor
-    if executor not in BACKENDS:
-        known = ', '.join(['eager', *BACKENDS])
-        raise ValueError(f'executor={executor!r}: expected one of {known}')
-    BACKENDS[executor].prepare()
+def _choose(executor: str | None, device: torch.device) -> str:
+    """The executor that is asked for, ready to execute; if none is, that for the device."""
+    if executor is None:
+        backend = BACKENDS.get(device.type)
+        return backend.name if backend is not None and backend.is_available() else 'eager'
+    if executor != 'eager':
+        if executor not in BACKENDS:
+            known = ', '.join(['eager', *BACKENDS])
+            raise ValueError(f'executor={executor!r}: expected one of {known}')
+        BACKENDS[executor].prepare()
     return executor
 
 
 def _swap(network: Any) -> tuple[Any, list[ExecutedConv]]:
     """Swap convolutions that are what they seem, and that nobody watches, in place.
 
-    Returns:
-        The network, another one if it is a convolution itself, and the convolutions.
+    Returns the network, another one if it is a convolution itself, and the convolutions.
     """
     swapped: dict[nn.Module, ExecutedConv] = {
         module: ExecutedConv(module, name)

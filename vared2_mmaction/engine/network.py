@@ -25,11 +25,7 @@ def epochs_passed(runner: Runner) -> float:
 
 
 def check_begin(hook: Any, runner: Runner) -> None:
-    """Refuse a hook that would never do anything.
-
-    Raises:
-        ValueError: If training ends before the epoch ``hook.begin``.
-    """
+    """Refuse a hook that would never do anything, because training ends before ``hook.begin``."""
     epochs = runner.max_iters / len(runner.train_dataloader)
     if hook.begin >= epochs:
         raise ValueError(

@@ -1,7 +1,6 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """MMAction2's constructor of TSM's optimizer, for dynamic networks too."""
 
-import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,12 +9,16 @@ from mmaction.engine.optimizers import TSMOptimWrapperConstructor
 from torch import nn
 
 from ..models.kinds import Convolution
+from ..replacing import replaces
 from ..watched import BATCH_NORMS
 
 _NORMS = (*BATCH_NORMS, nn.GroupNorm, nn.LayerNorm)
 
 
-def _with_parts_of_convolutions(add_stock: Callable[..., None]) -> Callable[..., None]:
+@replaces(TSMOptimWrapperConstructor, 'add_params')
+def _add_params(
+    add_stock: Callable[..., None], self: Any, params: list[dict], model: nn.Module, **kwargs: Any
+) -> None:
     """``add_params``, which also adds what convolutions hold beside weight and bias.
 
     MMAction2's takes the parameters of a convolution for its own two, and gives up at a module
@@ -24,21 +27,17 @@ def _with_parts_of_convolutions(add_stock: Callable[..., None]) -> Callable[...,
     they nor normalisation layers decay.
     """
 
-    @functools.wraps(add_stock)
-    def add_params(self: Any, params: list[dict], model: nn.Module, **kwargs: Any) -> None:
-        with _without_parts(model) as parts:
-            add_stock(self, params, model, **kwargs)
-        weights: list[nn.Parameter] = []
-        biases: list[nn.Parameter] = []
-        norms: list[nn.Parameter] = []
-        for module in (module for part in parts for module in part.modules()):
-            for name, parameter in module.named_parameters(recurse=False):
-                group = biases if name == 'bias' else weights
-                (norms if isinstance(module, _NORMS) else group).append(parameter)
-        for group, lr, decay in ((weights, 1, self.base_wd), (biases, 2, 0), (norms, 1, 0)):
-            params.append({'params': group, 'lr': lr * self.base_lr, 'weight_decay': decay})
-
-    return add_params
+    with _without_parts(model) as parts:
+        add_stock(self, params, model, **kwargs)
+    weights: list[nn.Parameter] = []
+    biases: list[nn.Parameter] = []
+    norms: list[nn.Parameter] = []
+    for module in (module for part in parts for module in part.modules()):
+        for name, parameter in module.named_parameters(recurse=False):
+            group = biases if name == 'bias' else weights
+            (norms if isinstance(module, _NORMS) else group).append(parameter)
+    for group, lr, decay in ((weights, 1, self.base_wd), (biases, 2, 0), (norms, 1, 0)):
+        params.append({'params': group, 'lr': lr * self.base_lr, 'weight_decay': decay})
 
 
 @contextmanager
@@ -56,9 +55,3 @@ def _without_parts(model: nn.Module) -> Iterator[list[nn.Module]]:
     finally:
         for conv, parts in inside:
             conv._modules.update(parts)
-
-
-if not hasattr(TSMOptimWrapperConstructor.add_params, '__wrapped__'):
-    TSMOptimWrapperConstructor.add_params = _with_parts_of_convolutions(
-        TSMOptimWrapperConstructor.add_params
-    )

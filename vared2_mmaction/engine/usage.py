@@ -32,12 +32,7 @@ class Usage:
 
     @classmethod
     def count(cls, policy: Tensor, ratio: Tensor) -> 'Usage':
-        """Count answers; waits for the device.
-
-        Args:
-            policy: (N, layers, 2), p_c and p_t of each layer for N > 0 clips.
-            ratio: Compute ratios, (N,).
-        """
+        """Count policies, (N, layers, 2), and ratios, (N,), of N > 0 clips, on the host."""
         policy, ratio = policy.cpu(), ratio.cpu().double()
         layers = policy.shape[1]
         cells = MAX_OPTIONS * (MAX_OPTIONS * torch.arange(layers) + policy[..., 0]) + policy[..., 1]
@@ -75,10 +70,8 @@ class Usage:
     def scalars(self, options: dict[str, tuple[int, int]], per_layer: bool) -> dict[str, float]:
         """Shares of clips with each option, and the compute ratio of clips; of at least one clip.
 
-        Args:
-            options: Name of each layer, with its numbers of channel and temporal options. A
-                dimension with one option has no shares.
-            per_layer: Whether to give the shares of every layer beside their mean over layers.
+        ``options`` are the numbers of channel and temporal options of each layer by name; of a
+        single one there are no shares. ``per_layer`` adds those of every layer to their mean.
         """
         ratios = (self.ratio_sum / self.clips, self.ratio_min, self.ratio_max)
         names = ('mean', 'min', 'max')

@@ -2,6 +2,7 @@
 """Executes the definition group by group: clips whose dearest options are the same compute no more
 than these."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from ..ops import Modulation, Options, kept
 from ..ops.conv import forced_weights
-from ..ops.cost import Decision, layer_cost
+from ..ops.cost import Decision, LayerConstants, LayerCost, layer_cost
 from ..ops.layout import empty_clips, layout
 from ..ops.mixing import shares
 from .base import Charges
@@ -74,8 +75,8 @@ class Eager:
             if not torch.is_grad_enabled() and clips[0].numel() > conv.weight.numel():
                 groups = in_runs(groups)
             y = self._modulate_all(clips, weights, options, groups)
-        frames = kept(y.shape[2], conv.temporal_options.num_options)
-        cost = layer_cost(conv.constants, options, frames, y.shape[-2] * y.shape[-1])
+        number, area = conv.temporal_options.num_options, y.shape[-2] * y.shape[-1]
+        cost = _cost(conv.constants, options, number, y.shape[2], area)
         return conv.from_clips(y), Decision(weights, cost)
 
     def _modulate_all(
@@ -103,19 +104,17 @@ class Eager:
     ) -> Tensor:
         """Convolve and mix the options that are on for any of these clips."""
         conv = self.conv
-        on = Options(
-            *(tuple(which[i] for i in a) for which, a in zip(options, active, strict=True))
-        )
-        weights = Modulation(
-            *(v if len(a) == v.shape[1] else v[:, a] for v, a in zip(weights, active, strict=True))
-        )
+        if sum(map(len, active)) < sum(map(len, options)):
+            pairs = zip(options, active, strict=True)
+            options = Options(*(tuple(which[i] for i in a) for which, a in pairs))
+            weights = Modulation(*(v[:, a] for v, a in zip(weights, active, strict=True)))
         if self.packed is None or not self.packed.serves(clips):
-            y = conv.modulate(clips, weights, on)
+            y = conv.modulate(clips, weights, options)
         else:
-            z = self.packed(clips, on.channel[0], on.temporal[0])
+            z = self.packed(clips, options.channel[0], options.temporal[0])
             parts = conv.channel_options, conv.temporal_options
             frames = conv.output_frames(clips.shape[2])
-            y = conv.mix(z, shares(weights, conv.normalised), on, *parts, frames)
+            y = conv.mix(z, shares(weights, conv.normalised), options, *parts, frames)
         innermost = layout(clips) == 'channels last'  # and so is what other layers get
         return y.contiguous(memory_format=torch.channels_last_3d) if innermost else y
 
@@ -127,13 +126,7 @@ Rows = Sequence[tuple[list[float], list[float]]]
 def decide(
     conv: Any, clips: Tensor, options: Options, forced: Tensor | None
 ) -> tuple[Modulation, Rows]:
-    """What a dynamic layer decides, with all weights on the host.
-
-    Args:
-        conv: The layer.
-        clips: Its input, (N, C, T, H, W).
-        options: Options that the input leaves; weights are of these.
-        forced: See :class:`~.base.Executor`.
+    """Weights of the options that clips (N, C, T, H, W) leave a dynamic layer, also on the host.
 
     Raises:
         FloatingPointError: If weights are not finite.
@@ -148,9 +141,17 @@ def decide(
         for v in row:
             if not all(map(math.isfinite, v)):
                 raise FloatingPointError(f'the weights of the gate are not finite: {v}')
-            if not any(w > 0 for w in v):
+            if max(v) <= 0:
                 raise ValueError(f'expected an option that is on for every clip, got weights {v}')
     return weights, rows
+
+
+@functools.lru_cache(maxsize=256)
+def _cost(
+    constants: LayerConstants, options: Options, number: int, frames: int, area: int
+) -> LayerCost:
+    """Cost of a layer with a number of temporal options, for maps of a size."""
+    return layer_cost(constants, options, kept(frames, number), area)
 
 
 def divide(rows: Rows) -> list[Group]:

@@ -83,11 +83,7 @@ class ExecutedConv(nn.Module):
         self.relu = True
 
     def execute_by(self, backend: str) -> None:
-        """Choose the executor.
-
-        Args:
-            backend: Name of one of :data:`~.base.BACKENDS`, or ``eager``.
-        """
+        """Choose the executor: the name of one of :data:`~.base.BACKENDS`, or ``eager``."""
         self.backend = backend
         self._prepare()
 

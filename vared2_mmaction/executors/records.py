@@ -17,12 +17,10 @@ def is_dynamic(conv: nn.Module) -> bool:
 
 
 def record_of(conv: Any, name: str, relu: bool) -> LayerRecord | None:
-    """The record of a convolution, or None where only the definition says what it does.
+    """The record of a convolution in 2-D or 3-D with normalisation folded, or None where only the
+    definition says what it does.
 
-    Args:
-        conv: A dynamic or stock convolution in 2-D or 3-D, with normalisation folded.
-        name: Its name in the network.
-        relu: Whether ReLU follows at once.
+    ``name`` is that in the network; ``relu``, whether ReLU follows at once.
     """
     if conv.padding_mode != 'zeros' or isinstance(conv.padding, str):
         return None

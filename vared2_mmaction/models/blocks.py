@@ -64,13 +64,8 @@ def parts_of(kind: type) -> tuple[type, ...]:
     return getattr(kind, 'parts', (kind,))
 
 
-def _derive_all(*parts: type) -> type:
+def _rebuild(*parts: Any) -> nn.Module:
     *mixins, kind = parts
     for mixin in reversed(mixins):
         kind = derive(mixin, kind)
-    return kind
-
-
-def _rebuild(*parts: type) -> nn.Module:
-    derived: Any = _derive_all(*parts)
-    return derived.__new__(derived)
+    return kind.__new__(kind)

@@ -274,9 +274,8 @@ def build_dynamic_backbone(backbone: dict, dynamic: Mapping[str, Any] | None = N
 def _charge_all(decided: list[tuple], first: Tensor) -> Tensor:
     """What layers are charged, (N, 1 + layers, 5): the sum of their runs.
 
-    Args:
-        decided: Runs of each layer: decisions, or what executors have charged already, (N, 5) each.
-        first: Row of what is not dynamic, (N, 1, 5).
+    Runs are decisions, or what executors have charged already, (N, 5) each. ``first``, (N, 1, 5),
+    is the row of what is not dynamic.
     """
     decisions = [run for runs in decided for run in runs if isinstance(run, Decision)]
     charges = iter(charge(decisions).unbind(1) if decisions else ())

@@ -1,7 +1,7 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """Stock convolutions and pools in the form that is fastest for their input's layout."""
 
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -62,26 +62,17 @@ _FORMED: dict[type[nn.Module], type[nn.Module]] = {
     wrappers.MaxPool3d: FormedMaxPool3d,
 }
 _CONVOLUTIONS: tuple[type[nn.Module], ...] = (
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
+    *get_args(Convolution),
     wrappers.Conv2d,
     wrappers.Conv3d,
     FormedConv2d,
     FormedConv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
     wrappers.ConvTranspose2d,
     wrappers.ConvTranspose3d,
     DynamicConv2d,
     DynamicConv3d,
 )
-_STOCK: dict[type[nn.Module], type[nn.Module]] = {
-    FormedConv2d: nn.Conv2d,
-    FormedConv3d: nn.Conv3d,
-    FormedMaxPool3d: nn.MaxPool3d,
-}
+_STOCK: dict[type[nn.Module], Any] = {formed: formed.__base__ for formed in _FORMED.values()}
 
 
 def is_convolution(module: nn.Module) -> bool:
@@ -108,11 +99,8 @@ def restore_stock_forms(model: nn.Module) -> None:
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """Frames (N, C, H, W) or clips (N, C, T, H, W) with channels innermost on a CPU.
-
-    Two to seven times as fast there for 3-D convolutions of one clip. On a GPU the layout is the
-    user's choice.
-    """
+    """Frames (N, C, H, W) or clips (N, C, T, H, W) with channels innermost on a CPU, where that is
+    two to seven times as fast in 3-D for one clip. On a GPU the layout is the user's choice."""
     if x.device.type != 'cpu':
         return x
     return x.contiguous(memory_format=FORMATS[x.dim()])

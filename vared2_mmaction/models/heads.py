@@ -1,7 +1,6 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """Stock heads that also see the compute of each view."""
 
-import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 
 from ..errors import OPTIONS, check, check_arguments, given_options
 from ..ops import ComputationBudgetLoss
+from ..replacing import replaces
 from .blocks import derive
 from .neck import ModulatedFeatures
 
@@ -156,11 +156,8 @@ class FrameBudgetHead(BudgetHead):
     temporal_pool: bool
 
     def _join_views(self, features: Tensor) -> Tensor:
-        return features.transpose(1, 2).flatten(0, 1).repeat_interleave(self._frames, 0)
-
-    @property
-    def _frames(self) -> int:
-        return self.num_segments // (2 if self.is_shift and self.temporal_pool else 1)
+        frames = self.num_segments // (2 if self.is_shift and self.temporal_pool else 1)
+        return features.transpose(1, 2).flatten(0, 1).repeat_interleave(frames, 0)
 
 
 @MODELS.register_module()
@@ -225,27 +222,21 @@ def build_budget_head(head: dict, loss_budget: dict | None = None) -> nn.Module:
     return stock
 
 
-def _extract_modulated(extract: Callable[..., Any]) -> Callable[..., Any]:
+@replaces(FeatureHead, 'forward')
+def _extract_modulated(
+    extract: Callable[..., Any], self: Any, x: Any, *args: Any, **kwargs: Any
+) -> Any:
     """``FeatureHead.forward``, which also takes what the neck returns."""
-
-    @functools.wraps(extract)
-    def forward(self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
-        if not _is_modulated(x):
-            return extract(self, x, *args, **kwargs)
-        features = ModulatedFeatures(*x).features
-        if isinstance(features, tuple) and self.backbone_name is None:
-            self.backbone_name = 'slowfast'  # of which MMAction2's tool knows the bare name only
-        if _is_2d(**{'num_segs': None, **kwargs}):
-            if self.temporal_type is None:
-                raise ValueError(
-                    'FeatureHead: temporal_type=None keeps the features of every frame, but '
-                    "SoftModulationGateNeck averages them: expected 'avg'"
-                )
-            features = features.mean(2)
-        return extract(self, features, *args, **kwargs)
-
-    return forward
-
-
-if not hasattr(FeatureHead.forward, '__wrapped__'):
-    FeatureHead.forward = _extract_modulated(FeatureHead.forward)
+    if not _is_modulated(x):
+        return extract(self, x, *args, **kwargs)
+    features = ModulatedFeatures(*x).features
+    if isinstance(features, tuple) and self.backbone_name is None:
+        self.backbone_name = 'slowfast'  # of which MMAction2's tool knows the bare name only
+    if _is_2d(**{'num_segs': None, **kwargs}):
+        if self.temporal_type is None:
+            raise ValueError(
+                'FeatureHead: temporal_type=None keeps the features of every frame, but '
+                "SoftModulationGateNeck averages them: expected 'avg'"
+            )
+        features = features.mean(2)
+    return extract(self, features, *args, **kwargs)

@@ -31,7 +31,8 @@ def to_static(model: nn.Module) -> nn.Module:
             module.__class__ = stock  # type: ignore[assignment]
         for mixin in (DynamicBackbone, BudgetPart):
             if isinstance(module, mixin):
-                module.__class__ = _behind(mixin, type(module))
+                order = type(module).__mro__
+                module.__class__ = order[order.index(mixin) + 1]
                 module._modules.pop('loss_budget', None)
         for key in [k for k, hook in module._forward_hooks.items() if hook is report_convolution]:
             del module._forward_hooks[key]
@@ -72,12 +73,9 @@ def is_detector(model: nn.Module) -> bool:
 
 
 def run_once(model: Any, x: Tensor) -> None:
-    """The forward pass whose multiply-adds are counted.
+    """The forward pass of a recognizer or detector whose multiply-adds are counted.
 
-    Args:
-        model: A recognizer or detector. A detector's head classifies one box: how many there are
-            in a clip is not the network's choice.
-        x: Its input, preprocessed.
+    A detector's head classifies one box: how many there are in a clip is not the network's choice.
     """
     if is_detector(model):
         model.extract_feat(x)
@@ -107,9 +105,3 @@ def _full_shape(model: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
             f'the first {len(clip)} may be left out'
         )
     return (*clip[:missing], *shape)
-
-
-def _behind(mixin: type, derived: type) -> type:
-    """The first class behind a mixin."""
-    order = derived.__mro__
-    return order[order.index(mixin) + 1]

@@ -1,17 +1,19 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
-"""Boxes and their actions, drawn on a frame."""
+"""Frames side by side, and boxes with their actions drawn on one."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
-from .frames import side_by_side
-
 ANNOTATED, PREDICTED = '#16a34a', '#ea580c'
 """Colours of boxes."""
+GAP = 3
+"""Pixels between frames."""
+WHITE = 255
 _LINES_A_FRAME = 18  # of text, if they filled its height
 _INK = 'white'
 
@@ -32,13 +34,8 @@ class Box(NamedTuple):
 
 
 def describe(names: Sequence[str], scores: np.ndarray, most: int = 3) -> list[str]:
-    """The likeliest actions of a box, best first.
-
-    Args:
-        names: Of the actions.
-        scores: Of the actions, (actions,).
-        most: How many actions at most; from the second on, those with a score of 0.5 or more.
-    """
+    """At most so many of the likeliest actions, best first; from the second on, those with a score
+    of 0.5 or more. Names and scores, (actions,), are of all."""
     order = np.argsort(-scores, kind='stable')[:most]
     return [
         f'{names[action]} {scores[action]:.2f}'
@@ -47,11 +44,36 @@ def describe(names: Sequence[str], scores: np.ndarray, most: int = 3) -> list[st
     ]
 
 
+def side_by_side(frames: Sequence[np.ndarray], height: int) -> np.ndarray:
+    """Put frames next to each other.
+
+    Args:
+        frames: RGB, grey or flow, each (H, W, 3), (H, W), (H, W, 1) or (H, W, 2), whose first
+            component is shown; bytes.
+        height: Height of the result in pixels.
+
+    Returns:
+        RGB, (height, W, 3), bytes.
+    """
+    columns: list[np.ndarray] = []
+    for frame in frames:
+        if frame.ndim == 2 or frame.shape[2] != 3:
+            frame = np.repeat(frame.reshape(*frame.shape[:2], -1)[..., :1], 3, axis=2)
+        width = max(round(frame.shape[1] * height / frame.shape[0]), 1)
+        smaller = height < frame.shape[0]
+        method = cv2.INTER_AREA if smaller else cv2.INTER_CUBIC
+        columns += [
+            cv2.resize(frame, (width, height), interpolation=method),
+            np.full((height, GAP, 3), WHITE, np.uint8),
+        ]
+    return np.concatenate(columns[:-1], axis=1)
+
+
 def draw_boxes(frame: np.ndarray, boxes: Sequence[Box], height: int) -> np.ndarray:
     """Draw boxes on a frame.
 
     Args:
-        frame: As for :func:`~.frames.side_by_side`.
+        frame: As for :func:`side_by_side`.
         boxes: What to draw, the last on top. Text is moved where it would leave the frame or
             cover another, if there is room.
         height: Height of the result in pixels.

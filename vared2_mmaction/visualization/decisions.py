@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
 _SIZE = (11.0, 4.5)  # inches; the height grows with the layers
@@ -17,17 +16,11 @@ _COLUMNS = {'channels': 'C0', 'frames': 'C1'}
 
 
 def computed_shares(policy: np.ndarray) -> np.ndarray:
-    """Share of the channels and of the frames that each layer computes, mean over views.
+    """Share of the channels and frames that each layer computes, (layers, 2), mean over views.
 
-    Args:
-        policy: (views, layers, 2), options p_c and p_t; an option p computes 2^-p, rounded up to
-            whole channels and frames, which is left out here.
-
-    Returns:
-        (layers, 2), in (0, 1].
-
-    Raises:
-        ValueError: If the policy is of another shape, or holds negative options.
+    An option p of a policy, (views, layers, 2), computes 2^-p, rounded up to whole channels and
+    frames, which is left out here. A policy of another shape, or with negative options, raises a
+    ValueError.
     """
     policy = np.asarray(policy)
     if policy.ndim != 3 or policy.shape[2] != 2 or 0 in policy.shape or policy.min() < 0:
@@ -102,8 +95,9 @@ def _draw_shares(figure: SubFigure, layers: Sequence[str], shares: np.ndarray, v
     for axis, column, (name, colour) in zip(axes, shares.T, _COLUMNS.items(), strict=True):
         places = np.arange(len(layers))
         axis.barh(places, np.ones(len(layers)), height=0.8, color='0.93')
-        axis.barh(places, column, height=0.8, color=colour)
-        _label_shares(axis, column)
+        bars = axis.barh(places, column, height=0.8, color=colour)
+        labels = [f'{share:.3g}' if share < 1 else '' for share in column]
+        axis.bar_label(bars, labels, padding=2, fontsize=6, color='0.3')
         axis.set_title(name + heading, fontsize=9)
         axis.set_xlim(0, 1)
         axis.set_xticks([0, 0.25, 0.5, 1], labels=['0', '1/4', '1/2', '1'], fontsize=8)
@@ -113,10 +107,3 @@ def _draw_shares(figure: SubFigure, layers: Sequence[str], shares: np.ndarray, v
         for side in ('top', 'right', 'left'):
             axis.spines[side].set_visible(False)
     axes[1].tick_params(labelleft=False)
-
-
-def _label_shares(axis: Axes, shares: np.ndarray) -> None:
-    for place, share in enumerate(shares):
-        if share < 1:
-            text = f'{share:.3g}'
-            axis.text(share + 0.015, place, text, fontsize=6, va='center', color='0.3')

@@ -25,13 +25,9 @@ _STORAGES_KEPT = 256
 
 
 def load_dump(path: str) -> list[dict[str, Any]]:
-    """Load the predictions of a test.
+    """Load the predictions that ``tools/test.py --dump`` wrote, a dict for every sample.
 
-    Args:
-        path: The pickle that ``tools/test.py --dump`` wrote.
-
-    Returns:
-        A dict for every sample. Samples may share memory, so do not write to their tensors.
+    Samples may share memory, so do not write to their tensors.
 
     Raises:
         FileNotFoundError: If there is no such file.

@@ -97,7 +97,7 @@ class CpuConv:
             return None
         if forced is None and not self._has_gate:
             return None
-        if self._parts and forced is None and any(map(is_watched, self._parts)):
+        if forced is None and is_watched(*self._parts):
             return None
         if forced is not None and len(forced) not in (1, x.shape[0] // self.record.clip_rows):
             clips = x.shape[0] // self.record.clip_rows
@@ -133,19 +133,8 @@ class CpuConv:
         found = plan(self._packed, shape, channel, temporal)
         if found is None:
             return False
-        call = found.call
-        self._layer.add_plan(
-            key=key,
-            step=found.step,
-            size=found.view[0],
-            stride=found.view[1],
-            kernels=call.kernels,
-            bias=call.bias,
-            sizes=call.sizes,
-            groups=call.groups,
-            convolved_size=found.convolved[0],
-            convolved_stride=found.convolved[1],
-        )
+        views = {'view': found.view, 'convolved': found.convolved}
+        self._layer.add_plan(key=key, step=found.step, **views, **found.call._asdict())
         return True
 
 
@@ -162,12 +151,8 @@ def output_frames(record: LayerRecord, frames: int) -> int:
 
 
 def weigh(choice: Choice, clips: Tensor, frames: int) -> list[tuple[list[float], list[float]]]:
-    """Call a gate, for weights of all options of each clip.
-
-    Args:
-        choice: Of a layer.
-        clips: Its input, (N, C, T, H, W).
-        frames: Number of its output frames.
+    """Call the gate of a layer for weights of all options of each clip, (N, C, T, H, W), of which
+    the layer makes so many frames.
 
     Raises:
         FloatingPointError: If weights are not finite.

@@ -10,8 +10,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +76,7 @@ def library() -> Any:
 
 
 def _load(built: Path) -> Any:
-    """The compiled code of a file.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ImportError: If it is not as it was built, or does not fit this machine.
-    """
+    """The compiled code of a file, refused with an ImportError if that is not as it was built."""
     if not _is_whole(built):
         raise ImportError('it is not as it was built')
     spec = importlib.util.spec_from_file_location(built.stem, built)
@@ -163,22 +157,16 @@ def _instructions() -> str:
     return next((line for line in lines if line.startswith(('flags', 'Features'))), '')
 
 
-@contextmanager
-def _alone_in(folder: Path, broken: str) -> Iterator[None]:
-    """One process builds, and the others wait."""
-    lock = FileLock(folder / 'building')
+def _alone_in(folder: Path, broken: str) -> AbstractContextManager:
+    """In this context one process builds, and the others wait."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        return FileLock(folder / 'building').acquire()
     except OSError as error:
         raise RuntimeError(
             f'{broken}compiled code cannot be kept in {str(folder)!r}: '
             f'{error.strerror}; TORCH_EXTENSIONS_DIR names another folder'
         ) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _path_with_scripts() -> str:

@@ -66,35 +66,27 @@ class PackedConv2d:
         dilation: Sequence[int],
         groups: int,
     ) -> PackedCall | None:
-        """What a call executes; None if ``F.conv2d``."""
+        """What a call executes; None if ``F.conv2d``, as after too many kinds of calls."""
         if not is_served(x, weight):
             return None
         sizes = list(padding), list(stride), list(dilation)
-        packed = self._pack(x, weight, sizes, groups)
-        return None if packed is None else PackedCall(packed, bias, sizes, groups)
+        part = weight.data_ptr(), *weight.shape
+        key = part, (*x.shape, *sizes[1])
+        if key not in self._packed:
+            if len(self._packed) >= MAX_SHAPES:
+                return None
+            weight = weight.detach()
+            reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight  # its stub lacks the shape
+            packed = reorder(weight.to_mkldnn(), *sizes, groups, x.shape)
+            for (other, _), (_, known) in self._packed.items():
+                if other == part and _alike(known, packed):
+                    packed = known
+            self._packed[key] = weight, packed
+        return PackedCall(self._packed[key][1], bias, sizes, groups)
 
     def tensors(self) -> list[Tensor]:
         """Packed kernels, which take memory beside the layer's own."""
         return list({id(packed): packed for _, packed in self._packed.values()}.values())
-
-    def _pack(
-        self, x: Tensor, weight: Tensor, sizes: Sequence[list[int]], groups: int
-    ) -> Tensor | None:
-        """Kernels for an input; None where there have been too many."""
-        part = weight.data_ptr(), *weight.shape
-        key = part, (*x.shape, *sizes[1])
-        if key in self._packed:
-            return self._packed[key][1]
-        if len(self._packed) >= MAX_SHAPES:
-            return None
-        weight = weight.detach()
-        reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight  # its stub lacks the shape
-        packed = reorder(weight.to_mkldnn(), *sizes, groups, x.shape)
-        for (other, _), (_, known) in self._packed.items():
-            if other == part and _alike(known, packed):
-                packed = known
-        self._packed[key] = weight, packed
-        return packed
 
 
 class PackedConvolution:
@@ -123,14 +115,10 @@ class PackedConvolution:
         conv2d: Any = None,
         step: int = 1,
     ) -> Tensor:
-        """What a pair of options computes; see ``convolve`` of a dynamic layer.
+        """What a pair of options computes of clips (N, C, T, H, W); see ``DynamicConv3d.convolve``.
 
-        Args:
-            clips: Input, (N, C, T, H, W).
-            channel: Channel option.
-            temporal: Temporal option.
-            conv2d: Executes what is a convolution in 2-D; by default packed kernels do.
-            step: Clips consist of every step-th frame already.
+        ``conv2d`` executes what is a convolution in 2-D; by default packed kernels do. Clips may
+        consist of every step-th frame already.
         """
         record, k = self.record, self._kept[channel]
         weight, bias = record.weight, record.bias

@@ -29,14 +29,8 @@ class Plan(NamedTuple):
 def plan(
     packed: PackedConvolution, shape: tuple[int, ...], channel: int, temporal: int
 ) -> Plan | None:
-    """How a pair of options convolves dense clips, or None where that takes more than a view.
-
-    Args:
-        packed: The layer's convolution.
-        shape: Of the clips, (N, C, T, H, W).
-        channel: Channel option.
-        temporal: Temporal option.
-    """
+    """How a pair of options convolves dense clips of a shape (N, C, T, H, W), or None where that
+    takes more than a view."""
     record, (number, channels, frames, *area) = packed.record, shape
     pace = record.stride[0] * 2**temporal
     # Frames that are left out are not copied, if the kernel can step over them.

@@ -20,6 +20,7 @@ namespace vared2 {
 namespace {
 
 using Sizes = std::vector<int64_t>;
+using Geometry = std::pair<Sizes, Sizes>;  // size and stride
 
 // Whether there is compiled code for clips, as things are.
 bool serves(const at::Tensor& x) {
@@ -57,15 +58,14 @@ std::shared_ptr<Layer> make_layer(bool dynamic, std::vector<int64_t> kept, int64
                                  Kernels{std::move(weight), std::move(bias)}, window, segments);
 }
 
-void add_plan(Layer& layer, const PlanKey& key, int64_t step, const Sizes& size,
-              const Sizes& stride, const at::Tensor& kernels,
-              const std::optional<at::Tensor>& bias, const std::array<Sizes, 3>& sizes,
-              int64_t groups, const Sizes& convolved_size, const Sizes& convolved_stride) {
+void add_plan(Layer& layer, const PlanKey& key, int64_t step, const Geometry& view,
+              const at::Tensor& kernels, const std::optional<at::Tensor>& bias,
+              const std::array<Sizes, 3>& sizes, int64_t groups, const Geometry& convolved) {
   torch::jit::Stack arguments{kernels, bias};
   for (const Sizes& each : sizes) arguments.emplace_back(each);
   arguments.emplace_back(groups);
-  layer.add_plan(key, step, {size, stride}, std::move(arguments),
-                 {convolved_size, convolved_stride});
+  layer.add_plan(key, step, {view.first, view.second}, std::move(arguments),
+                 {convolved.first, convolved.second});
 }
 
 }  // namespace
@@ -95,9 +95,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
            arg("in_use"), arg("costs"), arg("weight"), arg("bias"), arg("stride"), arg("padding"),
            arg("dilation"), arg("segments"))
       .def("tensors", &Layer::tensors)
-      .def("add_plan", &add_plan, arg("key"), arg("step"), arg("size"), arg("stride"),
-           arg("kernels"), arg("bias"), arg("sizes"), arg("groups"), arg("convolved_size"),
-           arg("convolved_stride"));
+      .def("add_plan", &add_plan, arg("key"), arg("step"), arg("view"), arg("kernels"),
+           arg("bias"), arg("sizes"), arg("groups"), arg("convolved"));
   py::class_<Step>(m, "Step")
       .def(py::init<std::shared_ptr<Layer>, std::shared_ptr<Gate>, float, bool>(), arg("layer"),
            arg("gate"), arg("floor"), arg("relu"))

@@ -52,6 +52,66 @@ Shares share(const std::vector<float>& weights) {
   return found;
 }
 
+// Whether every frame is made from the computed frame at or before it alone.
+bool local(const Recipes& recipes) {
+  return std::all_of(recipes.begin(), recipes.end(),
+                     [](const auto& recipe) { return recipe == nullptr || recipe->local(); });
+}
+
+// The output of a layer while its clips are written.
+class Output {
+ public:
+  Output(const Clips& clips, const at::TensorOptions& options, const Epilogue& epilogue)
+      : clips_(clips),
+        written_(epilogue.overwrites ? epilogue.residual->as_strided({clips.elements()}, {1})
+                                     : at::empty({clips.elements()}, options)),
+        to_(written_.mutable_data_ptr<float>()),
+        added_(epilogue.residual == nullptr ? nullptr : epilogue.residual->const_data_ptr<float>()),
+        relu_(epilogue.relu) {}
+
+  // Write some clips from all that was computed of them.
+  void write(const at::Tensor& computed, const std::vector<int64_t>& rows, const Recipes& recipes) {
+    const float* z = computed.const_data_ptr<float>();
+    const int64_t each = computed.numel() / static_cast<int64_t>(rows.size());
+    for (size_t i = 0; i < rows.size(); ++i, z += each) {
+      const int64_t at = rows[i] * clips_.clip();
+      if (recipes[i] == nullptr)
+        finish(z, each, residual(at), relu_, to_ + at);
+      else
+        recipes[i]->write(z, clips_.frames, clips_.area(), residual(at), relu_, to_ + at);
+    }
+  }
+
+  // Writes some clips tile by tile, if what makes them is local; the arguments must outlive it.
+  TiledConvolution::Receive writer(const std::vector<int64_t>& rows, const Recipes& recipes) {
+    return [&, this](const float* z, int64_t clip, int64_t frame, int64_t first, int64_t positions) {
+      const Recipe* recipe = recipes[clip].get();
+      int64_t at = rows[clip] * clips_.clip() + first * clips_.channels;
+      if (recipe == nullptr) {
+        at += frame * clips_.frame();
+        finish(z, positions * clips_.channels, residual(at), relu_, to_ + at);
+      } else {
+        recipe->write_made(z, frame, clips_.frames, clips_.area(), positions, residual(at), relu_,
+                           to_ + at);
+      }
+    };
+  }
+
+  // In so many dimensions.
+  at::Tensor as_tensor(int64_t dimensions) const { return as_clips(written_, clips_, dimensions); }
+
+ private:
+  const float* residual(int64_t offset) const {
+    return added_ == nullptr ? nullptr : added_ + offset;
+  }
+
+  Clips clips_;
+  at::Tensor written_;
+  float* to_;
+  const float* added_;
+  bool relu_;
+};
+
 }  // namespace
 
 Layer::Layer(bool dynamic, Factors factors, InUse in_use, const Costs& costs,
@@ -211,15 +271,6 @@ std::vector<Layer::Group> Layer::divide(const Clips& clips, const std::vector<Po
   return groups;
 }
 
-PlanKey Layer::key(const Clips& clips, const Group& group, const Policy& policy) const {
-  return {static_cast<int64_t>(group.rows.size()),
-          clips.frames,
-          clips.rows,
-          clips.columns,
-          policy.channel.dearest(),
-          policy.temporal.dearest()};
-}
-
 Recipes Layer::recipes(const Group& group, const std::vector<Policy>& policies) const {
   Recipes found(group.rows.size());
   for (size_t i = 0; i < found.size() && !group.whole; ++i) {
@@ -265,7 +316,9 @@ std::variant<at::Tensor, PlanKey> Layer::execute(const at::Tensor& x,
   if (!tiled) {
     const std::shared_lock lock(planning_);
     for (Group& group : groups) {
-      const PlanKey wanted = key(clips, group, policies[group.rows.front()]);
+      const Policy& policy = policies[group.rows.front()];
+      const PlanKey wanted{static_cast<int64_t>(group.rows.size()), clips.frames, clips.rows,
+                           clips.columns, policy.channel.dearest(), policy.temporal.dearest()};
       const auto plan = plans_.find(wanted);
       if (plan == plans_.end()) return wanted;
       group.plan = &plan->second;

@@ -16,9 +16,9 @@
 #include <variant>
 #include <vector>
 
+#include "blend.h"
 #include "clips.h"
 #include "options.h"
-#include "output.h"
 #include "planned.h"
 #include "tiles.h"
 
@@ -44,6 +44,9 @@ struct Kernels {
   at::Tensor weight;  // (C', C, k_t, k_h, k_w)
   std::optional<at::Tensor> bias;
 };
+
+// What makes each of some clips; null where a clip is computed as a whole.
+using Recipes = std::vector<std::shared_ptr<const Recipe>>;
 
 // Channel options in use, and temporal ones, rising; others have no weight, whatever a gate says.
 using InUse = std::array<std::vector<int64_t>, 2>;
@@ -109,7 +112,6 @@ class Layer {
   bool by_tiles(const Clips& in, const Clips& out, const std::vector<Policy>& policies,
                 bool adds) const;
   const TiledConvolution& tiles() const;
-  PlanKey key(const Clips& clips, const Group& group, const Policy& policy) const;
   Recipes recipes(const Group& group, const std::vector<Policy>& policies) const;
   Recipe recipe(const Policy& policy) const;
   // Number of temporal options that an input leaves, in use or not, and the options in use.

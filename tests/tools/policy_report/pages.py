@@ -4,11 +4,11 @@
 import numpy as np
 import torch
 
-from vared2_mmaction.visualization import figures
-from vared2_mmaction.visualization.categories import summarise_categories
-from vared2_mmaction.visualization.frames import Strip
-from vared2_mmaction.visualization.page import Page, write_page
-from vared2_mmaction.visualization.videos import read_videos
+from policy_report import figures
+from policy_report.categories import summarise_categories
+from policy_report.page import Page, write_page
+from policy_report.strips import Strip
+from policy_report.videos import read_videos
 
 from .predictions import HOSTILE, SOURCES, detections, videos
 

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from vared2_mmaction.visualization.page import common_folder, embedded_json
+from policy_report.page import common_folder, embedded_json
 
 from .pages import CLASSES, detection_parts, parts, write
 from .predictions import HOSTILE, videos

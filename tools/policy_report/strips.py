@@ -4,13 +4,10 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 from mmengine.dataset import BaseDataset
 
-GAP = 3
-"""Pixels between frames."""
-WHITE = 255
+from vared2_mmaction.visualization.boxes import side_by_side
 
 
 class Strip(NamedTuple):
@@ -73,28 +70,3 @@ class StripReader:
         shown = np.arange(min(self.frames, count))
         spaced = ((shown + 0.5) * count / len(shown)).astype(int)
         return spaced + results.get('start_index', 0)
-
-
-def side_by_side(frames: Sequence[np.ndarray], height: int) -> np.ndarray:
-    """Put frames next to each other.
-
-    Args:
-        frames: RGB, grey or flow, each (H, W, 3), (H, W), (H, W, 1) or (H, W, 2), whose first
-            component is shown; bytes.
-        height: Height of the result in pixels.
-
-    Returns:
-        RGB, (height, W, 3), bytes.
-    """
-    columns: list[np.ndarray] = []
-    for frame in frames:
-        if frame.ndim == 2 or frame.shape[2] != 3:
-            frame = np.repeat(frame.reshape(*frame.shape[:2], -1)[..., :1], 3, axis=2)
-        width = max(round(frame.shape[1] * height / frame.shape[0]), 1)
-        smaller = height < frame.shape[0]
-        method = cv2.INTER_AREA if smaller else cv2.INTER_CUBIC
-        columns += [
-            cv2.resize(frame, (width, height), interpolation=method),
-            np.full((height, GAP, 3), WHITE, np.uint8),
-        ]
-    return np.concatenate(columns[:-1], axis=1)

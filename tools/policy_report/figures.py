@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from .categories import Category, accuracy_bins
-from .frames import Strip
+from .strips import Strip
 from .videos import Videos
 
 _ALL, _CORRECT, _WRONG, _ABSENT = '#64748b', '#2563eb', '#d97706', '#e5e7eb'

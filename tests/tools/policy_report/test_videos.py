@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from vared2_mmaction.visualization.videos import Source, label_indices, read_videos
+from policy_report.videos import Source, label_indices, read_videos
 
 from .predictions import sample, videos
 

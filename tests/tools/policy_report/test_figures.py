@@ -7,9 +7,9 @@ import cv2
 import numpy as np
 import pytest
 
-from vared2_mmaction.visualization import figures
-from vared2_mmaction.visualization.categories import summarise_categories
-from vared2_mmaction.visualization.frames import Strip
+from policy_report import figures
+from policy_report.categories import summarise_categories
+from policy_report.strips import Strip
 
 from .predictions import HOSTILE, videos
 

@@ -11,16 +11,17 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import init_default_scope
 
-from ..datasets.ava_format import Keyframe
-from ..models.policy import dynamic_layers
-from ..visualization import categories, figures
-from ..visualization.dump import as_array, load_dump
-from ..visualization.frames import Strip, StripReader
-from ..visualization.keyframes import KeyframeReader
-from ..visualization.page import Page, write_page
-from ..visualization.videos import Source, Videos, label_indices, read_videos
-from .check import check_config
-from .labels import read_actions, read_classes
+from vared2_mmaction.apis.check import check_config
+from vared2_mmaction.apis.labels import read_actions, read_classes
+from vared2_mmaction.datasets.ava_format import Keyframe
+from vared2_mmaction.models.policy import dynamic_layers
+from vared2_mmaction.visualization.dump import as_array, load_dump
+
+from . import categories, figures
+from .keyframes import KeyframeReader
+from .page import Page, write_page
+from .strips import Strip, StripReader
+from .videos import Source, Videos, label_indices, read_videos
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ def load_study(dump: str, cfg: Config, labels: str | None = None) -> Study:
     Args:
         dump: What ``tools/test.py --dump`` wrote.
         cfg: The config of that test.
-        labels: File of names, see :func:`~.labels.read_classes` and, for detection,
-            :func:`~.labels.read_actions`; by default that of the data set, or numbers.
+        labels: File of names, as :mod:`vared2_mmaction.apis.labels` reads it; by default that of
+            the data set, or numbers.
 
     Raises:
         ValueError: If the dump is none, is not that of a VARED2 head, or is of other videos or
@@ -171,7 +172,7 @@ def write_study(
         folder: Where to; is made where there is none, and its files are replaced.
         title: Of the page.
         number: How many categories to show videos of, see
-            :func:`~vared2_mmaction.visualization.categories.spread_evenly`.
+            :func:`~.categories.spread_evenly`.
         frames: Frames of a video to show.
         progress: Wraps the indices of the videos that are read.
 

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..datasets.ava_format import Keyframe
+from vared2_mmaction.datasets.ava_format import Keyframe
+from vared2_mmaction.visualization.dump import as_array
+
 from .detections import Detections, found_share, read_detections
-from .dump import as_array
 
 COMPUTE = ('compute_ratio', 'compute_gmacs', 'overhead_gmacs')
 MOST_OPTIONS = 4
@@ -65,7 +66,7 @@ class Videos:
     correct: np.ndarray
     """(N,), 1 where that class is one of the labels, 0 where it is not, -1 without labels. In
     detection the share of annotated actions that are found, see
-    :func:`~vared2_mmaction.visualization.detections.found_share`."""
+    :func:`~.detections.found_share`."""
     compute: np.ndarray
     """(N, 3): ``compute_ratio``, a share of the static backbone's multiply-adds in (0, 1], and
     ``compute_gmacs`` and ``overhead_gmacs``, billions of multiply-adds a view; means over views."""

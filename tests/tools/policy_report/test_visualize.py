@@ -17,12 +17,12 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.evaluator import DumpResults, Evaluator
 
-from vared2_mmaction.apis import visualize
+from policy_report import visualize
 from vared2_mmaction.models.policy import force_policies
 
-from ..loading import load_tool
+from ...loading import load_tool
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 FIGURES = ['categories.png', 'compute.png', 'options.png']
 LAYERS = 16
 

@@ -18,7 +18,7 @@ import jinja2
 import numpy as np
 
 from .categories import Category
-from .frames import Strip
+from .strips import Strip
 from .videos import Videos
 
 _REPORT = Path(__file__).parent / 'report'

@@ -4,8 +4,8 @@
 import numpy as np
 import torch
 
+from policy_report.videos import Source, read_videos
 from vared2_mmaction.datasets.ava_format import Keyframe
-from vared2_mmaction.visualization.videos import Source, read_videos
 
 HOSTILE = '</script><script>document.title="owned"</script>&"\'$x_{$ \u2028'
 

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from vared2_mmaction.visualization.categories import (
+from policy_report.categories import (
     accuracy_bins,
     spread_evenly,
     summarise_categories,

@@ -7,8 +7,18 @@ from typing import Any
 import numpy as np
 from mmengine.dataset import BaseDataset
 
-from .boxes import ANNOTATED, PREDICTED, Box, describe, draw_boxes
-from .frames import GAP, WHITE, StripReader, side_by_side
+from vared2_mmaction.visualization.boxes import (
+    ANNOTATED,
+    GAP,
+    PREDICTED,
+    WHITE,
+    Box,
+    describe,
+    draw_boxes,
+    side_by_side,
+)
+
+from .strips import StripReader
 from .videos import Videos
 
 _MOST_BOXES = 6
@@ -82,7 +92,7 @@ def beside(large: np.ndarray, frames: Sequence[np.ndarray]) -> np.ndarray:
 
     Args:
         large: RGB, (H, W, 3), bytes.
-        frames: As for :func:`~.frames.side_by_side`, all of one size.
+        frames: As for :func:`~vared2_mmaction.visualization.boxes.side_by_side`, all of one size.
 
     Returns:
         RGB, (H, W, 3), bytes.
