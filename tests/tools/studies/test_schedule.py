@@ -33,7 +33,7 @@ if sys.argv[2] in folder.name:
 task = json.loads((folder / 'run.json').read_text())
 result = dict(
     settings=task['settings'], weights='of ' + folder.name, top1=0.5, seconds=1.0, resumed=False,
-    ratio=dict(mean=0.6), gmacs=dict(mean=0.012), overhead_gmacs=0.001,
+    most_used=[[0, 1]] * 11, ratio=dict(mean=0.6), gmacs=dict(mean=0.012), overhead_gmacs=0.001,
     times=(begin, time.monotonic()),
 )
 part = folder / 'part'
