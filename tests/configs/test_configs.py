@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2] / 'configs'
 PATHS = {str(path.relative_to(ROOT)): path for path in sorted(ROOT.rglob('*.py'))}
 # Those of detection need mmdet: tests/detection.
 FILES = [name for name in PATHS if not name.startswith(('_base_', 'detection/'))]
-DYNAMIC = [name for name in FILES if Path(name).stem.startswith('vared2')]
+DYNAMIC = [name for name in FILES if Path(name).stem.startswith(('vared2', 'template'))]
 FROM_OUR_STATIC = [name for name in DYNAMIC if '/' in name]  # the others start from MMAction2's
 SPLITS = ('train', 'val', 'test')
 VIEWS = 2
