@@ -40,12 +40,16 @@ class FixedOptionsHook(Hook):
 
 
 @torch.no_grad()
-def most_used_options(runner: Runner, cfg: Config) -> list[list[int]]:
-    """The options that most training clips chose, p_c and p_t of each dynamic layer.
+def usage_in_training(runner: Runner, cfg: Config) -> dict[str, Any]:
+    """What training clips are given.
 
     Args:
         runner: Of the network, tested.
         cfg: Its config; training videos are read as test videos are, with nothing random.
+
+    Returns:
+        'ratio', the mean compute ratio, and 'usage': for every dynamic layer and dimension the
+        share of clips that chose an option or a dearer one, for each option.
     """
     loader = cfg.test_dataloader.copy()
     of_train = cfg.train_dataloader.dataset
@@ -55,12 +59,16 @@ def most_used_options(runner: Runner, cfg: Config) -> list[list[int]]:
         'data_prefix': of_train.data_prefix,
     }
     runner.model.eval()
-    policies = [
-        sample.policy
+    samples = [
+        sample
         for batch in Runner.build_dataloader(loader)
         for sample in runner.model.test_step(batch)
     ]
-    return torch.cat(policies).mode(0).values.tolist()
+    policies = torch.cat([sample.policy for sample in samples])
+    options = torch.arange(int(policies.max()) + 1, device=policies.device)
+    shares = (policies[..., None] <= options).double().mean(0)
+    ratio = sum(sample.compute_ratio for sample in samples) / len(samples)
+    return {'ratio': float(ratio), 'usage': shares.tolist()}
 
 
 def fix_options(cfg: Config, options: Sequence[Sequence[int]]) -> None:

@@ -138,7 +138,8 @@ def _equal_compute(results: Results) -> Iterator[str]:
         'no gates to pay for. The slimmed network has the width whose multiply-adds are nearest to '
         'those of VA-RED² with gates and cheap operations; widths are whole numbers. The fixed '
         'network starts from the static one as VA-RED² does, and is trained for as many epochs, '
-        'pruned to the options that most training clips chose in VA-RED² of the same seed; its '
+        'pruned to one option a layer: that which suffices for a share of the training clips, the '
+        'share with which compute is nearest to that of VA-RED² of the same seed on them; its '
         'gates are counted, though nothing asks them.'
     )
     yield ''

@@ -40,7 +40,7 @@ from vared2_mmaction.models import static_cost
 from vared2_mmaction.visualization.dump import load_dump
 
 from . import compare
-from .fixed import most_used_options
+from .fixed import usage_in_training
 from .footage import test_facts
 from .motion import motion_statistics
 
@@ -82,8 +82,8 @@ def run(folder: Path, task: Mapping[str, Any]) -> None:
 
     Args:
         folder: Of the run, with ``config.py``.
-        task: 'threads', 'settings' and 'data', the folder of the video set; with 'most_used' also
-            the options that most training clips use are found out.
+        task: 'threads', 'settings' and 'data', the folder of the video set; with 'usage' also
+            what training clips are given is found out.
     """
     begin = time.perf_counter()
     cfg = Config.fromfile(folder / 'config.py')
@@ -111,7 +111,7 @@ def run(folder: Path, task: Mapping[str, Any]) -> None:
     result = {
         'settings': task['settings'],
         'controls': measure_controls(runner) if dynamic else None,
-        'most_used': most_used_options(runner, cfg) if task.get('most_used') else None,
+        'training': usage_in_training(runner, cfg) if task.get('usage') else None,
         **summarise(videos, _static_gmacs(folder / 'config.py', checkpoint)),
         'weights': weights_hash(_load_checkpoint(str(checkpoint), 'cpu')['state_dict']),
         'seconds': time.perf_counter() - begin,

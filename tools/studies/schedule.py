@@ -163,7 +163,7 @@ class Scheduler:
             cfg.load_from = str(_final_checkpoint(self.folder(start)))
         cfg.dump(folder / 'config.py')
         task = {'threads': self.resources.threads, 'data': str(self.data), 'settings': settings}
-        write_json(folder / TASK, {**task, 'most_used': run.variant == DYNAMIC})
+        write_json(folder / TASK, {**task, 'usage': run.variant == DYNAMIC})
         return True
 
     def _start_what_can(self, waiting: list[Run], progress: StudyProgress) -> None:
@@ -231,12 +231,12 @@ class Scheduler:
         if kind is None:
             return None
         taken = self.results[Run(DYNAMIC, run.seed)]
-        if kind == 'options':
-            return taken['most_used']
         shape = self._clip_shape
-        if kind == 'thrift':
+        if kind in ('thrift', 'options'):
             cfg = self.study.config(Run(DYNAMIC, run.seed))
             costs = match.layer_costs(match.backbone_of(cfg), shape)
+            if kind == 'options':
+                return match.options_for(costs, **taken['training'])
             return match.thrift_for(costs, taken['ratio']['mean'])
         static = self.study.config(Run(STATIC, run.seed))
         widest = 2 * static.model.backbone.base_channels

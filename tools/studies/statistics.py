@@ -190,8 +190,8 @@ class Results:
 
     def _adapts(self) -> Goal:
         text = (
-            f'VA-RED² is at least {ADAPTS:g} point above a network that is pruned to the options '
-            'that most clips use, with a 95 % interval over clips above 0'
+            f'At equal compute VA-RED² is at least {ADAPTS:g} point above a network pruned to the '
+            'same options for all clips, with a 95 % interval over clips above 0'
         )
         change, found = self.difference('top1', DYNAMIC, 'fixed'), self.over_clips(DYNAMIC, 'fixed')
         share = self.difference('share', DYNAMIC, 'fixed')

@@ -70,7 +70,7 @@ VARIANTS: dict[str, Variant] = {
         equal_compute='thrift',
     ),
     'fixed': Variant(
-        'the options that most training clips use in VA-RED², the same for every clip',
+        'options that suffice for about half of the training clips, the same for every clip',
         needs=DYNAMIC,
         equal_compute='options',
     ),

@@ -168,7 +168,7 @@ def report_controls(found: Mapping[str, Any], folder: str | Path) -> Table:
         'top-1 %',
         'compute %',
         'GMACs',
-        'with gates',
+        'GMACs with gates',
         title=f'Controls, {found["clips"]} clips',
         caption='\n'.join(notes),
     )

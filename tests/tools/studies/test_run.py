@@ -55,7 +55,7 @@ def task(tmp_path):
         'threads': 1,
         'data': str(tmp_path / 'data'),
         'settings': {'seed': 0},
-        'most_used': True,
+        'usage': True,
     }
 
 
@@ -81,8 +81,11 @@ def test_interrupted_run_goes_on(task, tmp_path, monkeypatch):
     assert result['correct'] == ''.join('01'[right] for right in videos['correct'])
     assert result['controls']['own']['ratio'] == pytest.approx(result['ratio']['mean'])
     assert result['controls']['own']['top1'] == result['top1']
-    options = torch.tensor(result['most_used'])
-    assert options.shape == (len(mmengine.load(tmp_path / 'test.pkl')[0]['policy'][0]), 2)
+    usage = torch.tensor(result['training']['usage'])
+    assert usage.shape[:2] == (len(mmengine.load(tmp_path / 'test.pkl')[0]['policy'][0]), 2)
+    assert (usage[..., -1] == 1).all()
+    assert (usage.diff() >= 0).all()
+    assert 0 < result['training']['ratio'] <= 1
 
 
 def sample(label, predicted, options):
