@@ -16,14 +16,15 @@ load_from = (
 _base_.test_pipeline[1].update(num_clips=8)
 test_dataloader = dict(dataset=dict(pipeline=_base_.test_pipeline))
 
+max_epochs = 40
 custom_hooks = [
-    dict(type='BudgetScheduleHook', begin=2, fall=20),
-    dict(type='FreezeGatesHook', begin=30),
-    dict(type='PruneOptionsHook', unused_for=2000, begin=30),
+    dict(type='BudgetScheduleHook', begin=max_epochs / 20, fall=max_epochs / 2),
+    dict(type='FreezeGatesHook', begin=max_epochs * 3 / 4),
+    dict(type='PruneOptionsHook', unused_for=2000, begin=max_epochs * 3 / 4),
     dict(type='PolicyUsageHook'),
 ]
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=40, val_begin=1, val_interval=5)
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_begin=1, val_interval=5)
 optim_wrapper = dict(optimizer=dict(lr=0.005))
-param_scheduler = [dict(type='CosineAnnealingLR', T_max=40, eta_min=0, by_epoch=True)]
+param_scheduler = [dict(type='CosineAnnealingLR', T_max=max_epochs, eta_min=0, by_epoch=True)]
 val_evaluator = [dict(type='AccMetric'), dict(type='ComputeMetric')]
 test_evaluator = val_evaluator

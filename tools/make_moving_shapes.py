@@ -26,6 +26,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument('--frames', type=int, default=default.frames, help='frames a video')
     parser.add_argument('--fps', type=int, default=default.fps, help='frames a second')
     parser.add_argument('--seed', type=int, default=default.seed, help='of everything random')
+    parser.add_argument(
+        '--event',
+        type=float,
+        default=default.event,
+        help='least share of a clip in which something moves; below 1, clips differ in how much '
+        'of them is needed',
+    )
     parser.add_argument('--workers', type=int, default=2, help='processes')
     parser.add_argument(
         '--classes',

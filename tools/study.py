@@ -14,7 +14,9 @@ from pathlib import Path
 from rich.console import Console
 
 from studies import report, study
+from studies.footage import Footage
 from studies.schedule import RESULTS, STALE, Resources, RunFailedError, Scheduler
+from synthetic.moving_shapes import MovingShapes
 from vared2_mmaction.apis.cli import run_tool
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs' / 'study'
@@ -52,6 +54,13 @@ def build_parser() -> argparse.ArgumentParser:
         help='folder of the video set, made where it is missing (default: data/study_SCALE)',
     )
     parser.add_argument(
+        '--data-root',
+        type=Path,
+        metavar='DIR',
+        help='videos of your own instead: a folder with train.txt and test.txt, lines of '
+        '"path label", and videos that they name, in it or in its folder videos',
+    )
+    parser.add_argument(
         '--stale',
         choices=STALE,
         default='error',
@@ -69,9 +78,15 @@ def build_parser() -> argparse.ArgumentParser:
 
 def make_scheduler(args: argparse.Namespace, console: Console) -> Scheduler:
     scale = study.SCALES[args.scale]
-    videos = scale.videos
-    if args.videos is not None:
-        videos = replace(videos, **dict(zip(('train', 'val', 'test'), args.videos, strict=True)))
+    videos: MovingShapes | Footage = scale.videos
+    if args.data_root is not None:
+        videos = Footage(args.data_root)
+        if args.videos is not None or args.data is not None:
+            raise ValueError('--data-root: expected without --videos and --data')
+    elif args.videos is not None:
+        videos = replace(
+            scale.videos, **dict(zip(('train', 'val', 'test'), args.videos, strict=True))
+        )
     plan = study.Study(
         CONFIGS,
         videos,
@@ -80,7 +95,7 @@ def make_scheduler(args: argparse.Namespace, console: Console) -> Scheduler:
         tuple(args.variants),
         None if args.epochs is None else tuple(args.epochs),
     )
-    data = args.data or Path(f'data/study_{args.scale}')
+    data = args.data_root or args.data or Path(f'data/study_{args.scale}')
     resources = Resources(args.jobs, args.threads, args.workers)
     return Scheduler(plan, args.out, data, resources, args.stale, console, command(args))
 
@@ -93,6 +108,8 @@ def command(args: argparse.Namespace) -> str:
         if (value := getattr(args, name)) != getattr(default, name):
             words = value if isinstance(value, list) else [value]
             parts.append(' '.join([f'--{name}', *map(str, words)]))
+    if args.data_root is not None:
+        parts.append(f'--data-root {args.data_root.resolve().name}')
     return ' '.join(parts)
 
 

@@ -6,13 +6,19 @@ model = dict(
     init_cfg=None,
     backbone=dict(type='mmaction.VARED2ResNet3d', dynamic=dict()),
     neck=dict(type='mmaction.SoftModulationGateNeck'),
-    roi_head=dict(type='VARED2AVARoIHead', loss_budget=dict(loss_weight=0.8)),
+    roi_head=dict(type='VARED2AVARoIHead', loss_budget=dict(budget=0.6)),
 )
 load_from = 'work_dirs/static_i3d-50_ava22/epoch_10.pth'
 
-custom_hooks = [dict(type='BudgetScheduleHook', begin=1, ramp=2), dict(type='PolicyUsageHook')]
-train_cfg = dict(max_epochs=5)
+max_epochs = 5
+custom_hooks = [
+    dict(type='BudgetScheduleHook', begin=max_epochs / 20, fall=max_epochs / 2),
+    dict(type='FreezeGatesHook', begin=max_epochs * 3 / 4),
+    dict(type='PruneOptionsHook', unused_for=2000, begin=max_epochs * 3 / 4),
+    dict(type='PolicyUsageHook'),
+]
+train_cfg = dict(max_epochs=max_epochs)
 optim_wrapper = dict(optimizer=dict(lr=0.0075))
-param_scheduler = [dict(type='CosineAnnealingLR', T_max=5, eta_min=0, by_epoch=True)]
+param_scheduler = [dict(type='CosineAnnealingLR', T_max=max_epochs, eta_min=0, by_epoch=True)]
 val_evaluator = [_base_.val_evaluator, dict(type='ComputeMetric')]
 test_evaluator = val_evaluator

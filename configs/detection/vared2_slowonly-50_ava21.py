@@ -13,7 +13,7 @@ model = dict(
         dynamic=dict(),
     ),
     neck=dict(type='mmaction.SoftModulationGateNeck'),
-    roi_head=dict(type='VARED2AVARoIHead', loss_budget=dict(loss_weight=0.8)),
+    roi_head=dict(type='VARED2AVARoIHead', loss_budget=dict(budget=0.6)),
 )
 load_from = (
     'https://download.openmmlab.com/mmaction/v1.0/detection/'
@@ -21,9 +21,15 @@ load_from = (
     'slowonly_kinetics400-pretrained-r50_8xb16-4x16x1-20e_ava21-rgb_20220906-953ef5fe.pth'
 )
 
-custom_hooks = [dict(type='BudgetScheduleHook', begin=1, ramp=2), dict(type='PolicyUsageHook')]
-train_cfg = dict(max_epochs=10)
+max_epochs = 10
+custom_hooks = [
+    dict(type='BudgetScheduleHook', begin=max_epochs / 20, fall=max_epochs / 2),
+    dict(type='FreezeGatesHook', begin=max_epochs * 3 / 4),
+    dict(type='PruneOptionsHook', unused_for=2000, begin=max_epochs * 3 / 4),
+    dict(type='PolicyUsageHook'),
+]
+train_cfg = dict(max_epochs=max_epochs)
 optim_wrapper = dict(optimizer=dict(lr=0.02))
-param_scheduler = [dict(type='CosineAnnealingLR', T_max=10, eta_min=0, by_epoch=True)]
+param_scheduler = [dict(type='CosineAnnealingLR', T_max=max_epochs, eta_min=0, by_epoch=True)]
 val_evaluator = [_base_.val_evaluator, dict(type='ComputeMetric')]
 test_evaluator = val_evaluator

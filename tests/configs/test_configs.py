@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2] / 'configs'
 PATHS = {str(path.relative_to(ROOT)): path for path in sorted(ROOT.rglob('*.py'))}
 # Those of detection need mmdet: tests/detection.
 FILES = [name for name in PATHS if not name.startswith(('_base_', 'detection/'))]
-DYNAMIC = [name for name in FILES if Path(name).stem.startswith('vared2')]
+DYNAMIC = [name for name in FILES if Path(name).stem.startswith(('vared2', 'template'))]
 FROM_OUR_STATIC = [name for name in DYNAMIC if '/' in name]  # the others start from MMAction2's
 SPLITS = ('train', 'val', 'test')
 VIEWS = 2
@@ -94,6 +94,23 @@ def test_parts_outside_the_model_build(name):
             assert named['PruneOptionsHook'].begin == named['FreezeGatesHook'].begin
         for split in metrics:
             assert {type(metric).__name__ for metric in split} >= {'AccMetric', 'ComputeMetric'}
+
+
+@pytest.mark.parametrize('name', DYNAMIC)
+def test_recipes_share_their_settings_but_those_that_say_why(name):
+    """docs/training.md says why the demo and the study have others."""
+    cfg = load(name)
+    if Path(name).parent.name in ('demo', 'study'):
+        return
+    epochs, hooks = cfg.train_cfg.max_epochs, {hook.type: hook for hook in cfg.custom_hooks}
+    assert hooks['BudgetScheduleHook'].begin == epochs / 20
+    assert hooks['BudgetScheduleHook'].fall == epochs / 2
+    assert hooks['FreezeGatesHook'].begin == epochs * 3 / 4
+    assert cfg.model.cls_head.loss_budget.budget == 0.6
+    assert cfg.param_scheduler[-1].T_max == epochs
+    with_adam = cfg.optim_wrapper.optimizer.type == 'AdamW'
+    assert ('loss_weight' in cfg.model.cls_head.loss_budget) == with_adam
+    assert ('paramwise_cfg' in cfg.optim_wrapper) == with_adam
 
 
 @pytest.mark.parametrize('name', FILES)

@@ -104,6 +104,36 @@ def thrift_for(costs: LayerCosts, ratio: float) -> float:
     return round((low + high) / 2, 6)
 
 
+def options_for(
+    costs: LayerCosts, usage: Sequence[Sequence[Sequence[float]]], ratio: float
+) -> list[list[int]]:
+    """Options of every layer, the same for all clips, that suffice for a share of the clips.
+
+    The share is the same for all layers: that with which the compute is nearest to a target. With
+    one half, each layer has the median of the options that clips chose.
+
+    Args:
+        costs: Of the backbone.
+        usage: For every layer and dimension the share of clips that chose an option or a dearer
+            one, for each option.
+        ratio: Target, share of the static multiply-adds.
+
+    Returns:
+        p_c and p_t of each layer.
+    """
+
+    def options(share: float) -> list[list[int]]:
+        return [[sum(s < share for s in chose) for chose in layer] for layer in usage]
+
+    def miss(chosen: list[list[int]]) -> float:
+        layers = zip(costs.layers, chosen, strict=True)
+        total = costs.fixed + sum(float(layer[c, t]) for layer, (c, t) in layers)
+        return abs(total / costs.static - ratio)
+
+    shares = sorted({share for layer in usage for chose in layer for share in chose if share})
+    return min(map(options, shares), key=miss)
+
+
 def width_for(cost: Callable[[int], float], target: float, widest: int) -> int:
     """The width whose cost is nearest to a target.
 

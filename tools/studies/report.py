@@ -2,13 +2,13 @@
 """The report of the study: a page and a figure, made of the results alone."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from . import figure
 from .motion import PERMUTATIONS
-from .statistics import Results
+from .statistics import Result, Results
 from .study import DYNAMIC, STATIC, VARIANTS
 
 load = Results.load
@@ -35,7 +35,7 @@ def write(results: Results, folder: Path) -> None:
 
 def page(results: Results) -> str:
     """The report as Markdown."""
-    sections = (_introduction, _goals, _table, _equal_compute, _choices, _motion, _again)
+    sections = (_introduction, _goals, _table, _equal_compute, _controls, _choices, _motion, _again)
     return '\n\n'.join('\n'.join(section(results)) for section in sections) + '\n'
 
 
@@ -50,19 +50,25 @@ def _introduction(results: Results) -> Iterator[str]:
         'detection has a page of its own, [results_detection.md](results_detection.md).'
     )
     yield ''
+    if name := settings.get('videos.name'):
+        videos = f'Videos of {name} ('
+    else:
+        event = settings.get('videos.event', 1.0)
+        options = f' --event {event:g}' if event < 1 else ''
+        seed = settings.get('videos.seed', '?')
+        videos = f'Generated videos (tools/make_moving_shapes.py --seed {seed}{options}, '
     yield (
-        f'Generated videos (tools/make_moving_shapes.py --seed {settings.get("videos.seed", "?")}, '
-        f'{settings.get("videos.train", "?")} to train, {settings.get("videos.test", "?")} to '
-        f'test); every network is trained with the seeds {seeds}. Every number is that of the last '
-        'epoch on the test set. Dynamic networks start from the static network of their seed, and '
-        'so are trained for longer than that; the slimmed network and the one called `longer` are '
-        'trained for as many epochs as both phases have. Where there are several seeds: mean ± '
-        'standard deviation (each seed).'
+        f'{videos}{settings.get("videos.train", "?")} to train, '
+        f'{settings.get("videos.test", "?")} to test); every network is trained with the seeds '
+        f'{seeds}. Every number is that of the last epoch on the test set. Dynamic networks start '
+        'from the static network of their seed, and so are trained for longer than that; the '
+        'slimmed network and the one called `longer` are trained for as many epochs as both phases '
+        'have. Where there are several seeds: mean ± standard deviation (each seed).'
     )
-    if videos := settings.get('videos.test'):
-        error = 100 * math.sqrt(top1 * (1 - top1) / videos)
+    if number := settings.get('videos.test'):
+        error = 100 * math.sqrt(top1 * (1 - top1) / number)
         yield (
-            f'With {videos} test videos the standard error of one accuracy like that of the '
+            f'With {number} test videos the standard error of one accuracy like that of the '
             f'static network is {error:.1f} points; smaller differences of single runs say little.'
         )
     runs = [run for by_seed in results.runs.values() for run in by_seed.values()]
@@ -130,18 +136,49 @@ def _equal_compute(results: Results) -> Iterator[str]:
         'VA-RED² minus the other network, in points. The random policy draws its options so that '
         'its convolutions are expected to take what those of VA-RED² of the same seed took; it has '
         'no gates to pay for. The slimmed network has the width whose multiply-adds are nearest to '
-        'those of VA-RED² with gates and cheap operations; widths are whole numbers.'
+        'those of VA-RED² with gates and cheap operations; widths are whole numbers. The fixed '
+        'network starts from the static one as VA-RED² does, and is trained for as many epochs, '
+        'pruned to one option a layer: that which suffices for a share of the training clips, the '
+        'share with which compute is nearest to that of VA-RED² of the same seed on them; its '
+        'gates are counted, though nothing asks them.'
     )
     yield ''
-    yield from _differences(results, [(DYNAMIC, other) for other in ('random', 'slimmed')])
+    yield from _differences(results, [(DYNAMIC, other) for other in ('random', 'fixed', 'slimmed')])
     yield ''
     yield 'Minus the static network that is trained for as many epochs as VA-RED² in both phases:'
     yield ''
     yield from _differences(results, [(DYNAMIC, 'longer')])
 
 
+def _controls(results: Results) -> Iterator[str]:
+    yield '## Adapting to the clip'
+    yield ''
+    yield (
+        'Each network, tested with other answers of its gates (`tools/test.py --controls`): '
+        "accuracy in % with each clip's own answers, with another clip's, and with the mean of all "
+        'clips; compute of their convolutions in %; and how far the compute of clips is apart from '
+        'the 10th to the 90th percentile, in points. Another clip takes the compute of its own.'
+    )
+    yield ''
+    measures: list[Callable[[Result], float]] = [
+        lambda c: 100 * c['own']['top1'],
+        lambda c: 100 * c['other']['top1'],
+        lambda c: 100 * c['mean']['top1'],
+        lambda c: 100 * c['own']['ratio'],
+        lambda c: 100 * c['mean']['ratio'],
+        lambda c: 100 * (c['spread'][1] - c['spread'][0]),
+    ]
+    rows = []
+    for variant in results.runs:
+        spreads = [results.control(variant, measure) for measure in measures]
+        if variant != STATIC and spreads[0] is not None:
+            rows.append((variant, *('–' if s is None else s.text() for s in spreads)))
+    header = ('network', 'own', "another's", 'mean', 'compute', 'of the mean', 'apart')
+    yield from _rows(header, rows or [('not measured', *('–',) * (len(header) - 1))])
+
+
 def _choices(results: Results) -> Iterator[str]:
-    compared = (STATIC, DYNAMIC, 'random', 'slimmed', 'longer')
+    compared = (STATIC, DYNAMIC, 'random', 'fixed', 'slimmed', 'longer')
     others = [name for name in VARIANTS if name not in compared]
     yield '## Choices'
     yield ''

@@ -33,12 +33,15 @@ import vared2_mmaction
 from benchmarking.environment import processor
 from vared2_mmaction.apis import cli
 from vared2_mmaction.apis.check import check_config
+from vared2_mmaction.apis.controls import measure_controls
 from vared2_mmaction.checkpoints.loading import whole_networks
 from vared2_mmaction.checkpoints.resuming import newest_checkpoint
 from vared2_mmaction.models import static_cost
 from vared2_mmaction.visualization.dump import load_dump
 
 from . import compare
+from .fixed import usage_in_training
+from .footage import test_facts
 from .motion import motion_statistics
 
 TASK, RESULT, VIDEOS = 'run.json', 'result.json', 'videos.json'
@@ -79,7 +82,8 @@ def run(folder: Path, task: Mapping[str, Any]) -> None:
 
     Args:
         folder: Of the run, with ``config.py``.
-        task: 'threads', 'settings' and 'data', the folder of the video set.
+        task: 'threads', 'settings' and 'data', the folder of the video set; with 'usage' also
+            what training clips are given is found out.
     """
     begin = time.perf_counter()
     cfg = Config.fromfile(folder / 'config.py')
@@ -99,11 +103,15 @@ def run(folder: Path, task: Mapping[str, Any]) -> None:
         {'type': 'DumpResults', 'out_file_path': str(dump)},
     ]
     with whole_networks():
-        cli.build_runner(testing).test()
+        runner = cli.build_runner(testing)
+        runner.test()
     samples = load_dump(str(dump))
-    videos = videos_of(samples, json.loads((Path(task['data']) / 'meta.json').read_text()))
+    videos = videos_of(samples, test_facts(Path(task['data'])))
+    dynamic = 'compute_ratio' in videos
     result = {
         'settings': task['settings'],
+        'controls': measure_controls(runner) if dynamic else None,
+        'training': usage_in_training(runner, cfg) if task.get('usage') else None,
         **summarise(videos, _static_gmacs(folder / 'config.py', checkpoint)),
         'weights': weights_hash(_load_checkpoint(str(checkpoint), 'cpu')['state_dict']),
         'seconds': time.perf_counter() - begin,
@@ -124,23 +132,24 @@ def last_checkpoint(folder: Path, logger: str = 'silent') -> Path | None:
     return None if found is None else Path(found)
 
 
-def videos_of(samples: Sequence[Mapping[str, Any]], meta: Mapping[str, Any]) -> dict[str, list]:
+def videos_of(
+    samples: Sequence[Mapping[str, Any]], of_videos: Mapping[str, Mapping[str, Any]]
+) -> dict[str, list]:
     """What is kept of every test video, as lists in the order of the test set.
 
     Args:
         samples: Of ``tools/test.py --dump``.
-        meta: The ``meta.json`` of the video set.
+        of_videos: What is known of each test video, by name; see :func:`~.footage.test_facts`.
 
     Raises:
         ValueError: If the predictions are not those of this test set.
     """
-    names = [name for name in meta['videos'] if name.startswith('test/')]
-    facts = [meta['videos'][name] for name in names]
+    names, facts = list(of_videos), list(of_videos.values())
     labels = [int(sample['gt_label']) for sample in samples]
     if labels != [fact['label'] for fact in facts]:
         raise ValueError(
-            f'{len(labels)} predictions: expected those of the {len(facts)} test videos of '
-            'meta.json, with the same labels in the same order'
+            f'{len(labels)} predictions: expected those of the {len(facts)} test videos, '
+            'with the same labels in the same order'
         )
     correct = [
         int(sample['pred_score'].argmax()) == label
@@ -173,6 +182,7 @@ def summarise(videos: Mapping[str, list], static_gmacs: float) -> dict[str, Any]
         static_gmacs: Billions of multiply-adds of a clip, for networks without gates.
     """
     result: dict[str, Any] = {'top1': float(np.mean(videos['correct']))}
+    result['correct'] = ''.join(str(int(right)) for right in videos['correct'])
     dynamic = 'compute_ratio' in videos
     result['ratio'] = _spread(videos['compute_ratio'] if dynamic else [1.0])
     result['gmacs'] = _spread(videos['compute_gmacs'] if dynamic else [static_gmacs])

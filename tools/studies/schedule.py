@@ -17,7 +17,7 @@ from typing import Any
 from mmengine.config import Config
 from rich.console import Console
 
-from synthetic.moving_shapes import make_moving_shapes
+from synthetic.moving_shapes import MovingShapes, make_moving_shapes
 
 from . import compare, match
 from .progress import StudyProgress, remaining_seconds
@@ -103,9 +103,10 @@ class Scheduler:
         """
         self.out.mkdir(parents=True, exist_ok=True)
         with _locked(self.out):
-            make_moving_shapes(
-                self.data, self.study.videos, self.resources.jobs, self.console.is_terminal
-            )
+            if isinstance(self.study.videos, MovingShapes):
+                make_moving_shapes(
+                    self.data, self.study.videos, self.resources.jobs, self.console.is_terminal
+                )
             waiting = self.study.runs()
             with StudyProgress(self.console, len(waiting)) as progress:
                 try:
@@ -161,10 +162,8 @@ class Scheduler:
         if start is not None:
             cfg.load_from = str(_final_checkpoint(self.folder(start)))
         cfg.dump(folder / 'config.py')
-        write_json(
-            folder / TASK,
-            {'threads': self.resources.threads, 'data': str(self.data), 'settings': settings},
-        )
+        task = {'threads': self.resources.threads, 'data': str(self.data), 'settings': settings}
+        write_json(folder / TASK, {**task, 'usage': run.variant == DYNAMIC})
         return True
 
     def _start_what_can(self, waiting: list[Run], progress: StudyProgress) -> None:
@@ -227,15 +226,17 @@ class Scheduler:
         written = [path.stem.partition('_')[2] for path in self.folder(run).glob('epoch_*.pth')]
         return max(map(int, written), default=0), settings['config.train_cfg.max_epochs']
 
-    def _equal_compute(self, run: Run) -> float | int | None:
+    def _equal_compute(self, run: Run) -> Any:
         kind = VARIANTS[run.variant].equal_compute
         if kind is None:
             return None
         taken = self.results[Run(DYNAMIC, run.seed)]
         shape = self._clip_shape
-        if kind == 'thrift':
+        if kind in ('thrift', 'options'):
             cfg = self.study.config(Run(DYNAMIC, run.seed))
             costs = match.layer_costs(match.backbone_of(cfg), shape)
+            if kind == 'options':
+                return match.options_for(costs, **taken['training'])
             return match.thrift_for(costs, taken['ratio']['mean'])
         static = self.study.config(Run(STATIC, run.seed))
         widest = 2 * static.model.backbone.base_channels

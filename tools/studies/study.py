@@ -18,6 +18,9 @@ from mmengine.config import Config
 import vared2_mmaction
 from synthetic.moving_shapes import VERSION, MovingShapes
 
+from .fixed import fix_options
+from .footage import Footage
+
 STATIC, DYNAMIC = 'static', 'vared2'
 """The variants that others build on."""
 CONFIGS = {STATIC: 'static_r2plus1d.py', DYNAMIC: 'vared2_r2plus1d.py'}
@@ -38,7 +41,7 @@ class Variant:
         options: Keys of the config that are replaced.
         loss_weight: Factor on the weight of the budget loss.
         equal_compute: What is set so that it takes the compute of VA-RED2: 'thrift' of the random
-            policy, 'width' of the static network, or nothing.
+            policy, 'width' of the static network, the 'options' that are left, or nothing.
         both_phases: Whether a static network is trained for as many epochs as the dynamic one and
             the static one it starts from have together.
     """
@@ -65,6 +68,11 @@ VARIANTS: dict[str, Variant] = {
         'a random policy for every clip and layer, at the compute of VA-RED²',
         needs=DYNAMIC,
         equal_compute='thrift',
+    ),
+    'fixed': Variant(
+        'options that suffice for about half of the training clips, the same for every clip',
+        needs=DYNAMIC,
+        equal_compute='options',
     ),
     'slimmed': Variant(
         'the static network with fewer channels everywhere, at the compute of VA-RED²',
@@ -110,6 +118,8 @@ class Scale:
 SCALES: dict[str, Scale] = {
     # Other videos than those by which the settings of the configs were chosen (seeds 2, 3, 13, 14).
     'small': Scale(MovingShapes(train=2500, val=14, test=2000, frames=32, seed=5)),
+    # Clips that differ in how much of them is needed.
+    'events': Scale(MovingShapes(train=2500, val=14, test=2000, frames=32, seed=6, event=0.2)),
     # R(2+1)D-18 of half its width on ten times the training videos: hours on a GPU.
     'large': Scale(
         MovingShapes(train=25000, val=14, test=5600, frames=32, seed=5),
@@ -155,7 +165,7 @@ class Study:
     """
 
     configs: Path
-    videos: MovingShapes
+    videos: MovingShapes | Footage
     options: Mapping[str, Any] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0, 1, 2)
     variants: tuple[str, ...] = tuple(VARIANTS)
@@ -181,12 +191,12 @@ class Study:
         order = list(VARIANTS)
         return sorted(wanted, key=lambda run: (order.index(run.variant), run.seed))
 
-    def config(self, run: Run, equal_compute: float | int | None = None) -> Config:
+    def config(self, run: Run, equal_compute: Any = None) -> Config:
         """The config of a run, without its folder, its data and the weights it starts from.
 
         Args:
             run: The run.
-            equal_compute: Thrift or width for variants that have one, None for others.
+            equal_compute: Thrift, width or options for variants that have one, None for others.
         """
         variant = VARIANTS[run.variant]
         cfg = self._base_config(variant)
@@ -198,7 +208,9 @@ class Study:
             cfg.model.backbone.type = 'RandomPolicyResNet2Plus1d'
             cfg.model.backbone.dynamic.gate = dict(type='RandomPolicyGate', thrift=equal_compute)
         if variant.equal_compute == 'width':
-            set_width(cfg, int(equal_compute))  # type: ignore[arg-type]
+            set_width(cfg, int(equal_compute))
+        if variant.equal_compute == 'options':
+            fix_options(cfg, equal_compute)
         if variant.both_phases:
             set_epochs(cfg, cfg.train_cfg.max_epochs + self._epochs(DYNAMIC))
         cfg.randomness = dict(seed=run.seed)
@@ -224,14 +236,17 @@ class Study:
             if key.split('.')[-1] not in ('num_workers', 'persistent_workers', 'work_dir')
             and key != 'load_from'
         }
-        videos = {f'videos.{key}': value for key, value in flatten(asdict(self.videos)).items()}
+        if isinstance(self.videos, Footage):
+            facts = self.videos.settings()
+        else:
+            facts = {'version': VERSION, **asdict(self.videos)}
+        videos = {f'videos.{key}': value for key, value in flatten(facts).items()}
         return {
             'variant': run.variant,
             'seed': run.seed,
             'start': start,
             'version.torch': str(torch.__version__),
             'version.vared2_mmaction': vared2_mmaction.__version__,
-            'videos.version': VERSION,
             **videos,
             **config,
         }
@@ -239,6 +254,8 @@ class Study:
     def _base_config(self, variant: Variant) -> Config:
         cfg = Config.fromfile(self.configs / CONFIGS[variant.base])
         cfg.merge_from_dict(dict(self.options))
+        if isinstance(self.videos, Footage):
+            self.videos.configure(cfg)
         if self.epochs is not None:
             set_epochs(cfg, self._epochs(variant.base))
         return cfg
@@ -309,10 +326,12 @@ def set_data(cfg: Config, data: str, workers: int) -> None:
         data: Folder of the video set.
         workers: Processes that decode videos.
     """
+    inside = Path(data) / 'videos'
+    prefix = str(inside) if inside.is_dir() else data
     for split in ('train', 'test'):
         loader = cfg[f'{split}_dataloader']
         loader.dataset.ann_file = f'{data}/{split}.txt'
-        loader.dataset.data_prefix = dict(video=data)
+        loader.dataset.data_prefix = dict(video=prefix)
         loader.num_workers = workers
         loader.persistent_workers = workers > 0
     cfg.data_root = data

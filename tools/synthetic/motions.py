@@ -53,6 +53,14 @@ class Track:
         one = np.ones(num_frames)
         return cls(one * pose.x, one * pose.y, one * pose.angle, one * pose.radius, one > 0)
 
+    def at(self, times: np.ndarray) -> 'Track':
+        """The track at other times, ``(T,)`` in frames from the first one, not only whole ones."""
+        frames = np.arange(len(self.x))
+        x, y, angle, radius = (
+            np.interp(times, frames, values) for values in (self.x, self.y, self.angle, self.radius)
+        )
+        return Track(x, y, angle, radius, self.visible[np.rint(times).astype(int)])
+
 
 Motion = Callable[[np.random.Generator, Pose, int, int], list[Track]]
 

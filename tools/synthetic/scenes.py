@@ -52,7 +52,21 @@ def background_moves(seed: np.random.SeedSequence) -> bool:
     return bool(_streams(seed)[0].random() < BACKGROUND_MOVES)
 
 
-def render(name: str, seed: np.random.SeedSequence, num_frames: int, size: int) -> np.ndarray:
+def draw_event(seed: np.random.SeedSequence, shortest: float) -> tuple[float, float]:
+    """Where in the clip drawn from ``seed`` something moves: begin and length, shares of the clip.
+
+    Args:
+        seed: Of the clip.
+        shortest: Least length; lengths are spread evenly on a logarithmic scale from there to 1.
+    """
+    rng = _streams(seed)[4]
+    length = shortest ** rng.uniform()
+    return rng.uniform(0.0, 1.0 - length), length
+
+
+def render(
+    name: str, seed: np.random.SeedSequence, num_frames: int, size: int, event: float = 1.0
+) -> np.ndarray:
     """Renders one clip.
 
     Args:
@@ -60,12 +74,17 @@ def render(name: str, seed: np.random.SeedSequence, num_frames: int, size: int) 
         seed: Decides all that the class does not.
         num_frames: T.
         size: Side of the square frame, pixels.
+        event: Least share of the clip in which something moves, see :func:`draw_event`; before and
+            after that all stands still, the background too. What moves does the same, but faster.
 
     Returns:
         Frames in OpenCV's colour order, uint8 of shape ``(T, size, size, 3)``.
     """
     # A stream each, so that two classes rendered from one seed show the same scene.
-    background_rng, scene_rng, motion_rng, noise_rng = _streams(seed)
+    background_rng, scene_rng, motion_rng, noise_rng, _ = _streams(seed)
+    begin, length = draw_event(seed, event)
+    progress = np.clip((np.linspace(0.0, 1.0, num_frames) - begin) / length, 0.0, 1.0)
+    times = progress * (num_frames - 1) if event < 1 else np.arange(num_frames)
     drift = np.zeros(2)
     if background_rng.random() < BACKGROUND_MOVES:
         heading = background_rng.uniform(0.0, 2.0 * np.pi)
@@ -73,9 +92,10 @@ def render(name: str, seed: np.random.SeedSequence, num_frames: int, size: int) 
         drift = speed * np.array([np.cos(heading), np.sin(heading)])
     scene = _draw_scene(scene_rng, name, size)
     tracks = MOTIONS[name](motion_rng, scene.pose, num_frames, size)
+    tracks = [track.at(times) for track in tracks]
     clip = np.empty((num_frames, size, size, 3), np.float32)
     for t in range(num_frames):
-        clip[t] = _shifted(scene.background, *(drift * t))
+        clip[t] = _shifted(scene.background, *(drift * times[t]))
         for track in tracks:
             paint_at(clip[t], scene.subject, track, t)
     clip += NOISE * noise_rng.standard_normal((num_frames, size, size, 1), np.float32)
@@ -85,7 +105,7 @@ def render(name: str, seed: np.random.SeedSequence, num_frames: int, size: int) 
 def _streams(seed: np.random.SeedSequence) -> list[np.random.Generator]:
     # A copy, because spawning changes a SeedSequence.
     copy = np.random.SeedSequence(seed.entropy, spawn_key=seed.spawn_key)
-    return [np.random.default_rng(child) for child in copy.spawn(4)]
+    return [np.random.default_rng(child) for child in copy.spawn(5)]
 
 
 def draw_background(rng: np.random.Generator, size: int) -> tuple[np.ndarray, float]:

@@ -55,6 +55,27 @@ def test_expected_compute_falls_with_thrift(costs):
     assert ratios[-1] == pytest.approx(cheapest / costs.static)
 
 
+def test_options_suffice_for_a_share_of_clips(costs):
+    policies = torch.stack(
+        [torch.randint(n, (500,)) for layer in costs.layers for n in layer.shape], 1
+    ).view(500, -1, 2)
+    shares = (policies[..., None] <= torch.arange(3)).double().mean(0)
+    median = policies.median(0).values.tolist()
+
+    def ratio(options):
+        layers = zip(costs.layers, options, strict=True)
+        return (costs.fixed + sum(layer[tuple(o)] for layer, o in layers)) / costs.static
+
+    found = [match.options_for(costs, shares.tolist(), r) for r in (0.0, 0.4, 0.6, 0.8, 1.0)]
+    ratios = [ratio(options) for options in found]
+    assert ratios == sorted(ratios)
+    assert match.options_for(costs, shares.tolist(), ratio(median)) == median
+    # All clips, or the one that needs most.
+    assert found[0] == policies.amax(0).tolist()
+    assert found[-1] == policies.amin(0).tolist()
+    assert all(abs(ratios[2] - 0.6) <= abs(r - 0.6) for r in ratios)
+
+
 @pytest.mark.parametrize('target', [0.5, 0.6, 0.93, 1.0])
 def test_bisection_meets_the_target(costs, target):
     thrift = match.thrift_for(costs, target)

@@ -13,11 +13,13 @@ from studies.statistics import Results, Spread
 from ...loading import load_tool
 
 SEEDS = (0, 1)
+GOALS = 9
 # Variant: top-1, GMACs of the convolutions, and of gates and cheap operations; of each seed.
 NUMBERS = {
     'static': ((0.88, 0.10, 0.0), (0.90, 0.10, 0.0)),
     'vared2': ((0.875, 0.055, 0.002), (0.895, 0.059, 0.002)),
     'random': ((0.80, 0.0554, 0.001), (0.86, 0.0593, 0.001)),
+    'fixed': ((0.84, 0.054, 0.002), (0.86, 0.058, 0.002)),
     'slimmed': ((0.82, 0.056, 0.0), (0.85, 0.060, 0.0)),
     'longer': ((0.877, 0.10, 0.0), (0.897, 0.10, 0.0)),
     'no_motion': ((0.89, 0.06, 0.002), (0.87, 0.05, 0.002)),
@@ -28,10 +30,19 @@ def run(variant, seed, top1, gmacs, overhead):
     dynamic = variant not in ('static', 'slimmed', 'longer')
     ratio = gmacs / 0.1 if dynamic else 1.0
     group = {'still_clips': 75, 'moving_clips': 485, 'still': 0.5, 'moving': 0.75, 'p': 0.0001}
+    means = {'top1': top1, 'ratio': ratio}
+    controls = {
+        'own': means,
+        'other': {**means, 'top1': top1 - 0.02},
+        'mean': {'top1': top1 - 0.01, 'ratio': ratio + 0.03},
+        'spread': [ratio - 0.1, ratio + 0.15],
+    }
     return {
         'variant': variant,
         'seed': seed,
         'top1': top1,
+        'correct': '1' * round(200 * top1) + '0' * round(200 * (1 - top1)),
+        'controls': controls if dynamic else None,
         'ratio': {'mean': ratio, 'min': ratio - 0.05 * dynamic, 'max': ratio, 'std': 0.0},
         'gmacs': {'mean': gmacs, 'min': gmacs, 'max': gmacs, 'std': 0.0},
         'overhead_gmacs': overhead,
@@ -78,7 +89,7 @@ def test_spread():
 
 def test_all_goals_met(load, content):
     results = load(content)
-    assert met(results) == [True] * 7
+    assert met(results) == [True] * GOALS
     assert results.share('vared2', 0) == pytest.approx(57)
     assert results.difference('top1', 'vared2', 'random').values == pytest.approx((7.5, 3.5))
     assert 'not met' not in report.page(results)
@@ -92,25 +103,29 @@ def test_all_goals_met(load, content):
         (2, 'longer_seed1', {'top1': 0.908}),
         (3, 'random_seed1', {'top1': 0.931}),
         (4, 'slimmed_seed0', {'top1': 0.881}),
-        (5, 'random_seed0', {'ratio': {'mean': 0.57, 'min': 0.5, 'max': 0.7, 'std': 0.1}}),
-        (6, 'vared2_seed0', {'p': 0.02}),
-        (6, 'vared2_seed0', {'still': 0.8}),
+        (5, 'fixed_seed0', {'top1': 0.895}),
+        (5, 'fixed_seed1', {'correct': '1' * 200}),
+        (6, 'vared2_seed1', {'spread': [0.5, 0.6]}),
+        (7, 'random_seed0', {'ratio': {'mean': 0.57, 'min': 0.5, 'max': 0.7, 'std': 0.1}}),
+        (8, 'vared2_seed0', {'p': 0.02}),
+        (8, 'vared2_seed0', {'still': 0.61}),
     ],
 )
 def test_each_goal_can_be_missed(load, content, goal, name, change):
     changed = content['runs'][name]
-    target = changed['motion']['all'] if goal == 6 else changed
+    target = {6: changed['controls'], 8: changed['motion'] and changed['motion']['all']}
+    target = target.get(goal, changed)
     target.update(change)
     results = load(content)
-    assert met(results) == [i != goal for i in range(7)]
+    assert met(results) == [i != goal for i in range(GOALS)]
     assert report.page(results).count('**not met**') == 1
 
 
 def test_what_was_not_measured_is_said(load, content):
     content['runs'] = {k: v for k, v in content['runs'].items() if k.startswith('static')}
     results = load(content)
-    assert met(results) == [None] * 7
-    assert report.page(results).count('not measured') >= 7
+    assert met(results) == [None] * GOALS
+    assert report.page(results).count('not measured') >= GOALS
 
 
 def test_page(load, content):
@@ -118,15 +133,30 @@ def test_page(load, content):
     assert '88.5 ± 1.4 (87.5, 89.5)' in page
     assert '| 50.0 – 59.0 |' in page
     assert 'vared2 − random | +5.5 ± 2.8 (+7.5, +3.5) |' in page
+    assert 'vared2 − fixed | +3.5 ± 0.0 (+3.5, +3.5) | +1.0 ± 0.0 (+1.0, +1.0) |' in page
+    assert '| vared2 | 88.5 ± 1.4 (87.5, 89.5) | 86.5 ± 1.4 (85.5, 87.5) | 87.5 ±' in page
+    assert '| 60.0 ± 2.8 (58.0, 62.0) | 25.0 ± 0.0 (25.0, 25.0) |' in page
     assert 'no_motion − vared2 | -0.5 ± 2.8 (+1.5, -2.5) |' in page
     assert '| vared2 | 0 | all | 75 | 485 | 50.0 | 75.0 | 0.0001 |' in page
     assert '| vared2 | 1 | same classes | no such clips |' in page
     assert content['command'] in page
-    assert '12 runs, 24 minutes' in page
-    assert '18 minutes of processor time' in page
+    assert '14 runs, 28 minutes' in page
+    assert '21 minutes of processor time' in page
     assert 'different versions' not in page
     for line in re.findall(r'^\|.*\|$', page, re.M):
         assert ' nan' not in line
+
+
+def test_pages_of_older_results_and_of_other_videos(load, content):
+    """Of results from before there were controls, what is known is told."""
+    for found in content['runs'].values():
+        del found['correct'], found['controls']
+    content['settings'] = {'videos.name': 'gestures', 'videos.train': 619, 'videos.test': 267}
+    page = report.page(load(content))
+    assert 'Videos of gestures (619 to train, 267 to test)' in page
+    assert '| not measured | – |' in page
+    content['settings'] = {'videos.seed': 6, 'videos.event': 0.2}
+    assert '--seed 6 --event 0.2, ? to train' in report.page(load(content))
 
 
 def test_runs_of_different_versions_are_told(load, content):
@@ -151,6 +181,7 @@ def test_tool_names_mistakes(tmp_path, capsys):
         (['--out', str(tmp_path), '--variants', 'statik'], "'statik'"),
         (['--out', str(tmp_path), '--jobs', '0'], '--jobs'),
         (['--out', str(tmp_path), '--videos', '0', '1', '1'], '--train'),
+        (['--out', str(tmp_path), '--data-root', str(tmp_path)], '--data-root: expected a folder'),
     ):
         with pytest.raises(SystemExit):
             tool.main(argv)

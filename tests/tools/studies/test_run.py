@@ -51,7 +51,12 @@ def task(tmp_path):
     cfg.train_dataloader.batch_size = 4
     cfg.dump(tmp_path / 'config.py')
     (tmp_path / 'interrupt').touch()
-    return {'threads': 1, 'data': str(tmp_path / 'data'), 'settings': {'seed': 0}}
+    return {
+        'threads': 1,
+        'data': str(tmp_path / 'data'),
+        'settings': {'seed': 0},
+        'usage': True,
+    }
 
 
 def test_interrupted_run_goes_on(task, tmp_path, monkeypatch):
@@ -73,6 +78,14 @@ def test_interrupted_run_goes_on(task, tmp_path, monkeypatch):
     assert result['ratio']['mean'] == pytest.approx(sum(videos['compute_ratio']) / 4)
     assert result['gmacs']['mean'] > result['overhead_gmacs'] > 0
     assert result['top1'] == sum(videos['correct']) / 4
+    assert result['correct'] == ''.join('01'[right] for right in videos['correct'])
+    assert result['controls']['own']['ratio'] == pytest.approx(result['ratio']['mean'])
+    assert result['controls']['own']['top1'] == result['top1']
+    usage = torch.tensor(result['training']['usage'])
+    assert usage.shape[:2] == (len(mmengine.load(tmp_path / 'test.pkl')[0]['policy'][0]), 2)
+    assert (usage[..., -1] == 1).all()
+    assert (usage.diff() >= 0).all()
+    assert 0 < result['training']['ratio'] <= 1
 
 
 def sample(label, predicted, options):
@@ -91,7 +104,7 @@ def sample(label, predicted, options):
 
 def test_what_is_kept_of_videos():
     facts = [{'label': label, 'class_name': f'c{label}', 'still': label == 0} for label in range(3)]
-    meta = {'videos': {'train/a.mp4': {}} | {f'test/{i}.mp4': f for i, f in enumerate(facts)}}
+    of_videos = {f'test/{i}.mp4': fact for i, fact in enumerate(facts)}
     samples = [
         sample(label, predicted, options)
         for label, predicted, options in (
@@ -100,11 +113,12 @@ def test_what_is_kept_of_videos():
             (2, 2, [[0, 1], [1, 0]]),
         )
     ]
-    videos = run.videos_of(samples, meta)
+    videos = run.videos_of(samples, of_videos)
     assert videos['still'] == [True, False, False]
     assert videos['correct'] == [True, False, True]
     assert videos['frames_computed'] == [0.375, 1.0, 0.75]
     result = run.summarise(videos, 9.0)
+    assert result['correct'] == '101'
     assert result['top1'] == pytest.approx(2 / 3)
     assert result['ratio']['min'] == pytest.approx(0.5)
     assert result['gmacs']['mean'] == 2
@@ -112,12 +126,12 @@ def test_what_is_kept_of_videos():
     for stock in samples:
         for key in ('compute_ratio', 'compute_gmacs', 'overhead_gmacs', 'policy'):
             del stock[key]
-    static = run.summarise(run.videos_of(samples, meta), 9.0)
+    static = run.summarise(run.videos_of(samples, of_videos), 9.0)
     assert static['gmacs'] == {'mean': 9, 'min': 9, 'max': 9, 'std': 0}
     assert static['ratio']['mean'] == 1
     assert static['motion'] is None
     with pytest.raises(ValueError, match='expected those of the 3 test videos'):
-        run.videos_of(samples[::-1], meta)
+        run.videos_of(samples[::-1], of_videos)
 
 
 def test_hash_of_weights():

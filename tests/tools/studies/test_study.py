@@ -14,7 +14,8 @@ from synthetic.moving_shapes import MovingShapes
 from vared2_mmaction.apis.check import check_config
 
 CONFIGS = Path(__file__).parents[3] / 'configs' / 'study'
-EQUAL_COMPUTE = {'random': 0.4, 'slimmed': 6}
+OPTIONS = [[0, 1]] * 8 + [[1, 2]]
+EQUAL_COMPUTE = {'random': 0.4, 'slimmed': 6, 'fixed': OPTIONS}
 
 
 def plan(**changes):

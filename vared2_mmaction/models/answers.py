@@ -1,0 +1,130 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""Record what the gates of a network answer, and let them answer something else.
+
+:class:`~.policy.force_policies` forces options; here the weights of options are replaced, because
+networks learn to mix options.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from mmengine import dist
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from ..ops import Modulation
+from .policy import dynamic_layers
+
+OWN, OTHER, MEAN = 'own', 'other', 'mean'
+"""Whose answers a clip gets."""
+SEED = 0
+"""Of the permutation of clips."""
+
+Answers = Mapping[str, Modulation]
+"""Weights of each layer whose gate is asked; a row a view, those of a clip together."""
+
+
+class Recording:
+    """Context that keeps what the gates of a model answer."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._gates = _gates(model)
+        self._kept: dict[str, list[Modulation]] = {}
+
+    def __enter__(self) -> Self:
+        self._handles = [
+            gate.register_forward_hook(functools.partial(self._hear, name))
+            for name, gate in self._gates.items()
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _hear(self, name: str, gate: nn.Module, args: Any, output: Modulation) -> Modulation | None:
+        self._kept.setdefault(name, []).append(Modulation(*(v.detach().cpu() for v in output)))
+        return None
+
+    def answers(self) -> Answers:
+        """All that was kept.
+
+        Raises:
+            ValueError: If clips of different lengths left a layer different numbers of options.
+        """
+        for name, kept in self._kept.items():
+            if len({(v.channel.shape[1], v.temporal.shape[1]) for v in kept}) > 1:
+                raise ValueError(f'--controls: clips leave {name} different numbers of options')
+        return {
+            name: Modulation(*(torch.cat(v) for v in zip(*kept, strict=True)))
+            for name, kept in self._kept.items()
+        }
+
+
+class Replay(Recording):
+    """Context in which gates answer what is given, row by row, whatever they are asked.
+
+    It may be entered any number of times, and goes on with the next row.
+    """
+
+    def __init__(self, model: nn.Module, answers: Answers) -> None:
+        super().__init__(model)
+        self._answers = answers
+        self._next = dict.fromkeys(answers, 0)
+
+    def _hear(self, name: str, gate: nn.Module, args: Any, output: Modulation) -> Modulation:
+        begin = self._next[name]
+        self._next[name] = end = begin + len(output.channel)
+        pairs = zip(self._answers[name], output, strict=True)
+        return Modulation(*(rows[begin:end].to(given) for rows, given in pairs))
+
+
+def replaced(answers: Answers, clips: int, single: bool = False) -> dict[str, Answers]:
+    """The answers of a network by control.
+
+    Args:
+        answers: Its own.
+        clips: Number of clips that they are for; each has as many rows.
+        single: Whether a clip has its dearest option alone, with weight one; the mean answer is
+            then the option that most clips have. Otherwise that is the mean of the weights, without
+            options that are on for less than half of the clips.
+    """
+    order = np.random.default_rng(SEED).permutation(clips)
+    others = np.empty_like(order)
+    others[order] = np.roll(order, 1)  # one cycle through all: no clip keeps its own
+
+    def permuted(v: Tensor) -> Tensor:
+        return v.unflatten(0, (clips, -1))[others].flatten(0, 1)
+
+    own = {
+        name: Modulation(*(map(_dearest, pair) if single else pair))
+        for name, pair in answers.items()
+    }
+    return {
+        OWN: own,
+        OTHER: {name: Modulation(*map(permuted, pair)) for name, pair in own.items()},
+        MEAN: {name: Modulation(*(_mean(v, single) for v in pair)) for name, pair in own.items()},
+    }
+
+
+def _dearest(v: Tensor) -> Tensor:
+    return F.one_hot((v > 0).int().argmax(1), v.shape[1]).to(v.dtype)
+
+
+def _mean(v: Tensor, single: bool) -> Tensor:
+    """The mean of weights (rows, options), for each row."""
+    sums = torch.cat((torch.stack((v.sum(0), (v > 0).sum(0))).double(), torch.ones(2, 1)), 1)
+    sums[:, -1] *= len(v)
+    dist.all_reduce(sums)
+    (weights, on), rows = sums[:, :-1], sums[0, -1]
+    stays = F.one_hot(on.argmax(), len(on)).bool()
+    mean = stays.double() if single else weights / rows * (stays | (2 * on >= rows))
+    return mean.to(v.dtype).expand_as(v)
+
+
+def _gates(model: nn.Module) -> dict[str, nn.Module]:
+    return {name: layer.gate for name, layer in dynamic_layers(model).items()}
