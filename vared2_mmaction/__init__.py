@@ -10,6 +10,7 @@ from . import compat, quiet  # noqa: E402
 quiet.apply()
 compat.apply()
 
+from .budget import set_budget  # noqa: E402
 from .datasets import *  # noqa: E402, F403
 from .deploy import optimize  # noqa: E402
 from .engine import *  # noqa: E402, F403
@@ -17,4 +18,4 @@ from .evaluation import *  # noqa: E402, F403
 from .models import dynamize, force_policy, static_cost  # noqa: E402
 from .version import __version__  # noqa: E402
 
-__all__ = ['__version__', 'dynamize', 'force_policy', 'optimize', 'static_cost']
+__all__ = ['__version__', 'dynamize', 'force_policy', 'optimize', 'set_budget', 'static_cost']

@@ -131,7 +131,9 @@ def test_layers_without_compiled_code_are_called(calls, monkeypatch):
     with torch.no_grad():
         net(x)
         found = net(x)
-    assert {executed < len(told) for told, executed in calls} == {False, True}
+    left = {executed < len(told) for told, executed in calls}
+    # Of maps of one element some need no plan, but PyTorch 2.8 does not add to them.
+    assert left == ({False, True} if adds_to_elements() else {True})
     assert_equal(found, one_by_one(net, x, monkeypatch))
 
 

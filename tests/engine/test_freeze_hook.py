@@ -2,8 +2,10 @@
 """Gates that stay as they are from an epoch on, in trainings by MMEngine's Runner."""
 
 import math
+import re
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from mmaction.registry import HOOKS
@@ -14,7 +16,7 @@ from torch import nn
 from vared2_mmaction.engine import FreezeGatesHook
 from vared2_mmaction.engine.network import network_of
 
-from .training import CLOSED, OPEN, config, train
+from .training import CLOSED, OPEN, VARIED, config, train
 
 STATES: list[dict[str, torch.Tensor]] = []
 
@@ -37,7 +39,7 @@ def test_gates_stand_still_and_the_network_goes_on(videos, tmp_path, optimizer):
         'optim_wrapper__optimizer': {'type': optimizer, 'lr': 0.01, 'weight_decay': 0.1},
         'train_cfg__max_epochs': 3,
     }
-    hooks = [{'type': 'FreezeGatesHook', 'begin': 1}, {'type': 'StateKeeper'}]
+    hooks = [{'type': 'FreezeGatesHook', 'begin': 1, 'clips': 0}, {'type': 'StateKeeper'}]
     train(config(videos, tmp_path, hooks, **changes))
     open_phase, first, second = STATES
     gates = [name for name in first if '.gate.' in name]
@@ -84,7 +86,7 @@ def test_frozen_gates_off_their_budget_are_named_once(videos, tmp_path, gates, b
     }
     # At the end of the fall the budget is that of the config; it is compared from the start.
     schedule = {'type': 'BudgetScheduleHook', 'fall': 3}
-    hooks = [schedule, {'type': 'FreezeGatesHook', 'begin': 1}, gates]
+    hooks = [schedule, {'type': 'FreezeGatesHook', 'begin': 1, 'clips': 0}, gates]
     training = train(config(videos, tmp_path, hooks, **changes))
     said = [line for line in training.log.splitlines() if 'FreezeGatesHook:' in line]
     assert len(said) == (off is not None)
@@ -94,10 +96,49 @@ def test_frozen_gates_off_their_budget_are_named_once(videos, tmp_path, gates, b
         assert 'freeze later (begin=1 now)' in said[0]
 
 
+def test_frozen_gates_keep_their_budget(videos, tmp_path):
+    """However the network goes on learning; biases move, by the same for all gates."""
+    budget = 0.8
+    register_all_modules()
+    torch.manual_seed(0)
+    STATES.clear()
+    changes = {
+        'optim_wrapper__optimizer': {'type': 'SGD', 'lr': 0.01},
+        'train_cfg__max_epochs': 3,
+        'model__cls_head__loss_budget__budget': budget,
+        'model__backbone__dynamic': {'layers': 'conv'},
+    }
+    hooks = [{'type': 'FreezeGatesHook', 'begin': 1}, {'type': 'StateKeeper'}, VARIED]
+    training = train(config(videos, tmp_path, hooks, **changes))
+    said = re.findall(r'newest 6 clips (\S+), brought to (\S+); the budget is', training.log)
+    assert len(said) == 3  # at the freeze, and at the end of each epoch
+    before, after = np.array(said, dtype=float).T
+    assert np.abs(before - budget).max() > 0.02
+    assert np.abs(after - budget).max() <= 0.05  # of so few clips
+    second, last = STATES[1], STATES[-1]
+    moved = {
+        key: last[key] - second[key]
+        for key in last
+        if '.gate.' in key and not torch.equal(last[key], second[key])
+    }
+    assert moved
+    assert all(key.endswith('fc2.bias') for key in moved)
+    steps = torch.cat([step[step != 0] for step in moved.values()])
+    assert torch.allclose(steps, steps[0], atol=1e-5)
+
+
+def test_gates_that_say_the_same_of_all_clips_cannot_keep_a_budget(videos, tmp_path):
+    register_all_modules()
+    changes = {'train_cfg__max_epochs': 4, 'model__cls_head__loss_budget__budget': 0.9}
+    hooks = [{'type': 'FreezeGatesHook', 'begin': 1}, OPEN]
+    said = train(config(videos, tmp_path, hooks, **changes)).log.splitlines()
+    assert len([line for line in said if 'WARNING' in line and 'off the budget 0.9' in line]) == 1
+
+
 def test_gates_that_learn_may_be_off_their_budget(videos, tmp_path):
     register_all_modules()
     # Two epochs, of which no whole one is frozen.
-    hooks = [{'type': 'FreezeGatesHook', 'begin': 1.5}, OPEN]
+    hooks = [{'type': 'FreezeGatesHook', 'begin': 1.5, 'clips': 0}, OPEN]
     assert 'FreezeGatesHook:' not in train(config(videos, tmp_path, hooks)).log
 
 
@@ -107,6 +148,8 @@ def test_mistakes_are_named():
     for wrong in ('1', None, True, math.nan, math.inf):
         with pytest.raises(ValueError, match='FreezeGatesHook: begin=.*: expected a number of ep'):
             FreezeGatesHook(wrong)
+    with pytest.raises(ValueError, match='FreezeGatesHook: clips=-1: expected a number of clips'):
+        FreezeGatesHook(1, clips=-1)
     training = SimpleNamespace(model=nn.Linear(1, 1), train_dataloader=range(3), max_iters=6)
     with pytest.raises(ValueError, match='no dynamic layer'):
         FreezeGatesHook(0).before_train(training)

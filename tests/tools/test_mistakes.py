@@ -26,6 +26,13 @@ WRONG = {
         (['syntax.py'], "CONFIG='syntax.py' cannot be read: "),
         (['syntax.py', '--runs', '0'], '--runs 0: expected at least 1'),
     ],
+    'calibrate.py': [
+        (['gone.py', 'gone.pth', '--ratios', '0.5'], "CONFIG='gone.py': no such file"),
+        (['syntax.py', 'gone.pth', '--ratios', '0.5'], "CONFIG='syntax.py' cannot be read: "),
+        (['dynamic.py', 'gone.pth', '--ratios', '0.5'], "CHECKPOINT='gone.pth': no such file"),
+        (['dynamic.py', 'gone.pth', '--ratios', '0.5', '2'], '--ratios 2: expected shares'),
+        (['dynamic.py', 'gone.pth', '--ratios', '1', '--num-videos', '1'], '--num-videos 1'),
+    ],
     'data/build_mini_kinetics.py': [
         (
             ['--train-csv', 'a', '--val-csv', 'b', '--videos', 'c', '--out', 'd'],

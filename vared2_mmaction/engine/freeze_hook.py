@@ -1,21 +1,24 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """A last phase of training, in which gates stay as they are."""
 
+from collections import deque
 from typing import Any
 
 import torch
 from mmaction.registry import HOOKS
 from mmengine import dist
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from ..errors import check
+from ..budget import shift_gates
+from ..errors import Expected, check
 from ..models import ComputationBudgetLoss, dynamic_layers
 from .network import EPOCH, check_begin, epochs_passed, network_of
 
 OFF_BUDGET = 0.02
 """How far the compute ratio may be from the budget before it is said."""
+_CLIPS = Expected(int, 'a number of clips, 0 or more', lambda n: n >= 0)
 
 
 @HOOKS.register_module()
@@ -26,17 +29,27 @@ class FreezeGatesHook(Hook):
     goes on closing others: without such a phase, compute falls under its budget, and the accuracy
     with it, for as long as training lasts.
 
-    Gates still see features, which still change, so that a clip's policy may. If the compute ratio,
-    mean over the training clips of an epoch, is then off the budget by more than ``OFF_BUDGET``,
-    one warning says so. A budget of 0, which nothing reaches, is none.
+    Compute moves all the same: the budget loss only pushes from above, gates no longer see
+    BatchNorm of their batch, and features still change under them. So the gates are brought to the
+    budget when they are frozen, and at the end of every epoch from then on, before the network is
+    validated and saved: the newest training clips go through the network in evaluation mode, and
+    one number, the same for all gates, is added to their biases. See
+    :func:`~vared2_mmaction.budget.shift_gates`. A budget of 0, which nothing reaches, is none.
+
+    If the compute ratio is off the budget by more than ``OFF_BUDGET`` all the same, one warning
+    says so.
 
     Args:
         begin: Epoch from which gates are frozen, counted from 0.
+        clips: Training clips of each process that the budget is kept for; they stay in memory.
+            With 0, gates stand still, and their compute is what it comes to.
     """
 
-    def __init__(self, begin: float) -> None:
+    def __init__(self, begin: float, clips: int = 128) -> None:
         check('FreezeGatesHook: begin', begin, EPOCH)
+        check('FreezeGatesHook: clips', clips, _CLIPS)
         self.begin = begin
+        self.clips = clips
 
     def before_train(self, runner: Runner) -> None:
         """Find the gates.
@@ -57,16 +70,20 @@ class FreezeGatesHook(Hook):
             if isinstance(loss, ComputationBudgetLoss) and loss.budget > 0 < loss.loss_weight
         ]
         self._ratios: list[Tensor] = []
+        self._newest: deque[Any] = deque()
+        self._said = False
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Note the weights of the gates, and stop their normalisation from following the data."""
         if epochs_passed(runner) < self.begin:
+            self._keep(runner, data_batch)
             return
         for gate in self.gates:  # the loop has called the model's train() since the epoch began
             gate.eval()
         if not self.frozen:
-            parameters = (p for gate in self.gates for p in gate.parameters())
-            self.frozen = [(p, p.detach().clone()) for p in parameters]
+            self._keep_budget(runner)
+            self._freeze()
+        self._keep(runner, data_batch)
 
     @torch.no_grad()
     def after_train_iter(
@@ -79,10 +96,53 @@ class FreezeGatesHook(Hook):
         """
         for parameter, value in self.frozen:
             parameter.copy_(value)
-        if self.frozen and self._budgets:
+        if self.frozen and self.clips:
+            last = runner.iter + 1 == runner.max_iters
+            if last or (runner.iter + 1) % len(runner.train_dataloader) == 0:
+                self._keep_budget(runner)
+                self._freeze()
+        elif self.frozen and self._budgets:
             self._ratios.append(outputs['compute_ratio'])
             if len(self._ratios) == len(runner.train_dataloader):
                 self._compare_with_budget(runner)
+
+    def _freeze(self) -> None:
+        parameters = (p for gate in self.gates for p in gate.parameters())
+        self.frozen = [(p, p.detach().clone()) for p in parameters]
+
+    def _keep(self, runner: Runner, batch: Any) -> None:
+        """Keep a batch, and of older ones no more than are needed, or than an epoch has."""
+        if not (self.clips and self._budgets):
+            return
+        self._newest.append(batch)
+        older = self._clips_kept() - len(self._newest[0]['inputs'])
+        while older >= self.clips or len(self._newest) > len(runner.train_dataloader):
+            self._newest.popleft()
+            older = self._clips_kept() - len(self._newest[0]['inputs'])
+
+    def _clips_kept(self) -> int:
+        return sum(len(batch['inputs']) for batch in self._newest)
+
+    def _keep_budget(self, runner: Runner) -> None:
+        """Bring gates, and their moving averages, to the budget, if there are clips enough."""
+        seen = self._clips_kept()
+        if not seen or (seen < self.clips and len(self._newest) < len(runner.train_dataloader)):
+            return
+        budget = self._budgets[0]
+        averages = (hook.ema_model.module for hook in runner.hooks if isinstance(hook, EMAHook))
+        for model in (network_of(runner), *averages):
+            before, ratio = shift_gates(model, self._newest, budget)
+        runner.logger.info(
+            f'FreezeGatesHook: compute ratio of the newest {seen} clips {before:.3f}, brought to '
+            f'{ratio:.3f}; the budget is {budget}'
+        )
+        if abs(ratio - budget) > OFF_BUDGET and not self._said:
+            self._said = True
+            runner.logger.warning(
+                f'FreezeGatesHook: gates are off the budget {budget}: compute ratio {ratio:.3f} is '
+                'as near as one shift of all gates brings it: too many of them say the same of '
+                'every clip. Let the budget fall over more epochs'
+            )
 
     def _compare_with_budget(self, runner: Runner) -> None:
         steps, ratio = len(self._ratios), torch.stack(self._ratios).mean()

@@ -1,0 +1,76 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""tools/calibrate.py: checkpoints of several budgets, which tools/test.py loads."""
+
+import json
+
+import mmengine
+import pytest
+import torch
+
+from ..loading import load_tool
+from ..networks import write_network, write_test_config
+
+TRAIN = """
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=1)
+optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.1))
+train_dataloader = dict(
+    batch_size=2,
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(
+        type='VideoDataset',
+        ann_file='VIDEOS/train.txt',
+        data_prefix=dict(video='VIDEOS'),
+        pipeline=[],
+    ),
+)
+"""
+
+
+@pytest.fixture
+def project(tmp_path, videos, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    config, checkpoint = write_network(tmp_path)
+    path = tmp_path / 'calibrated.py'
+    write_test_config(path, config, videos, TRAIN.replace('VIDEOS', str(videos)))
+    return str(path), checkpoint
+
+
+def run(project, *arguments):
+    load_tool('calibrate').main([*project, '--out', 'out', '--no-optimize', *arguments])
+    with open('out/curve.json') as file:
+        return json.load(file)
+
+
+def test_the_curve_is_that_of_the_checkpoints(project, tmp_path, capsys):
+    loaded, dear, cheap = run(project, '--ratios', '0.87', '0.95')
+    assert [loaded['asked'], dear['asked'], cheap['asked']] == [None, 0.95, 0.87]
+    assert dear['calibration'] == pytest.approx(0.95, abs=0.02)  # of six clips
+    assert dear['compute/ratio_min'] >= cheap['compute/ratio_min']
+    assert dear['compute/ratio_max'] >= cheap['compute/ratio_max']
+    assert (tmp_path / 'out' / 'curve.png').stat().st_size
+    assert 'as loaded' in capsys.readouterr().out
+
+    dumped = [project[0], cheap['checkpoint'], '--no-optimize', '--dump', 'tested.pkl']
+    load_tool('test').main(dumped)
+    tested = [sample['compute_ratio'] for sample in mmengine.load('tested.pkl')]
+    assert sum(tested) / len(tested) == pytest.approx(cheap['compute/ratio'])
+
+
+def test_a_static_network_needs_no_training(project, capsys):
+    state = torch.load(project[1])['state_dict']
+    parts = '.gate.', '.channel_options.', '.temporal_options.'
+    static = {k: v for k, v in state.items() if not any(part in k for part in parts)}
+    torch.save({'state_dict': static}, 'static.pth')
+    loaded, cheap = run((project[0], 'static.pth'), '--from-static', '--ratios', '0.9')
+    assert loaded['compute/ratio'] == 1
+    assert cheap['compute/ratio'] == pytest.approx(0.9, abs=0.05)
+
+    for checkpoint, flag in (('static.pth', ()), (project[1], ('--from-static',))):
+        with pytest.raises(SystemExit):
+            run((project[0], checkpoint), *flag, '--ratios', '0.9')
+        assert '--from-static is for static ones' in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run(project, '--ratios', '0.9', '0.01')
+    said = capsys.readouterr().err.splitlines()
+    assert 'ratio=0.01: out of reach without training: expected a share from 0.' in said[-1]

@@ -1,0 +1,8 @@
+# Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
+"""Trained and static networks at other budgets, without training."""
+
+from .calibration import Calibration, set_budget
+from .cheap_fit import start_from_static
+from .shift import shift_gates
+
+__all__ = ['Calibration', 'set_budget', 'shift_gates', 'start_from_static']
