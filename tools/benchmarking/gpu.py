@@ -132,14 +132,16 @@ def fullgraph_rows(scale: Scale) -> Iterator[dict[str, Any]]:
     compiled: Any = torch.compile(copy.deepcopy(net), backend='aot_eager', fullgraph=True)
     results = []
     runs: list[Any] = [net, compiled]
-    for run in runs:
-        features, decisions = run(x)
-        (features.square().mean() + decisions[..., 0].mean()).backward()
-        results.append([features, *(p.grad for p in run.parameters() if p.grad is not None)])
+    # Products rounded to TF32 differ by more than is to be shown.
+    with torch.backends.cudnn.flags(allow_tf32=False, deterministic=True):
+        for run in runs:
+            features, decisions = run(x)
+            (features.square().mean() + decisions[..., 0].mean()).backward()
+            results.append([features, *(p.grad for p in run.parameters() if p.grad is not None)])
     pairs = list(zip(*results, strict=True))
     worst = max((a - b).abs().max() / a.abs().max().clamp(min=1e-3) for a, b in pairs).item()
     row = {'section': 'fullgraph', 'network': 'tsn', 'what': 'open', 'difference': worst}
-    yield row if worst < 1e-2 else {**row, 'error': 'the compiled network computes something else'}
+    yield row if worst < 1e-2 else {**row, 'error': f'compiled, it differs by {worst:.1e}'}
 
 
 def inference_rows(name: str, dtype: str, scale: Scale) -> Iterator[dict[str, Any]]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import FLAG, check
 from ..models import ComputationBudgetLoss, SoftModulationGateNeck, dynamic_layers
+from .graph_hook import CUDAGraphHook
 from .network import ITERATIONS, network_of
 from .usage import Usage, shorten
 
@@ -65,6 +66,13 @@ class PolicyUsageHook(Hook):
         """
         self._stop_listening()  # of a training that an error ended
         model = network_of(runner)
+        replayed = any(isinstance(hook, CUDAGraphHook) for hook in runner.hooks)
+        if torch.cuda.is_available() and not replayed and not runner.cfg.get('compile'):
+            runner.logger.info(
+                'PolicyUsageHook: the backbone runs operation by operation, for which a GPU waits; '
+                "custom_hooks with dict(type='CUDAGraphHook') let it be replayed, compile=True "
+                'compiles it'
+            )
         self._every = self.interval or _logger_interval(runner)
         self._in_period = self.period or len(runner.train_dataloader)
         self._losses = [
