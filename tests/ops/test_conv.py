@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from vared2_mmaction.layout import layout
 from vared2_mmaction.ops import Decision, DynamicConv3d, Modulation, Options, charge, kept
 from vared2_mmaction.ops.cost import layer_cost
-from vared2_mmaction.ops.layout import layout
 
 from .layers import (
     CASES,

@@ -7,8 +7,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+from mmengine.utils import apply_to
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from ..models.dynamize import DynamicBackbone
 
@@ -35,6 +35,7 @@ class TrainingGraphs:
         self._state: tuple | None = None
         self._graph: Callable[..., Any] | None = None
         self._structure: Any = None
+        """What the backbone returned, with numbers of outputs for tensors."""
         self._parameters: list[nn.Parameter] = []
         self._own: dict[int, int] = {}
         """Where gradients lie that later replays add to."""
@@ -49,7 +50,7 @@ class TrainingGraphs:
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         learns = torch.is_grad_enabled() and self.backbone.training and not x.requires_grad
         pending, self._pending = self._pending, False
-        if not learns or not x.is_cuda or args or kwargs or pending:
+        if not learns or not self.serves(x) or args or kwargs or pending:
             return self._run(x, *args, **kwargs)
         state, shape = self._state_now(), (x.shape, x.stride(), x.dtype, x.device)
         if state != self._state:
@@ -68,7 +69,11 @@ class TrainingGraphs:
         self._pending = True
         learning = next(o for o in outputs if o.requires_grad)
         learning.register_hook(self._arrived)
-        return pytree.tree_unflatten(outputs, self._structure)
+        return apply_to(self._structure, lambda n: isinstance(n, int), outputs.__getitem__)
+
+    def serves(self, x: Tensor) -> bool:
+        """Whether an input lies where there are graphs."""
+        return x.is_cuda
 
     def release(self) -> None:
         """Forget what was captured."""
@@ -97,9 +102,14 @@ class TrainingGraphs:
         structures = []
 
         def run(x: Tensor) -> tuple:
-            leaves, structure = pytree.tree_flatten(self._run(x))
-            structures.append(structure)
-            return tuple(leaves)
+            tensors: list[Tensor] = []
+
+            def number(tensor: Tensor) -> int:
+                tensors.append(tensor)
+                return len(tensors) - 1
+
+            structures.append(apply_to(self._run(x), torch.is_tensor, number))
+            return tuple(tensors)
 
         self._parameters = [p for p in self.backbone.parameters() if p.requires_grad]
         with self._unchanged(), _uncached_autocast():

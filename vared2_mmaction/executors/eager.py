@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..layout import empty_clips, layout
 from ..ops import Modulation, Options, kept
 from ..ops.conv import forced_weights
 from ..ops.cost import Decision, LayerConstants, LayerCost, layer_cost
-from ..ops.layout import empty_clips, layout
 from ..ops.mixing import shares
 from .base import Charges
 from .cpu.packed import PackedConvolution

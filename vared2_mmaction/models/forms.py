@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from mmcv.cnn.bricks import wrappers
 from torch import Tensor, nn
 
+from ..layout import convolve, max_pool, without_pointwise_steps
 from ..ops import DynamicConv2d, DynamicConv3d
-from ..ops.layout import convolve, max_pool, without_pointwise_steps
 from ..watched import runs
 from .kinds import Convolution
 from .wrapped import backbone_of
@@ -17,7 +17,7 @@ from .wrapped import backbone_of
 
 class FormedConv2d(nn.Conv2d):
     """A stock 2-D convolution whose training is safe with channels innermost; see
-    :func:`~vared2_mmaction.ops.layout.without_pointwise_steps`."""
+    :func:`~vared2_mmaction.layout.without_pointwise_steps`."""
 
     def forward(self, x: Tensor) -> Tensor:
         padding: Any = self.padding
@@ -29,7 +29,7 @@ class FormedConv2d(nn.Conv2d):
 
 
 class FormedConv3d(nn.Conv3d):
-    """A stock 3-D convolution; see :func:`~vared2_mmaction.ops.layout.convolve`."""
+    """A stock 3-D convolution; see :func:`~vared2_mmaction.layout.convolve`."""
 
     def forward(self, x: Tensor) -> Tensor:
         padding: Any = self.padding
@@ -40,7 +40,7 @@ class FormedConv3d(nn.Conv3d):
 
 
 class FormedMaxPool3d(nn.MaxPool3d):
-    """A stock 3-D pool; see :func:`~vared2_mmaction.ops.layout.max_pool`."""
+    """A stock 3-D pool; see :func:`~vared2_mmaction.layout.max_pool`."""
 
     def forward(self, x: Tensor) -> Any:
         if x.dim() != 5 or self.return_indices:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layout import as_clips, as_frames, interleave, layout, repeat
+from ..layout import as_clips, as_frames, interleave, layout, repeat
 from .options import kept
 
 

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from ..layout import as_clips, as_frames, convolve
 from .cheap import ChannelOptions, TemporalOptions
 from .cost import Decision, LayerConstants, layer_cost
 from .gate import Modulation, SoftModulationGate
-from .layout import as_clips, as_frames, convolve
 from .mixing import mix, shares
 from .options import Options, available, kept
 

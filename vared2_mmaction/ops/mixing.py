@@ -6,9 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..layout import from_memory_order, in_memory_order, layout, settled
 from .cheap import ChannelOptions, TemporalOptions
 from .gate import Modulation
-from .layout import from_memory_order, in_memory_order, layout, settled
 from .options import Options
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from vared2_mmaction.layout import from_memory_order, in_memory_order
 from vared2_mmaction.ops.cheap import ChannelOptions, TemporalOptions
-from vared2_mmaction.ops.layout import from_memory_order, in_memory_order
 from vared2_mmaction.ops.mixing import Shares, mix
 from vared2_mmaction.ops.options import Options, kept
 

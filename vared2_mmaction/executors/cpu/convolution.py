@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from ...layout import as_clips, has_2d_form
 from ...ops import Modulation, Options, SoftModulationGate, kept
 from ...ops.conv import of_options
 from ...ops.gate import GRID
-from ...ops.layout import as_clips, has_2d_form
 from ...ops.options import available
 from ...watched import is_plain, is_watched
 from ..base import Choice, LayerRecord

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
-from ...ops.layout import convolve, has_2d_form
+from ...layout import convolve, has_2d_form
 from ..base import LayerRecord
 
 MAX_SHAPES = 64

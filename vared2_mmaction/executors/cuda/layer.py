@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...layout import convolve
 from ...ops.conv import check_clips, forced_weights, of_options
 from ...ops.cost import Decision, layer_cost
 from ...ops.gate import Modulation
-from ...ops.layout import convolve
 from ...ops.mixing import shares
 from ...ops.options import Options, available, kept
 from ..base import Choice, LayerRecord

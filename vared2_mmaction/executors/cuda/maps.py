@@ -9,7 +9,7 @@ them with it.
 import torch
 from torch import Tensor
 
-from ...ops.layout import settled
+from ...layout import settled
 
 _MARK = '_vared2_followed_by_zeros'
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...layout import empty_clips, from_memory_order, in_memory_order, layout
 from ...ops.cheap import ChannelOptions, TemporalOptions
-from ...ops.layout import empty_clips, from_memory_order, in_memory_order, layout
 from ...ops.mixing import Shares
 from ...ops.options import Options
 from . import mixing as kernels

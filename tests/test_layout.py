@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vared2_mmaction.ops.layout import convolve, empty_clips, layout, max_pool
+from vared2_mmaction.layout import convolve, empty_clips, layout, max_pool
 
 pytestmark = pytest.mark.fast
 
