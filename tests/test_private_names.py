@@ -86,8 +86,8 @@ def test_private_names_have_no_public_way(path):
     assert private_names(path.read_text()) <= NO_PUBLIC_WAY
 
 
-def test_unions_of_public_classes_are_pytorchs_families():
-    """What derives from a family's private base is of the union, and nothing else."""
+def test_kinds_of_layers_are_pytorchs_families():
+    """What derives from a family's private base is of the kind, and nothing else."""
     families = {
         kinds.Convolution: nn.modules.conv._ConvNd,
         kinds.TransposedConvolution: nn.modules.conv._ConvTransposeNd,
@@ -96,7 +96,7 @@ def test_unions_of_public_classes_are_pytorchs_families():
     # Lazy ones become another class with their first input.
     classes = [k for k in classes if not k.__name__.startswith('Lazy')]
     assert len(classes) > 100
-    for union, base in families.items():
+    for kind, base in families.items():
         assert {k for k in classes if issubclass(k, base)} == {
-            k for k in classes if issubclass(k, union)
+            k for k in classes if issubclass(k, kind)
         }

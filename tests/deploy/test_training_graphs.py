@@ -154,11 +154,11 @@ def test_begins_anew_when_parameters_stop_to_learn(device):
     graphs, xs = graphs_of(own), batches(4, device)
     for x in xs[:3]:
         step(graphs, x)
-    own.conv1.conv.weight.requires_grad_(False)
+    own.conv1.conv.conv_s.weight.requires_grad_(False)
     own.zero_grad()
     step(graphs, xs[3])
     assert not graphs.is_captured
-    assert own.conv1.conv.weight.grad is None
+    assert own.conv1.conv.conv_s.weight.grad is None
 
 
 def test_other_shapes_and_evaluation_run_as_ever(device):

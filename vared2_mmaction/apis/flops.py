@@ -172,7 +172,7 @@ def _measure_clip(
         layers = [f'backbone.{name}' for name in backbone.dynamic_layers]
         decided = dict(zip(layers, tables[0][1:].tolist(), strict=True))
         executed, charged, _ = tables[0].sum(0).tolist()
-        kinds = Convolution | ExecutedConv
+        kinds = (*Convolution, ExecutedConv)
         convolutions = (n for n in static if isinstance(model.get_submodule(n), kinds))
         of_backbone = (static[name] for name in convolutions if name.startswith('backbone.'))
         _agree('backbone', 'static', charged, sum(of_backbone))

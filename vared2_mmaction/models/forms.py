@@ -1,7 +1,7 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """Stock convolutions and pools in the form that is fastest for their input's layout."""
 
-from typing import Any, get_args
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -62,7 +62,7 @@ _FORMED: dict[type[nn.Module], type[nn.Module]] = {
     wrappers.MaxPool3d: FormedMaxPool3d,
 }
 _CONVOLUTIONS: tuple[type[nn.Module], ...] = (
-    *get_args(Convolution),
+    *Convolution,
     wrappers.Conv2d,
     wrappers.Conv3d,
     FormedConv2d,
