@@ -100,13 +100,13 @@ def test_frozen_gates_keep_their_budget(videos, tmp_path):
     """However the network goes on learning; biases move, by the same for all gates."""
     budget = 0.8
     register_all_modules()
-    torch.manual_seed(0)
     STATES.clear()
     changes = {
         'optim_wrapper__optimizer': {'type': 'SGD', 'lr': 0.01},
         'train_cfg__max_epochs': 3,
         'model__cls_head__loss_budget__budget': budget,
         'model__backbone__dynamic': {'layers': 'conv'},
+        'randomness': {'seed': 0},
     }
     hooks = [{'type': 'FreezeGatesHook', 'begin': 1}, {'type': 'StateKeeper'}, VARIED]
     training = train(config(videos, tmp_path, hooks, **changes))
