@@ -77,7 +77,7 @@ def load_inferencer(
             is logged.
         device: Such as 'cpu' or 'cuda:1'; None takes CUDA where there is a device, else the CPU.
         label_file: Names of the classes, one a line; None numbers them.
-        optimized: Whether the model is an optimised copy, see :func:`vared2_mmaction.optimize`,
+        optimized: Whether the model is an optimised copy, see ``vared2_mmaction.optimize``,
             with the same answers; what executes it is logged.
 
     Raises:

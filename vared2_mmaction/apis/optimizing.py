@@ -26,7 +26,7 @@ def optimize_and_log(model: nn.Module) -> nn.Module:
 
 
 def try_to_optimize(model: nn.Module) -> tuple[nn.Module, str]:
-    """An optimised copy of a network, see :func:`vared2_mmaction.optimize`, or the network where
+    """An optimised copy of a network, see ``vared2_mmaction.optimize``, or the network where
     that fails, and a line that says which."""
     try:
         network = optimize(model)

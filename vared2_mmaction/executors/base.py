@@ -62,7 +62,7 @@ class LayerRecord:
 
 Charges = Tensor | Decision | int
 """What a layer charges: each clip, (N, 5) in float64 with the columns of
-:data:`vared2_mmaction.ops.COLUMNS`; or a decision, which the backbone charges with those of other
+``vared2_mmaction.ops.COLUMNS``; or a decision, which the backbone charges with those of other
 layers; a stock convolution its multiply-adds for the whole batch."""
 
 

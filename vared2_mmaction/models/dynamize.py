@@ -47,7 +47,7 @@ class DynamicFeatures(NamedTuple):
     decisions: Tensor
     """(N, 1 + layers, 5 + 1) in float64, a row for each clip; from a 2-D backbone
     (N T, 1 + layers, 5 + T), a row for each frame. Columns: those of
-    :data:`vared2_mmaction.ops.COLUMNS`, then one for each frame of a clip, which says with a one
+    ``vared2_mmaction.ops.COLUMNS``, then one for each frame of a clip, which says with a one
     what frame the row is of. The first layer stands for all convolutions that are not dynamic;
     costs are multiply-adds a clip."""
 

@@ -5,7 +5,8 @@ What a layer does beside its convolution is little, and in Python that little ta
 convolution of small maps: the gate, the grouping of clips, the views for oneDNN. Here all of it is
 done by ``native/*.cpp``, which also convolve tile by tile, where the processor has the products for
 that, and write each output element once: mixed or rebuilt, with the residual added and ReLU
-applied. What follows each other is executed by one call; see :mod:`.blocks`.
+applied. What follows each other is executed by one call; see
+:mod:`vared2_mmaction.executors.cpu.blocks`.
 """
 
 import math
