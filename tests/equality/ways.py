@@ -13,9 +13,8 @@ from torch import Tensor
 
 from vared2_mmaction.executors import BACKENDS, ExecutedConv
 from vared2_mmaction.executors.cpu.training import mix_compiled
-from vared2_mmaction.executors.mixing import kernels_serve
 from vared2_mmaction.ops import Modulation, Options, charge
-from vared2_mmaction.ops.mixing import mix
+from vared2_mmaction.ops.mixing import mix, needs_factors_alone
 from vared2_mmaction.ops.reference import reference
 
 from ..compiling import needs_compiler
@@ -42,7 +41,7 @@ def mix_by_kernels(layer: DynamicConv) -> Any:
 def _mix_by_kernels(z: Tensor, *what: Any) -> Tensor:
     from vared2_mmaction.executors.cuda import training
 
-    return (training.mix_by_kernels if kernels_serve(z, *what[:-1]) else mix)(z, *what)
+    return (training.mix_by_kernels if needs_factors_alone(*what[:-1]) else mix)(z, *what)
 
 
 def executed(name: str, layer: DynamicConv) -> Any:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..ops.cheap import ChannelOptions, TemporalOptions
-from ..ops.mixing import Shares, mix
+from ..ops.mixing import Shares, mix, needs_factors_alone
 from ..ops.options import Options
 from . import cuda
 from .cpu.training import mix_compiled
@@ -32,24 +32,11 @@ def mix_on_gpu(
     what is traced or exported, other types than ``executors.cuda.TYPES``, and cheap operations that
     are not affine.
     """
-    mixes = mix
-    what = z, share, options, channel_options, temporal_options
-    if _by_kernels is not None and z.is_cuda and not _leaves_python() and kernels_serve(*what):
-        mixes = _by_kernels
-    return mixes(*what, frames)
-
-
-def kernels_serve(
-    z: Tensor,
-    share: Shares,
-    options: Options,
-    channel_options: ChannelOptions,
-    temporal_options: TemporalOptions,
-) -> bool:
-    """Whether there are kernels for what is to be mixed, and anything to mix."""
-    trivial = options == ((0,), (0,)) and all(v is None for v in share)
-    affine = channel_options.affine and temporal_options.affine
-    return z.dtype in cuda.TYPES and affine and not trivial
+    what = share, options, channel_options, temporal_options
+    if _by_kernels is not None and z.is_cuda and z.dtype in cuda.TYPES and not _leaves_python():
+        mixes = _by_kernels if needs_factors_alone(*what) else mix
+        return mixes(z, *what, frames)
+    return mix(z, *what, frames)
 
 
 def mix_anywhere(

@@ -66,6 +66,18 @@ def mix(
     return _sum(maps, share.temporal, tables)
 
 
+def needs_factors_alone(
+    share: Shares,
+    options: Options,
+    channel_options: ChannelOptions,
+    temporal_options: TemporalOptions,
+) -> bool:
+    """Whether there is anything to mix, and factors of copies are all that it takes: compiled code
+    mixes nothing else."""
+    trivial = options == ((0,), (0,)) and all(v is None for v in share)
+    return channel_options.affine and temporal_options.affine and not trivial
+
+
 def _tables(
     dimension: ChannelOptions | TemporalOptions, options: tuple[int, ...], frames: int = 1
 ) -> tuple[Tensor, Tensor] | None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...ops.cheap import ChannelOptions, TemporalOptions
-from ...ops.mixing import Shares, mix
+from ...ops.mixing import Shares, mix, needs_factors_alone
 from ...ops.options import Options
 from .library import library
 
@@ -24,9 +24,8 @@ def mix_compiled(
     """Mix options; see :func:`vared2_mmaction.ops.mixing.mix`, which is called where there is
     nothing to mix, where cheap operations are not affine, and for what is not float32 with channels
     innermost on a CPU."""
-    affine = channel_options.affine and temporal_options.affine
-    trivial = options == ((0,), (0,)) and all(v is None for v in share)
-    if not affine or trivial or not _serves(z):
+    parts = channel_options, temporal_options
+    if not needs_factors_alone(share, options, *parts) or not _serves(z):
         return mix(z, share, options, channel_options, temporal_options, frames)
     scales, shifts = combine(z, share, options, channel_options, temporal_options)
     of = library().Mixed(

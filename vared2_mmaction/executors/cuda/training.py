@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+import triton
 from torch import Tensor
 
 from ...layout import empty_clips, from_memory_order, in_memory_order, layout
@@ -122,32 +123,33 @@ def mixed_maps_backward(
     shares that were not given have no elements."""
     lies = layout(z)
     z, gradient = _dense(z, lies), _dense(gradient, lies)
+    of_z, of_tables = torch.empty_like(z), torch.empty_like(tables)
+    absent = tables.new_empty(0)
+    if not z.numel():
+        of_p, of_q = (absent if v is None else torch.zeros_like(v) for v in (p, q))
+        return of_z, of_p, of_q, of_tables.zero_()
     of = _Sizes(z, tables, kept, temporal, frames)
     tile = of.tile(kept[0], _TILE_BACK)
     grid = of.grid(kept[0], tile)
-    parts = grid[0] // -(-kept[0] // tile['CHANNELS']) * grid[1]
-    of_z, of_tables = torch.empty_like(z), torch.empty_like(tables)
+    parts = grid[0] // triton.cdiv(kept[0], tile['CHANNELS']) * grid[1]
     sums = tables.new_empty(len(z), parts, of.rows, of.channels)
     own, over = of.own, of.over
-    tasks, tiles = own + over * of.period, -(-of.channels // _CHANNELS)
+    tasks, tiles = own + over * of.period, triton.cdiv(of.channels, _CHANNELS)
     of_shares = tables.new_empty(tiles, len(z), tasks)
-    if not z.numel():
-        of_tables.zero_(), of_shares.zero_()
-    else:
-        shares = _shares(p, q, z)
-        with torch.cuda.device_of(z):
-            kernels.backward_maps[grid](
-                gradient, z, of_z, sums, *shares, tables, *of.numbers, *_columns(p, q),
-                **of.of_maps, **_given(p, q), READS=of.reads, **tile,
-            )  # fmt: skip
-            kernels.backward_factors[tiles, tasks](
-                sums.sum(1), of_tables, of_shares, *shares, tables, *of.kept, of.channels,
-                len(z), *_columns(p, q), **of.constants, **_given(p, q), OPTIONS=of.options,
-                CLIPS=_CLIPS, CHANNELS=_CHANNELS,
-            )  # fmt: skip
+    shares = _shares(p, q, z)
+    with torch.cuda.device_of(z):
+        kernels.backward_maps[grid](
+            gradient, z, of_z, sums, *shares, tables, *of.numbers, *_columns(p, q),
+            **of.of_maps, **_given(p, q), READS=of.reads, **tile,
+        )  # fmt: skip
+        kernels.backward_factors[tiles, tasks](
+            sums.sum(1), of_tables, of_shares, *shares, tables, *of.kept, of.channels,
+            len(z), *_columns(p, q), **of.constants, **_given(p, q), OPTIONS=of.options,
+            CLIPS=_CLIPS, CHANNELS=_CHANNELS,
+        )  # fmt: skip
     of_both = of_shares.sum(0)
-    of_p = of_both[:, :own].contiguous() if p is not None else tables.new_empty(0)
-    of_q = of_both[:, own:].unflatten(1, (over, -1)).sum(2) if q is not None else of_p.new_empty(0)
+    of_p = of_both[:, :own].contiguous() if p is not None else absent
+    of_q = of_both[:, own:].unflatten(1, (over, -1)).sum(2) if q is not None else absent
     return of_z, of_p, of_q, of_tables
 
 
@@ -216,7 +218,9 @@ class _Sizes:
     def tile(self, channels: int, elements: int) -> dict[str, int]:
         """Channels and positions of a tile: as many of those that lie side by side as can be."""
         elements //= max(self.per_period // 4, 1)
-        positions, channels = _power(self.z.shape[3] * self.z.shape[4]), _power(channels)
+        positions, channels = (
+            triton.next_power_of_2(n) for n in (self.z.shape[3] * self.z.shape[4], channels)
+        )
         if self.last:
             # Backward, sums over many positions are worth more than many channels side by side.
             channels = min(channels, 64 if elements > 512 else 16)
@@ -226,8 +230,9 @@ class _Sizes:
 
     def grid(self, channels: int, tile: dict[str, int]) -> tuple[int, int, int]:
         """Programs: tiles of channels and positions, periods, clips."""
-        tiles = -(-channels // tile['CHANNELS']) * -(-self.numbers[-1] // tile['AREA'])
-        return tiles, -(-self.frames // self.period), len(self.z)
+        across = triton.cdiv(channels, tile['CHANNELS'])
+        tiles = across * triton.cdiv(self.numbers[-1], tile['AREA'])
+        return tiles, triton.cdiv(self.frames, self.period), len(self.z)
 
 
 def _strides(lies: str, channels: int, frames: int, area: int) -> tuple[int, int, int, int]:
@@ -252,8 +257,3 @@ def _columns(p: Tensor | None, q: Tensor | None) -> tuple[int, ...]:
 
 def _given(p: Tensor | None, q: Tensor | None) -> dict[str, bool]:
     return {'HAS_P': p is not None, 'HAS_Q': q is not None}
-
-
-def _power(number: int) -> int:
-    """The smallest power of two that is no less than a number."""
-    return 1 << math.ceil(math.log2(number)) if number > 1 else 1
