@@ -89,7 +89,7 @@ demo: setup
 
 study: setup
 	@$(BIN)/python tools/study.py --out work_dirs/study
-	@$(BIN)/python tools/study.py --report work_dirs/study --docs docs
+	@$(BIN)/python tools/study.py --report work_dirs/study
 
 detection: setup-detection
 	@$(DETECTION_BIN)/python tools/run_detection.py

@@ -27,11 +27,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument('--fps', type=int, default=default.fps, help='frames a second')
     parser.add_argument('--seed', type=int, default=default.seed, help='of everything random')
     parser.add_argument(
-        '--event',
+        '--repeats',
         type=float,
-        default=default.event,
-        help='least share of a clip in which something moves; below 1, clips differ in how much '
-        'of them is needed',
+        default=default.repeats,
+        help='most times that a clip shows its motion; above 1, clips differ in speed, and so in '
+        'how many of their frames are needed',
     )
     parser.add_argument('--workers', type=int, default=2, help='processes')
     parser.add_argument(

@@ -26,14 +26,13 @@ from vared2_mmaction.executors import BACKENDS
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / 'configs' / 'demo'
-COMPILED = ('--cfg-options', 'model.backbone.dynamic.compiled=True')
-"""Trains faster where there is a compiler; what is computed is the same."""
 NETWORKS = {'static': 'static_r2plus1d', 'VA-RED2': 'vared2_r2plus1d'}
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--work-dir', default='work_dirs/demo', help='where everything is written')
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0], help='of trainings')
     parser.add_argument('--timed-clips', type=int, default=100, help='clips that are timed')
     add_optimize_option(parser)
     return parser
@@ -46,15 +45,19 @@ def run_all(args: argparse.Namespace) -> None:
     console = Console()
     console.rule('video set')
     run('tools/make_moving_shapes.py', 'data/moving_shapes')
-    work_dir, compiles = Path(args.work_dir), BACKENDS['cpu'].is_available()
     flags = ['--no-optimize'] if args.no_optimize else []
-    for title, name in NETWORKS.items():
-        console.rule(f'training: {title}')
-        train(name, work_dir / name, COMPILED if name.startswith('vared2') and compiles else [])
-        console.rule(f'testing: {title}')
-        test(name, work_dir / name, flags)
-    console.rule('timing')
-    show(console, work_dir, args.timed_clips, optimized=not args.no_optimize)
+    compared = []
+    for seed in args.seeds:
+        folder = Path(args.work_dir) / f'seed{seed}'
+        for title, name in NETWORKS.items():
+            console.rule(f'training: {title}, seed {seed}')
+            train(name, folder, seed)
+            console.rule(f'testing: {title}, seed {seed}')
+            test(name, folder, flags)
+        console.rule(f'timing, seed {seed}')
+        compared.append(show(console, folder, args.timed_clips, optimized=not args.no_optimize))
+    if len(compared) > 1:
+        console.print(compare.over_seeds(args.seeds, compared))
 
 
 def run(*command: str) -> None:
@@ -64,28 +67,35 @@ def run(*command: str) -> None:
 
 def final_checkpoint(name: str, folder: Path) -> Path:
     epochs = Config.fromfile(CONFIGS / f'{name}.py').train_cfg.max_epochs
-    return folder / f'epoch_{epochs}.pth'
+    return folder / name / f'epoch_{epochs}.pth'
 
 
-def train(name: str, folder: Path, options: Sequence[str]) -> None:
+def train(name: str, folder: Path, seed: int) -> None:
     final = final_checkpoint(name, folder)
     if is_whole(final):
         print(f'{final} is there: nothing to train')
         return
+    options: list[str] = []
+    if name == NETWORKS['VA-RED2']:
+        options += ['--cfg-options', f'load_from={final_checkpoint(NETWORKS["static"], folder)}']
+        if BACKENDS['cpu'].is_available():  # faster; what is computed is the same
+            options.append('model.backbone.dynamic.compiled=True')
     run(
         'tools/train.py',
         str(CONFIGS / f'{name}.py'),
         '--work-dir',
-        str(folder),
+        str(final.parent),
         '--seed',
-        '0',
+        str(seed),
         '--resume',
         *options,
     )
 
 
 def test(name: str, folder: Path, flags: Sequence[str]) -> None:
-    checkpoint, dump = final_checkpoint(name, folder), folder / 'test.pkl'
+    checkpoint = final_checkpoint(name, folder)
+    folder = checkpoint.parent
+    dump = folder / 'test.pkl'
     if dump.exists() and dump.stat().st_mtime > checkpoint.stat().st_mtime:
         print(f'{dump} is there: nothing to test')
         return
@@ -103,10 +113,10 @@ def test(name: str, folder: Path, flags: Sequence[str]) -> None:
     partial.replace(dump)
 
 
-def show(console: Console, work_dir: Path, timed_clips: int, optimized: bool) -> None:
+def show(console: Console, folder: Path, timed_clips: int, optimized: bool) -> list[compare.Result]:
     models, cfg = [], None
     for name in NETWORKS.values():
-        checkpoint = final_checkpoint(name, work_dir / name)
+        checkpoint = final_checkpoint(name, folder)
         model, cfg = compare.load_recognizer(str(CONFIGS / f'{name}.py'), str(checkpoint))
         models.append(model)
     batches = compare.decoded_videos(cfg, timed_clips)
@@ -121,7 +131,7 @@ def show(console: Console, work_dir: Path, timed_clips: int, optimized: bool) ->
         seconds = compare.time_alternately(models, batches, progress=lambda: progress.advance(task))
     results = [
         compare.summarise(
-            title, str(work_dir / name / 'test.pkl'), compare.median_ms(s), static_gmacs
+            title, str(folder / name / 'test.pkl'), compare.median_ms(s), static_gmacs
         )
         for (title, name), s in zip(NETWORKS.items(), seconds, strict=True)
     ]
@@ -136,6 +146,7 @@ def show(console: Console, work_dir: Path, timed_clips: int, optimized: bool) ->
             f'{", both optimised" if optimized else ""}',
         )
     )
+    return results
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -32,7 +32,10 @@ def build_parser() -> argparse.ArgumentParser:
         '--report', type=Path, metavar='DIR', help='write the report of the results in DIR again'
     )
     parser.add_argument(
-        '--docs', type=Path, default=Path('docs'), help='with --report: where to (default: docs)'
+        '--page',
+        type=Path,
+        default=Path('docs') / report.PAGE,
+        help='with --report: what to write, with a figure beside it (default: docs/results.md)',
     )
     parser.add_argument('--scale', choices=study.SCALES, default='small')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
@@ -123,9 +126,9 @@ def run_study(args: argparse.Namespace) -> int | None:
         said = error if failed else 'interrupted; the same command goes on'
         print(f'study.py: {said}', file=sys.stderr)
         return 1 if failed else 130
-    docs = args.out or args.docs
-    report.write(report.load((args.report or args.out) / RESULTS), docs)
-    console.print(f'{docs / "results.md"} is written', soft_wrap=True)
+    page = args.page if args.out is None else args.out / report.PAGE
+    report.write(report.load((args.report or args.out) / RESULTS), page)
+    console.print(f'{page} is written', soft_wrap=True)
     return None
 
 

@@ -20,8 +20,10 @@ from ..loading import load_tool
 def demo(folder, commands, monkeypatch):
     tool = load_tool('run_demo')
     monkeypatch.setattr(tool, 'run', lambda *command: commands.append(command))
-    tool.train('static_r2plus1d', folder, [])
-    return tool.final_checkpoint('static_r2plus1d', folder)
+    tool.train('static_r2plus1d', folder, 0)
+    final = tool.final_checkpoint('static_r2plus1d', folder)
+    final.parent.mkdir(exist_ok=True)
+    return final
 
 
 def detection(folder, commands, monkeypatch):

@@ -26,9 +26,9 @@ class Result:
     name: str
     top1: float
     gmacs: tuple[float, float, float]
-    """Mean, min and max over videos, gates and cheap operations included."""
+    """Mean, 10th and 90th percentile of videos, gates and cheap operations included."""
     share: tuple[float, float, float]
-    """Of the static backbone's multiply-adds: mean, min, max over videos, convolutions only."""
+    """Of the static backbone's multiply-adds, the same three, convolutions only."""
     milliseconds: float
     """Median of a clip of batch size 1."""
 
@@ -57,7 +57,8 @@ def summarise(name: str, dump: str, milliseconds: float, static_gmacs: float) ->
 
 
 def _spread(values: Sequence[float]) -> tuple[float, float, float]:
-    return float(np.mean(values)), float(np.min(values)), float(np.max(values))
+    low, high = np.percentile(values, [10, 90]).tolist()
+    return float(np.mean(values)), low, high
 
 
 def load_recognizer(config: str, checkpoint: str) -> tuple[nn.Module, Config]:
@@ -113,8 +114,8 @@ def median_ms(seconds: Sequence[float]) -> float:
 
 
 def table(results: Sequence[Result], title: str) -> Table:
-    """The comparison as a table; compute and time are those of a clip."""
-    columns = ('network', 'top-1 %', 'GMACs', 'min - max', 'share %', 'min - max', 'ms')
+    """The comparison as a table; compute and time are those of a clip, with percentiles."""
+    columns = ('network', 'top-1 %', 'GMACs', '10th - 90th', 'share %', '10th - 90th', 'ms')
     drawn = Table(*columns, title=title)
     for result in results:
         drawn.add_row(
@@ -126,4 +127,42 @@ def table(results: Sequence[Result], title: str) -> Table:
             '{:.1f} - {:.1f}'.format(*(100 * share for share in result.share[1:])),
             f'{result.milliseconds:.1f}',
         )
+    return drawn
+
+
+def over_seeds(seeds: Sequence[int], compared: Sequence[Sequence[Result]]) -> Table:
+    """Results of several seeds, and their mean and standard deviation.
+
+    Args:
+        seeds: The seeds, at least two.
+        compared: Of each seed the static network and the dynamic one.
+    """
+    columns = ('seed', 'static top-1 %', 'dynamic', 'change', 'share %', 'apart', 'time')
+    drawn = Table(
+        *columns,
+        title='Over seeds: accuracy, share of the static convolutions, from the 10th to the 90th '
+        'percentile of clips in points, time relative to the static network',
+    )
+    rows = [
+        (
+            100 * static.top1,
+            100 * dynamic.top1,
+            100 * (dynamic.top1 - static.top1),
+            100 * dynamic.share[0],
+            100 * (dynamic.share[2] - dynamic.share[1]),
+            dynamic.milliseconds / static.milliseconds,
+        )
+        for static, dynamic in compared
+    ]
+    forms = ('.1f', '.1f', '+.1f', '.1f', '.1f', '.2f')
+    for seed, row in zip(seeds, rows, strict=True):
+        drawn.add_row(str(seed), *(f'{v:{form}}' for v, form in zip(row, forms, strict=True)))
+    columns_of_numbers = np.array(rows).T
+    drawn.add_row(
+        'mean',
+        *(
+            f'{values.mean():{form}} ± {values.std(ddof=1):{form.lstrip("+")}}'
+            for values, form in zip(columns_of_numbers, forms, strict=True)
+        ),
+    )
     return drawn

@@ -1,6 +1,7 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """The report of the study: a page and a figure, made of the results alone."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,30 +13,33 @@ from .statistics import Result, Results
 from .study import DYNAMIC, STATIC, VARIANTS
 
 load = Results.load
-PAGE, FIGURE = 'results.md', 'results.png'
+PAGE = 'results.md'
 _MET = {True: 'met', False: '**not met**', None: 'not measured'}
 _SHOW_MOTION = (DYNAMIC, 'temporal', 'no_motion', 'random')
 
 
-def write(results: Results, folder: Path) -> None:
-    """Write ``results.md`` and ``results.png``.
+def write(results: Results, path: Path) -> None:
+    """Write a page such as ``results.md``, and its figure, ``results.png``, beside it.
 
     Args:
         results: Of a study.
-        folder: Where to; is made.
+        path: The page; its folder is made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     points = {
         variant: [(results.gmacs(variant, seed), results.top1(variant, seed)) for seed in by_seed]
         for variant, by_seed in results.runs.items()
     }
-    figure.draw(points, line=STATIC).savefig(folder / FIGURE, dpi=150)
-    (folder / PAGE).write_text(page(results))
+    figure.draw(points, line=STATIC).savefig(path.with_suffix('.png'), dpi=150)
+    path.write_text(page(results, path.with_suffix('.png').name))
 
 
-def page(results: Results) -> str:
-    """The report as Markdown."""
-    sections = (_introduction, _goals, _table, _equal_compute, _controls, _choices, _motion, _again)
+def page(results: Results, drawn: str = 'results.png') -> str:
+    """The report as Markdown, of which ``drawn`` is the figure."""
+    sections = (
+        *(_introduction, _goals, functools.partial(_table, drawn=drawn), _equal_compute),
+        *(_controls, _choices, _motion, _again),
+    )
     return '\n\n'.join('\n'.join(section(results)) for section in sections) + '\n'
 
 
@@ -53,8 +57,8 @@ def _introduction(results: Results) -> Iterator[str]:
     if name := settings.get('videos.name'):
         videos = f'Videos of {name} ('
     else:
-        event = settings.get('videos.event', 1.0)
-        options = f' --event {event:g}' if event < 1 else ''
+        repeats = settings.get('videos.repeats', 1.0)
+        options = f' --repeats {repeats:g}' if repeats > 1 else ''
         seed = settings.get('videos.seed', '?')
         videos = f'Generated videos (tools/make_moving_shapes.py --seed {seed}{options}, '
     yield (
@@ -88,7 +92,7 @@ def _goals(results: Results) -> Iterator[str]:
     )
 
 
-def _table(results: Results) -> Iterator[str]:
+def _table(results: Results, drawn: str) -> Iterator[str]:
     yield '## All networks'
     yield ''
     yield (
@@ -109,7 +113,7 @@ def _table(results: Results) -> Iterator[str]:
     )
     yield from _rows(header, [_network(results, variant) for variant in results.runs])
     yield ''
-    yield f'![Accuracy over compute]({FIGURE})'
+    yield f'![Accuracy over compute]({drawn})'
 
 
 def _network(results: Results, variant: str) -> tuple[str, ...]:

@@ -118,8 +118,8 @@ class Scale:
 SCALES: dict[str, Scale] = {
     # Other videos than those by which the settings of the configs were chosen (seeds 2, 3, 13, 14).
     'small': Scale(MovingShapes(train=2500, val=14, test=2000, frames=32, seed=5)),
-    # Clips that differ in how much of them is needed.
-    'events': Scale(MovingShapes(train=2500, val=14, test=2000, frames=32, seed=6, event=0.2)),
+    # Clips that differ in how many of their frames are needed.
+    'speeds': Scale(MovingShapes(train=2500, val=14, test=2000, frames=32, seed=6, repeats=5.0)),
     # R(2+1)D-18 of half its width on ten times the training videos: hours on a GPU.
     'large': Scale(
         MovingShapes(train=25000, val=14, test=5600, frames=32, seed=5),

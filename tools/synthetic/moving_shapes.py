@@ -20,7 +20,7 @@ import numpy as np
 from rich.progress import track
 
 from .motions import MOTIONS
-from .scenes import SHAPE_CLASS, background_moves, draw_event, render
+from .scenes import SHAPE_CLASS, background_moves, draw_repeats, render
 from .videos import write_video
 
 SPLITS = ('train', 'val', 'test')
@@ -44,8 +44,8 @@ class MovingShapes:
         frames: Frames a video.
         fps: Frames a second.
         seed: Of everything random.
-        event: Least share of a clip in which something moves, in (0, 1]. Below 1, clips differ in
-            how much of them is needed: some have a short, fast event between still stretches.
+        repeats: Most times that a clip shows its motion, from 1 on. Above 1, clips differ in how
+            many of their frames are needed: those that repeat a motion often show it fast.
         classes: Class names, in label order; keys of ``motions.MOTIONS``.
 
     Raises:
@@ -59,7 +59,7 @@ class MovingShapes:
     frames: int = 24
     fps: int = 25
     seed: int = 0
-    event: float = 1.0
+    repeats: float = 1.0
     classes: tuple[str, ...] = tuple(MOTIONS)
 
     def __post_init__(self) -> None:
@@ -72,7 +72,7 @@ class MovingShapes:
         _expect(8 <= self.frames <= 1000, 'frames', '8 to 1000 frames', self.frames)
         _expect(1 <= self.fps <= 240, 'fps', '1 to 240 frames a second', self.fps)
         _expect(self.seed >= 0, 'seed', 'a number that is not negative', self.seed)
-        _expect(0 < self.event <= 1, 'event', 'a share of the clip, above 0 to 1', self.event)
+        _expect(1 <= self.repeats <= 100, 'repeats', '1 to 100 times', self.repeats)
         _expect(len(self.classes) >= 2, 'classes', 'at least two classes', self.classes)
         for name in self.classes:
             _expect(name in MOTIONS, 'classes', f'names out of {", ".join(MOTIONS)}', name)
@@ -103,16 +103,16 @@ class Clip:
         """What ``meta.json`` tells about the clip."""
         entropy = arguments.seed
         moves = background_moves(self.seed(entropy))
-        event = {}
-        if arguments.event < 1:
-            event['event'] = draw_event(self.seed(entropy), arguments.event)[1]
+        repeats = {}
+        if arguments.repeats > 1:
+            repeats['repeats'] = draw_repeats(self.seed(entropy), arguments.repeats)
         return dict(
             class_name=self.name,
             label=self.label,
             still=self.name.startswith(SHAPE_CLASS) and not moves,
             background='moving' if moves else 'still',
             seed=dict(entropy=entropy, spawn_key=self.spawn_key),
-            **event,
+            **repeats,
         )
 
 
@@ -192,7 +192,7 @@ def _check_folder(out: Path, arguments: MovingShapes) -> bool:
 
 def _compare(out: Path, there: dict[str, object], arguments: MovingShapes) -> None:
     wanted = _as_json(arguments)
-    there = {'event': 1.0, **there}  # sets from before there was a choice
+    there = {'repeats': 1.0, **there}  # sets from before there was a choice
     differences = [
         f'{key} {there.get(key)!r} (asked for: {wanted[key]!r})'
         for key in wanted
@@ -252,7 +252,7 @@ def _write_chunk(out: Path, arguments: MovingShapes, clips: list[Clip]) -> int:
 
 def _write_video(out: Path, arguments: MovingShapes, clip: Clip) -> None:
     frames = render(
-        clip.name, clip.seed(arguments.seed), arguments.frames, arguments.size, arguments.event
+        clip.name, clip.seed(arguments.seed), arguments.frames, arguments.size, arguments.repeats
     )
     write_video(out / clip.path, frames, arguments.fps)
 

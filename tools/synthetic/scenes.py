@@ -52,20 +52,18 @@ def background_moves(seed: np.random.SeedSequence) -> bool:
     return bool(_streams(seed)[0].random() < BACKGROUND_MOVES)
 
 
-def draw_event(seed: np.random.SeedSequence, shortest: float) -> tuple[float, float]:
-    """Where in the clip drawn from ``seed`` something moves: begin and length, shares of the clip.
+def draw_repeats(seed: np.random.SeedSequence, most: float) -> float:
+    """How often the clip drawn from ``seed`` shows its motion.
 
     Args:
         seed: Of the clip.
-        shortest: Least length; lengths are spread evenly on a logarithmic scale from there to 1.
+        most: Largest number; numbers are spread evenly on a logarithmic scale from 1 to there.
     """
-    rng = _streams(seed)[4]
-    length = shortest ** rng.uniform()
-    return rng.uniform(0.0, 1.0 - length), length
+    return most ** _streams(seed)[4].uniform()
 
 
 def render(
-    name: str, seed: np.random.SeedSequence, num_frames: int, size: int, event: float = 1.0
+    name: str, seed: np.random.SeedSequence, num_frames: int, size: int, repeats: float = 1.0
 ) -> np.ndarray:
     """Renders one clip.
 
@@ -74,17 +72,17 @@ def render(
         seed: Decides all that the class does not.
         num_frames: T.
         size: Side of the square frame, pixels.
-        event: Least share of the clip in which something moves, see :func:`draw_event`; before and
-            after that all stands still, the background too. What moves does the same, but faster.
+        repeats: Most times that the motion is shown, see :func:`draw_repeats`: one after the other,
+            each as much faster. The background drifts as it does otherwise.
 
     Returns:
         Frames in OpenCV's colour order, uint8 of shape ``(T, size, size, 3)``.
     """
     # A stream each, so that two classes rendered from one seed show the same scene.
     background_rng, scene_rng, motion_rng, noise_rng, _ = _streams(seed)
-    begin, length = draw_event(seed, event)
-    progress = np.clip((np.linspace(0.0, 1.0, num_frames) - begin) / length, 0.0, 1.0)
-    times = progress * (num_frames - 1) if event < 1 else np.arange(num_frames)
+    frames = np.arange(num_frames)
+    times = frames if repeats == 1 else frames * draw_repeats(seed, repeats) % num_frames
+    times = np.minimum(times, num_frames - 1)
     drift = np.zeros(2)
     if background_rng.random() < BACKGROUND_MOVES:
         heading = background_rng.uniform(0.0, 2.0 * np.pi)
@@ -95,7 +93,7 @@ def render(
     tracks = [track.at(times) for track in tracks]
     clip = np.empty((num_frames, size, size, 3), np.float32)
     for t in range(num_frames):
-        clip[t] = _shifted(scene.background, *(drift * times[t]))
+        clip[t] = _shifted(scene.background, *(drift * t))
         for track in tracks:
             paint_at(clip[t], scene.subject, track, t)
     clip += NOISE * noise_rng.standard_normal((num_frames, size, size, 1), np.float32)

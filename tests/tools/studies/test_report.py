@@ -155,8 +155,8 @@ def test_pages_of_older_results_and_of_other_videos(load, content):
     page = report.page(load(content))
     assert 'Videos of gestures (619 to train, 267 to test)' in page
     assert '| not measured | – |' in page
-    content['settings'] = {'videos.seed': 6, 'videos.event': 0.2}
-    assert '--seed 6 --event 0.2, ? to train' in report.page(load(content))
+    content['settings'] = {'videos.seed': 6, 'videos.repeats': 5.0}
+    assert '--seed 6 --repeats 5, ? to train' in report.page(load(content))
 
 
 def test_runs_of_different_versions_are_told(load, content):
@@ -167,11 +167,11 @@ def test_runs_of_different_versions_are_told(load, content):
 
 def test_tool_writes_page_and_figure(load, content, tmp_path, capsys):
     load(content)
-    docs = tmp_path / 'docs'
-    load_tool('study').main(['--report', str(tmp_path), '--docs', str(docs)])
-    assert 'VA-RED' in (docs / 'results.md').read_text()
-    assert (docs / 'results.png').read_bytes()[:4] == b'\x89PNG'
-    assert 'results.md is written' in capsys.readouterr().out
+    written = tmp_path / 'docs' / 'results_speeds.md'
+    load_tool('study').main(['--report', str(tmp_path), '--page', str(written)])
+    assert '![Accuracy over compute](results_speeds.png)' in written.read_text()
+    assert written.with_suffix('.png').read_bytes()[:4] == b'\x89PNG'
+    assert 'results_speeds.md is written' in capsys.readouterr().out
 
 
 def test_tool_names_mistakes(tmp_path, capsys):

@@ -14,7 +14,7 @@ from synthetic import moving_shapes, scenes
 from synthetic.motions import MOTIONS
 from synthetic.moving_shapes import SPLITS, MovingShapes, make_moving_shapes
 
-SMALL = MovingShapes(train=32, val=14, test=20, size=64, frames=12)
+SMALL = MovingShapes(train=32, val=14, test=20, size=64, frames=12, repeats=1.0)
 SUBJECT_MOVES = [
     name for name in MOTIONS if name.startswith(('moves', 'rotates', 'grows', 'shrinks'))
 ]
@@ -149,39 +149,36 @@ def test_motions_do_what_their_names_say() -> None:
         assert last_minus_first('grows', 'radius') > 0 > last_minus_first('shrinks', 'radius')
 
 
-def test_events_differ_in_length_and_stand_still_around() -> None:
-    lengths = []
-    for index in range(40):
-        begin, length = scenes.draw_event(clip_seed(index), 0.2)
-        lengths.append(length)
-        assert 0.2 <= length <= 1
-        assert 0 <= begin <= begin + length <= 1
-        clip = scenes.render('moves_right_fast', clip_seed(index), 24, 48, 0.2).astype(float)
-        time = np.linspace(0, 1, 24)
-        change = np.abs(np.diff(clip.mean(-1), axis=0)).mean((1, 2))
-        around = (time[1:] < begin) | (time[:-1] > begin + length)
-        # What is left of two frames that show the same is their noise.
-        assert (change[around] < 1.3 * scenes.NOISE).all()
-        assert (change[~around] > 1.3 * scenes.NOISE).any()
-    assert np.mean(np.array(lengths) < 0.2**0.5) == pytest.approx(0.5, abs=0.15)
+def test_clips_differ_in_how_often_they_show_their_motion() -> None:
+    drawn = [scenes.draw_repeats(clip_seed(index), 4.0) for index in range(200)]
+    assert min(drawn) >= 1
+    assert max(drawn) <= 4
+    assert np.mean(np.array(drawn) < 2) == pytest.approx(0.5, abs=0.1)
 
 
-def test_short_events_show_what_long_ones_show() -> None:
-    for name in MOTIONS:
-        whole, short = (scenes.render(name, clip_seed(3), 24, 48, event) for event in (1.0, 0.2))
-        np.testing.assert_array_equal(whole[[0, -1]], short[[0, -1]])
-        np.testing.assert_array_equal(short, scenes.render(name, clip_seed(3), 24, 48, 0.2))
+def test_motions_that_repeat_are_faster() -> None:
+    often, faster = [], []
+    for index in range(20):
+        plain, repeated = (
+            scenes.render('moves_right_fast', clip_seed(index), 32, 64, most).astype(float)
+            for most in (1.0, 5.0)
+        )
+        np.testing.assert_array_equal(plain[0], repeated[0])
+        change, plainly = (np.abs(np.diff(c, axis=0)).mean() for c in (repeated, plain))
+        often.append(scenes.draw_repeats(clip_seed(index), 5.0))
+        faster.append(change / plainly)
+    assert np.corrcoef(often, faster)[0, 1] > 0.7
 
 
-def test_sets_tell_their_events_and_older_ones_are_whole(data: Path, tmp_path: Path) -> None:
-    assert not any('event' in facts for facts in read_videos(data).values())
-    few = MovingShapes(train=4, val=2, test=2, size=32, frames=8, event=0.25)
-    make_moving_shapes(tmp_path / 'events', few)
-    events = [facts['event'] for facts in read_videos(tmp_path / 'events').values()]
-    assert len(set(events)) == 8
-    assert 0.25 <= min(events) <= max(events) <= 1
+def test_sets_tell_their_repeats_and_older_ones_have_none(data: Path, tmp_path: Path) -> None:
+    assert not any('repeats' in facts for facts in read_videos(data).values())
+    few = MovingShapes(train=4, val=2, test=2, size=32, frames=8, repeats=4.0)
+    make_moving_shapes(tmp_path / 'speeds', few)
+    repeats = [facts['repeats'] for facts in read_videos(tmp_path / 'speeds').values()]
+    assert len(set(repeats)) == 8
+    assert 1 <= min(repeats) <= max(repeats) <= 4
     meta = json.loads((data / 'meta.json').read_text())
-    assert meta['arguments'].pop('event') == 1
+    assert meta['arguments'].pop('repeats') == 1
     (data / 'meta.json').write_text(json.dumps(meta))
     assert make_moving_shapes(data, SMALL) == 0
 
@@ -227,7 +224,7 @@ def test_interrupted_set_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (dict(size=72), '--size: expected a multiple of 32'),
         (dict(frames=4), '--frames: expected 8 to 1000 frames, got 4'),
         (dict(fps=0), '--fps: expected 1 to 240'),
-        (dict(event=0.0), '--event: expected a share of the clip'),
+        (dict(repeats=0.5), '--repeats: expected 1 to 100 times, got 0.5'),
         (dict(seed=-1), '--seed: expected a number that is not negative, got -1'),
         (dict(classes=('grows', 'sings')), "--classes: expected names out of .*, got 'sings'"),
         (dict(classes=('grows', 'grows')), '--classes: expected every name once'),
