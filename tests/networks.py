@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 
-from vared2_mmaction.apis.flops import load_model
+from vared2_mmaction.apis import load_model
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES = ('left', 'right', 'up')

@@ -1,8 +1,6 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """Each defect of the OpenMMLab releases is mended."""
 
-import importlib.metadata
-import importlib.util
 import os
 import pickle
 import subprocess
@@ -58,16 +56,6 @@ def test_missing_localizer_says_what_to_do():
 
     with pytest.raises(ImportError, match='install mmaction2 from its repository'):
         DRN()
-
-
-def test_importlib_metadata_stands_in_for_its_backport(monkeypatch):
-    monkeypatch.delitem(sys.modules, 'importlib_metadata', raising=False)
-    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
-    compat._provide_importlib_metadata()
-    monkeypatch.undo()
-    import importlib_metadata
-
-    assert importlib_metadata.version('torch') == importlib.metadata.version('torch')
 
 
 @pytest.fixture

@@ -19,19 +19,20 @@ PACKAGE = ROOT / 'vared2_mmaction'
 OURS = {path.parent.name for path in TOOLS.glob('*/__init__.py')}
 BELOW = {
     'synthetic': set(),
-    'benchmarking': set(),
+    'benchmarking': {'counting'},
+    'counting': set(),
     'policy_report': set(),
-    'studies': {'synthetic', 'benchmarking'},
+    'studies': {'synthetic', 'benchmarking', 'counting'},
 }
 """Packages of tools that each may import."""
 NAMES = {Path(name).stem for name in SCRIPTS}
 PROBE = """
 import runpy, sys
 from pathlib import Path
-import vared2_mmaction.apis, vared2_mmaction.visualization.decisions
+import vared2_mmaction.apis, vared2_mmaction.visualization.dump
 from mmaction.registry import MODELS
 
-ours = ('benchmarking', 'policy_report', 'studies', 'synthetic')
+ours = ('benchmarking', 'counting', 'policy_report', 'studies', 'synthetic')
 parts = lambda: {part for name in sys.modules for part in name.split('.')}
 print(sorted(parts() & {*ours, 'random_gate', 'moving_shapes'}), 'RandomPolicyGate' in MODELS)
 for script in Path(__file__).parent.glob('*.py'):

@@ -26,7 +26,8 @@ import vared2_mmaction
 from benchmarking import benchmark
 from benchmarking.batches import Batch, clip_of, read_batches
 from benchmarking.environment import processor
-from vared2_mmaction.apis import flops
+from counting.clips import views_of_split
+from vared2_mmaction.apis import load_model
 from vared2_mmaction.apis.cli import add_config_options, run_tool
 from vared2_mmaction.apis.config_file import read_config_file
 from vared2_mmaction.deploy import keep_freed_memory
@@ -145,7 +146,7 @@ def prepare(
     policies = [benchmark.parse_policy(text) for text in args.policy or POLICIES[args.mode]]
     cfg = read_config_file(args.config, args.cfg_options)
     cfg.load_from = None  # what training starts from is not what is timed
-    model, _ = flops.load_model(cfg, args.checkpoint)
+    model, _ = load_model(cfg, args.checkpoint)
     if not dynamic_layers(model):
         raise ValueError(
             f'CONFIG={args.config!r}: expected a dynamic network, to be timed against the stock '
@@ -161,7 +162,7 @@ def prepare(
             raise ValueError(f'--batch-sizes {max(args.batch_sizes)}: expected at most {found}')
         shapes = [clip_of(model, videos[0])]
     else:
-        views = flops.views_of_split(cfg, model, 'test')
+        views = views_of_split(cfg, model, 'test')
         shapes = [benchmark.clip_shape(model, shape, views) for shape in args.shape or [None]]
     cases = itertools.product(policies, args.batch_sizes, shapes)
     return model, [benchmark.Case(*case) for case in cases], videos

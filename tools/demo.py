@@ -4,11 +4,13 @@
 import argparse
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 import vared2_mmaction  # noqa: F401  (registers the models and mends the OpenMMLab releases)
+from policy_report import boxes, decisions
 from vared2_mmaction.apis import (
     Detection,
     Recognition,
@@ -19,10 +21,9 @@ from vared2_mmaction.apis import (
     recognize,
 )
 from vared2_mmaction.apis.cli import add_optimize_option, run_tool
-from vared2_mmaction.apis.clips import open_video, read_boxes
+from vared2_mmaction.apis.clips import Video, check_box, open_video
 from vared2_mmaction.apis.detection import is_detection_config
 from vared2_mmaction.apis.inference import Computation, check_video
-from vared2_mmaction.visualization import boxes, decisions
 
 TOP = 5
 HEIGHT = 240
@@ -66,6 +67,35 @@ def build_parser() -> argparse.ArgumentParser:
         help="finds the boxes: mmdet's files of a detector of people",
     )
     return parser
+
+
+def read_boxes(path: str, video: Video) -> np.ndarray:
+    """Read boxes of a video, (boxes, 4), from a file of ``x1,y1,x2,y2`` in pixels, one a line.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a line is no box or outside the frame; names the line. Or if there is none.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f'BOXES={path!r}: no such file')
+    try:
+        lines = Path(path).read_text('utf-8').split('\n')
+    except UnicodeDecodeError as error:
+        raise ValueError(f'BOXES={path!r}: expected text, x1,y1,x2,y2 a line: {error}') from error
+    numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+    boxes = [_read_box(line, f'BOXES={path!r}, line {number}', video) for number, line in numbered]
+    if not boxes:
+        raise ValueError(f'BOXES={path!r}: expected lines x1,y1,x2,y2, found none')
+    return np.stack(boxes)
+
+
+def _read_box(line: str, where: str, video: Video) -> np.ndarray:
+    try:
+        box = np.array([float(number) for number in line.split(',')])
+    except ValueError as error:
+        raise ValueError(f'{where}: expected x1,y1,x2,y2, found {line.strip()[:80]!r}') from error
+    check_box(box, where, video)
+    return box
 
 
 def check_out(path: str) -> None:

@@ -11,7 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 import vared2_mmaction  # noqa: F401  (registers the models and mends the OpenMMLab releases)
-from vared2_mmaction.apis import flops
+from counting.clips import random_clip, read_videos, views_of_split
+from counting.flops import CostMismatchError, measure
+from vared2_mmaction.apis import load_model
 from vared2_mmaction.apis.cli import add_config_options, run_tool
 from vared2_mmaction.apis.config_file import read_config_file
 
@@ -53,14 +55,14 @@ def count(args: argparse.Namespace) -> dict:
         raise FileNotFoundError(f'--out {args.out!r}: there is no such folder')
     cfg = read_config_file(args.config, args.cfg_options)
     cfg.load_from = None  # what training starts from is not what is counted
-    model, weights = flops.load_model(cfg, args.checkpoint)
-    views = flops.views_of_split(cfg, model, args.split)
+    model, weights = load_model(cfg, args.checkpoint)
+    views = views_of_split(cfg, model, args.split)
     source = f'shape of the {args.split} pipeline'
     if args.data:
-        table = flops.measure(model, flops.read_videos(cfg, model, args.split, args.num_videos))
+        table = measure(model, read_videos(cfg, model, args.split, args.num_videos))
         source = f'videos of the {args.split} split'
     else:
-        table = flops.measure(model, [[flops.random_clip(model, args.shape, views)]])
+        table = measure(model, [[random_clip(model, args.shape, views)]])
         source = 'shape of --shape' if args.shape else source
     return {
         'config': args.config,
@@ -106,7 +108,7 @@ def describe(result: dict, data: bool, split: str) -> str:
 def print_flops(args: argparse.Namespace) -> None:
     try:
         result = count(args)
-    except flops.CostMismatchError as error:
+    except CostMismatchError as error:
         sys.exit(f'get_flops.py: {error}')
     console = Console()
     console.print(render(result))

@@ -1,25 +1,106 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
-"""Tests a checkpoint: MMAction2's flags, with vared2_mmaction registered."""
+"""Tests a checkpoint: MMAction2's flags, with vared2_mmaction registered.
+
+Flags, their defaults and their choices are those of MMAction2 1.2.0, so that its documentation and
+scripts written for it apply; ours come on top.
+"""
 
 import argparse
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from mmengine import dist
+from mmengine.config import Config, ConfigDict
 from rich.console import Console
+from rich.table import Table
 
 import vared2_mmaction  # noqa: F401  (registers the models and mends the OpenMMLab releases)
 from vared2_mmaction.apis import cli
 from vared2_mmaction.apis.check import check_config
-from vared2_mmaction.apis.config_file import read_config_file
-from vared2_mmaction.apis.controls import KINDS, check_controls, measure_controls, report_controls
+from vared2_mmaction.apis.config_file import merge_options, read_config_file
+from vared2_mmaction.apis.controls import KINDS, check_controls, measure_controls
 from vared2_mmaction.apis.optimizing import OptimizeHook
 from vared2_mmaction.checkpoints.loading import whole_networks
 from vared2_mmaction.engine.network import network_of
+from vared2_mmaction.models.answers import MEAN, OTHER, OWN
+
+ABOUT = {OWN: 'its own', OTHER: "another clip's", MEAN: 'the mean of all clips'}
+
+
+def stock_parser() -> argparse.ArgumentParser:
+    """The parser with MMAction2's flags."""
+    parser = argparse.ArgumentParser(description='Test an action recognizer')
+    cli.add_common_arguments(parser)
+    parser.add_argument('checkpoint', help='path or URL of the checkpoint')
+    parser.add_argument('--dump', metavar='FILE.pkl', help='write all predictions to this pickle')
+    parser.add_argument('--show-dir', help='folder to save frames with their predictions in')
+    parser.add_argument('--show', action='store_true', help='show predictions in a window')
+    parser.add_argument(
+        '--interval', type=int, default=1, help='draw every INTERVAL-th sample (default: 1)'
+    )
+    parser.add_argument(
+        '--wait-time', type=float, default=2, help='seconds a window stays (default: 2)'
+    )
+    return parser
+
+
+def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
+    """Applies what :func:`stock_parser` parsed to ``cfg``, in place.
+
+    ``--cfg-options`` replace what the drawing flags set, and are themselves replaced by
+    ``--work-dir``, ``--dump`` and the checkpoint. Other than in MMAction2, ``--show`` and
+    ``--show-dir`` do not need a ``VisualizationHook`` in the config, and ``--cfg-options
+    test_evaluator.x=y`` works together with ``--dump``.
+
+    Raises:
+        ValueError: If the config cannot do what a flag asks for.
+    """
+    if args.show or args.show_dir is not None:
+        enable_drawing(cfg, args)
+    cfg.launcher = args.launcher
+    if args.cfg_options is not None:
+        merge_options(cfg, args.cfg_options)
+    if args.dump is not None:
+        dump_predictions(cfg, args.dump)
+    cfg.work_dir = cli.resolve_work_dir(cfg, args)
+    cfg.load_from = args.checkpoint
+    return cfg
+
+
+def enable_drawing(cfg: Config, args: argparse.Namespace) -> None:
+    hooks = cfg.setdefault('default_hooks', ConfigDict())
+    hook = hooks.get('visualization')
+    if hook is None:
+        hook = hooks['visualization'] = ConfigDict(type='VisualizationHook')
+    hook.update(
+        enable=True,
+        show=args.show,
+        wait_time=args.wait_time,
+        out_dir=args.show_dir,
+        interval=args.interval,
+    )
+    if cfg.get('visualizer') is None:
+        cfg.visualizer = {
+            'type': 'ActionVisualizer',
+            'vis_backends': [{'type': 'LocalVisBackend'}],
+        }
+
+
+def dump_predictions(cfg: Config, path: str) -> None:
+    if not path.endswith(('.pkl', '.pickle')):
+        raise ValueError(f'--dump writes a pickle: {path!r} must end in .pkl or .pickle')
+    evaluator: Any = cfg.get('test_evaluator')
+    if evaluator is None:
+        raise ValueError('--dump needs a `test_evaluator` in the config')
+    metrics = list(evaluator) if isinstance(evaluator, (list, tuple)) else [evaluator]
+    cfg.test_evaluator = [*metrics, {'type': 'DumpResults', 'out_file_path': path}]
 
 
 def test(args: argparse.Namespace) -> None:
     cfg = read_config_file(args.config)
-    cli.merge_test_args(cfg, args)
+    merge_args(cfg, args)
     check_config(cfg, 'test')
     if args.controls:
         cfg.compile = False  # compiled code does not see what takes the place of answers
@@ -37,8 +118,40 @@ def test(args: argparse.Namespace) -> None:
     cli.leave_process_group()
 
 
+def report_controls(found: Mapping[str, Any], folder: str | Path) -> Table:
+    """Write what :func:`measure_controls` found as ``controls.json``, and make a table of it."""
+    (Path(folder) / 'controls.json').write_text(json.dumps(found, indent=1) + '\n')
+    low, high = (100 * share for share in found['spread'])
+    notes = [f'compute of clips, 10th to 90th percentile: {low:.1f} - {high:.1f} %']
+    for name in (OTHER, MEAN):
+        gain = {key: 100 * value for key, value in found[f'{OWN} - {name}'].items()}
+        notes.append(
+            f'top-1 of its own minus {ABOUT[name]}: {gain["mean"]:+.1f} points, 95 % interval '
+            f'{gain["low"]:+.1f} to {gain["high"]:+.1f}'
+        )
+    table = Table(
+        f'{found["kind"]} of a clip',
+        'top-1 %',
+        'compute %',
+        'GMACs',
+        'GMACs with gates',
+        title=f'Controls, {found["clips"]} clips',
+        caption='\n'.join(notes),
+    )
+    for name, about in ABOUT.items():
+        row = found[name]
+        table.add_row(
+            about,
+            f'{100 * row["top1"]:.1f}',
+            f'{100 * row["ratio"]:.1f}',
+            f'{row["gmacs"]:.4f}',
+            f'{row["gmacs"] + row["overhead_gmacs"]:.4f}',
+        )
+    return table
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = cli.test_parser()
+    parser = stock_parser()
     cli.add_optimize_option(parser)
     parser.add_argument(
         '--controls',

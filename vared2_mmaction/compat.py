@@ -7,7 +7,6 @@ can go when it is gone.
 
 import datetime
 import importlib
-import importlib.metadata
 import importlib.util
 import os
 import sys
@@ -25,7 +24,6 @@ from .replacing import replaces
 
 def apply() -> None:
     """Mend what is broken; must run before ``mmaction.models`` is imported."""
-    _provide_importlib_metadata()
     _leave_out_multimodal_models()
     _provide_missing_localizer()
     _open_videos_by_path()
@@ -36,12 +34,6 @@ def apply() -> None:
     _keep_results_of_processes_apart()
     _restore_names_of_numpy()
     compat_checkpoints.apply()
-
-
-def _provide_importlib_metadata() -> None:
-    """mmaction.utils.dependency imports a backport that mmaction2 does not declare."""
-    if importlib.util.find_spec('importlib_metadata') is None:
-        sys.modules['importlib_metadata'] = importlib.metadata
 
 
 def _leave_out_multimodal_models() -> None:

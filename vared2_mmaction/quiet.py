@@ -6,9 +6,7 @@ Each is told by its text and by who says it, so that the same message stays wher
 
 import inspect
 import logging
-import re
 import warnings
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -29,8 +27,6 @@ _IMPORT_WARNINGS = (
         r'torch\.autograd\.graph',
     ),
 )
-_OPTION = re.compile(r'paramwise_options -- (?P<parameter>[^:]+): ?(?P<key>\w+) ?= ?(?P<value>.*)')
-_KINDS_SAID = 6
 
 
 def apply() -> None:
@@ -39,7 +35,7 @@ def apply() -> None:
         warnings.filterwarnings('ignore', message, module=f'({module})$')
     _leave_out_deprecations_of_own_calls()
     _leave_out_prefix_of_dumps()
-    _sum_up_parameter_options()
+    _leave_out_options_of_parameters()
 
 
 def _leave_out_deprecations_of_own_calls() -> None:
@@ -67,47 +63,13 @@ def _leave_out_prefix_of_dumps() -> None:
             original(msg, *args, **kwargs)
 
 
-def _sum_up_parameter_options() -> None:
-    """Optimizer constructors write a line for each option of each parameter, hundreds in all.
+def _leave_out_options_of_parameters() -> None:
+    """Optimizer constructors write a line for each option of each parameter, hundreds in all; they
+    are shown with ``log_level='DEBUG'``."""
+    from mmengine.optim.optimizer import default_constructor
 
-    One line says what options there are; the others are shown with ``log_level='DEBUG'``.
-    """
-    from mmengine.logging import MMLogger
-    from mmengine.optim import DefaultOptimWrapperConstructor as Constructor
-
-    @replaces(Constructor, '__call__')
-    def construct(original: Callable, self: Any, *args: Any, **kwargs: Any) -> Any:
-        logger = MMLogger.get_current_instance()
-        options = _ParameterOptions()
-        logger.addFilter(options)
-        try:
-            return original(self, *args, **kwargs)
-        finally:
-            logger.removeFilter(options)
-            if options.of_parameters:
-                logger.info(options.summary())
-
-
-class _ParameterOptions(logging.Filter):
-    """Collects the options of parameters from a log, where they then are for debugging only."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.of_parameters: dict[str, list[str]] = {}
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        found = _OPTION.fullmatch(record.getMessage())
-        if found is not None:
-            options = self.of_parameters.setdefault(found['parameter'], [])
-            options.append(f'{found["key"]}={found["value"]}')
-            record.levelno, record.levelname = logging.DEBUG, 'DEBUG'
-        return True
-
-    def summary(self) -> str:
-        """What options there are, and of how many parameters."""
-        kinds = Counter(', '.join(options) for options in self.of_parameters.values())
-        said = [f'{options} for {number}' for options, number in kinds.most_common(_KINDS_SAID)]
-        if left := len(kinds) - len(said):
-            said.append(f'{left} other combinations')
-        total = f'{len(self.of_parameters)} parameters with options of their own'
-        return f"paramwise_cfg: {total}: {'; '.join(said)} (log_level='DEBUG' names them)"
+    @replaces(default_constructor, 'print_log')
+    def print_log(original: Callable, msg: Any, *args: Any, **kwargs: Any) -> None:
+        if str(msg).startswith('paramwise_options --'):
+            kwargs['level'] = logging.DEBUG
+        original(msg, *args, **kwargs)

@@ -16,10 +16,13 @@ from torch import distributed
 
 from vared2_mmaction.apis import cli
 
+from ..loading import load_tool
+
 STOCK_TOOLS = Path(mmaction.__file__).parent / '.mim' / 'tools'
 OUR_TOOLS = Path(__file__).resolve().parents[2] / 'tools'
-PARSERS = {'train': cli.train_parser, 'test': cli.test_parser}
-MERGES = {'train': cli.merge_train_args, 'test': cli.merge_test_args}
+TRAIN, TEST = load_tool('train'), load_tool('test')
+PARSERS = {'train': TRAIN.build_parser, 'test': TEST.stock_parser}
+MERGES = {'train': TRAIN.merge_args, 'test': TEST.merge_args}
 CONFIG = """
 model = dict(type='Recognizer3D')
 default_hooks = dict(visualization=dict(type='VisualizationHook'))
@@ -217,7 +220,7 @@ def test_impossible_requests_are_named(tool, change, flags, message, config):
 @pytest.mark.parametrize('tool', PARSERS)
 def test_tools_check_the_config_before_they_build_a_runner(tool, config, monkeypatch):
     calls = []
-    module = load(OUR_TOOLS / f'{tool}.py')
+    module = load_tool(tool)
 
     class Runner:
         def __init__(self, cfg):

@@ -4,20 +4,11 @@
 import numpy as np
 import pytest
 
-from vared2_mmaction.apis.clips import Video, check_box, open_video, read_boxes, read_frame
+from vared2_mmaction.apis.clips import Video, check_box, open_video, read_frame
 
 from ..videos import HEIGHT, WIDTH, write_video
 
 VIDEO = Video('video.mp4', 100, 50, 30, 10.0)
-
-
-@pytest.fixture
-def boxes(tmp_path):
-    def write(text):
-        (tmp_path / 'boxes.txt').write_bytes(text.encode('latin1'))
-        return str(tmp_path / 'boxes.txt')
-
-    return write
 
 
 def test_a_video_is_looked_into(tmp_path):
@@ -44,34 +35,7 @@ def test_times_outside_are_named(seconds):
         VIDEO.frame_at(seconds)
 
 
-def test_boxes_come_in_their_order(boxes):
-    found = read_boxes(boxes('10,0,100,50\n\n 1.5, 2,3,4 \r\n'), VIDEO)
-    assert found.tolist() == [[10, 0, 100, 50], [1.5, 2, 3, 4]]
-
-
-@pytest.mark.parametrize(
-    ('text', 'message'),
-    [
-        ('', 'expected lines x1,y1,x2,y2, found none'),
-        ('\xff', 'expected text'),
-        ('0,0,5,5\na,b\n', "line 2: expected x1,y1,x2,y2, found 'a,b'"),
-        ('0,0,5\n', 'line 1: expected x1,y1,x2,y2, found 0,0,5'),
-        ('0,0,101,5\n', 'line 1: expected 0 <= x1 < x2 <= 100 and 0 <= y1 < y2 <= 50'),
-        ('0,-1,5,5\n', 'pixels of the frame, found 0,-1,5,5'),
-        ('5,0,5,5\n', 'found 5,0,5,5'),
-        ('0,0,5,nan\n', 'found 0,0,5,nan'),
-    ],
-)
-def test_lines_that_are_no_boxes_are_named(text, message, boxes):
-    path = boxes(text)
-    with pytest.raises(ValueError, match=message) as caught:
-        read_boxes(path, VIDEO)
-    assert repr(path) in str(caught.value)
-
-
-def test_missing_files_are_named():
-    with pytest.raises(FileNotFoundError, match="BOXES='gone.txt': no such file"):
-        read_boxes('gone.txt', VIDEO)
+def test_missing_videos_are_named():
     with pytest.raises(FileNotFoundError, match="VIDEO='gone.mp4': no such file"):
         open_video('gone.mp4')
 

@@ -10,8 +10,8 @@ import torch
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 
+from vared2_mmaction.apis import load_model
 from vared2_mmaction.apis.controls import interval
-from vared2_mmaction.apis.flops import load_model
 from vared2_mmaction.models import force_policies
 from vared2_mmaction.models.answers import Recording, Replay, replaced
 from vared2_mmaction.ops import Modulation

@@ -13,11 +13,11 @@ from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 from torch import nn
 
-from vared2_mmaction.apis import cli
 from vared2_mmaction.checkpoints import resuming
 from vared2_mmaction.checkpoints.reading import CheckpointError
 from vared2_mmaction.checkpoints.resuming import NOTE, newest_checkpoint
 
+from ..loading import load_tool
 from .files import content
 
 
@@ -359,8 +359,9 @@ def test_a_checkpoint_removes_nothing_of_others(place, tmp_path):
 def train_config(folder: Path, *flags: str) -> Config:
     path = folder / 'config.py'
     path.write_text("load_from = 'static.pth'\nmodel = dict()\n")
-    args = cli.train_parser().parse_args([str(path), '--work-dir', str(folder / 'work'), *flags])
-    return cli.merge_train_args(Config.fromfile(path), args)
+    tool = load_tool('train')
+    args = tool.build_parser().parse_args([str(path), '--work-dir', str(folder / 'work'), *flags])
+    return tool.merge_args(Config.fromfile(path), args)
 
 
 def test_what_training_starts_from_stays_where_there_is_nothing_to_resume(tmp_path):

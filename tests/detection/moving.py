@@ -7,7 +7,7 @@ import torch
 from mmengine.config import Config
 
 from synthetic.moving_boxes import MovingBoxes, make_moving_boxes
-from vared2_mmaction.apis.flops import load_model
+from vared2_mmaction.apis import load_model
 
 from ..loading import TOOLS
 

@@ -12,10 +12,11 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from counting.flops import measure
 from studies import detection
 from synthetic.moving_boxes import ACTIONS, MovingBoxes, make_moving_boxes
 from vared2_mmaction import force_policy
-from vared2_mmaction.apis import flops
+from vared2_mmaction.apis import load_model
 from vared2_mmaction.models import dynamic_layers
 
 from ..loading import TOOLS, load_tool
@@ -93,7 +94,7 @@ def test_training_and_testing(trained, monkeypatch):
     printed = run(trained, 'test.py', config, checkpoint, '--work-dir', 't', '--dump', 'd.pkl')
     assert 'compute/ratio' in printed
     samples = mmengine.load(trained / 'd.pkl')
-    layers = len(dynamic_layers(flops.load_model(Config.fromfile(config))[0]))
+    layers = len(dynamic_layers(load_model(Config.fromfile(config))[0]))
     with open(trained / 'data/moving_boxes/annotations/test.csv') as file:
         assert len(samples) == len({line.split(',')[0] for line in file})
     for sample in samples:
@@ -135,9 +136,9 @@ def test_benchmark(trained, monkeypatch, tmp_path, mode):
     policies = ['--policy', 'full', f'pruned:{half}' if mode == 'train' else half, 'learned']
     tool.main(['dynamic.py', *policies, *settings, '--mode', mode, '--out', out])
     full, half, learned = json.loads(Path(out).read_text())['rows']
-    model, _ = flops.load_model(Config.fromfile('dynamic.py'))
+    model, _ = load_model(Config.fromfile('dynamic.py'))
     with force_policy(model, 1, 1):
-        table = flops.measure(model, [[torch.zeros(1, 3, 8, 32, 32)]]).total
+        table = measure(model, [[torch.zeros(1, 3, 8, 32, 32)]]).total
     expected = (table.executed + table.overhead) / table.static
     assert half['macs_ratio'] == pytest.approx(expected)
     assert half['macs_ratio'] < 1 < full['macs_ratio']

@@ -15,7 +15,7 @@ from mmengine.evaluator import DumpResults, Evaluator
 
 from policy_report import visualize
 from synthetic.moving_boxes import ACTIONS
-from vared2_mmaction.apis import flops
+from vared2_mmaction.apis import load_model
 from vared2_mmaction.models.policy import force_policy
 
 from ..loading import load_tool
@@ -28,7 +28,7 @@ def dump(project, tmp_path_factory):
     """Tests as MMEngine's test loop does, every third clip with a dearer policy."""
     path = tmp_path_factory.mktemp('dump') / 'dump.pkl'
     cfg = Config.fromfile(project.config)
-    model, _ = flops.load_model(cfg, project.checkpoint)
+    model, _ = load_model(cfg, project.checkpoint)
     model.eval()
     data = [pseudo_collate([clip]) for clip in DATASETS.build(cfg.test_dataloader.dataset)]
     evaluator = Evaluator([DumpResults(str(path))])

@@ -6,12 +6,14 @@ import re
 import pytest
 
 from vared2_mmaction.apis import load_inferencer, optimizing, recognize
+from vared2_mmaction.apis.clips import Video
 from vared2_mmaction.installation import has_detection
 
 from ..loading import TOOLS, load_tool
 from ..networks import CLASSES, write_network
 from ..videos import write_video
 
+VIDEO = Video('video.mp4', 100, 50, 30, 10.0)
 MAGIC = {'png': b'\x89PNG', 'pdf': b'%PDF', 'svg': b'<?xml'}
 
 
@@ -115,3 +117,42 @@ def test_a_detector_without_mmdet_says_what_to_install(tool, given, capsys):
     with pytest.raises(SystemExit, match='2'):
         tool.main([video, config, checkpoint, '--detector', 'c.py', 'c.pth'])
     assert re.search("DETECTOR='c.py'.*make setup-detection", told(capsys))
+
+
+@pytest.fixture
+def boxes(tmp_path):
+    def write(text):
+        (tmp_path / 'boxes.txt').write_bytes(text.encode('latin1'))
+        return str(tmp_path / 'boxes.txt')
+
+    return write
+
+
+def test_boxes_come_in_their_order(tool, boxes):
+    found = tool.read_boxes(boxes('10,0,100,50\n\n 1.5, 2,3,4 \r\n'), VIDEO)
+    assert found.tolist() == [[10, 0, 100, 50], [1.5, 2, 3, 4]]
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('', 'expected lines x1,y1,x2,y2, found none'),
+        ('\xff', 'expected text'),
+        ('0,0,5,5\na,b\n', "line 2: expected x1,y1,x2,y2, found 'a,b'"),
+        ('0,0,5\n', 'line 1: expected x1,y1,x2,y2, found 0,0,5'),
+        ('0,0,101,5\n', 'line 1: expected 0 <= x1 < x2 <= 100 and 0 <= y1 < y2 <= 50'),
+        ('0,-1,5,5\n', 'pixels of the frame, found 0,-1,5,5'),
+        ('5,0,5,5\n', 'found 5,0,5,5'),
+        ('0,0,5,nan\n', 'found 0,0,5,nan'),
+    ],
+)
+def test_lines_that_are_no_boxes_are_named(tool, text, message, boxes):
+    path = boxes(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        tool.read_boxes(path, VIDEO)
+    assert repr(path) in str(caught.value)
+
+
+def test_a_missing_file_of_boxes_is_named(tool):
+    with pytest.raises(FileNotFoundError, match="BOXES='gone.txt': no such file"):
+        tool.read_boxes('gone.txt', VIDEO)

@@ -11,8 +11,7 @@ from mmengine.config import Config
 from mmengine.model import BaseTTAModel, MMDistributedDataParallel, revert_sync_batchnorm
 from torch import nn
 
-from vared2_mmaction.apis import optimizing
-from vared2_mmaction.apis.flops import load_model
+from vared2_mmaction.apis import load_model, optimizing
 from vared2_mmaction.apis.optimizing import OptimizeHook, try_to_optimize
 from vared2_mmaction.executors import ExecutedConv
 

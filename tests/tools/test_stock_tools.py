@@ -15,7 +15,7 @@ from mmaction.utils import GradCAM
 from mmengine.config import Config
 
 from vared2_mmaction.__main__ import STOCK, main
-from vared2_mmaction.apis.flops import load_model
+from vared2_mmaction.apis import load_model
 from vared2_mmaction.models import force_policy, to_static
 
 from ..loading import TOOLS

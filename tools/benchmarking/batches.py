@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from vared2_mmaction.apis import flops
+from counting.clips import Views, random_clip, read_clips
 from vared2_mmaction.models.static import is_detector
 
 
@@ -39,8 +39,8 @@ def make_batch(model: nn.Module, batch_size: int, shape: Sequence[int], seed: in
     seed."""
     flat = isinstance(model, Recognizer2D)
     clip = (shape[0], *shape[2:]) if flat else shape
-    views = flops.Views(shape[1], 1, 1, None)
-    videos = [flops.random_clip(model, clip, views, seed + i) for i in range(batch_size)]
+    views = Views(shape[1], 1, 1, None)
+    videos = [random_clip(model, clip, views, seed + i) for i in range(batch_size)]
     generator = torch.Generator().manual_seed(seed)
     classes = classifier(model).num_classes
     labels = torch.randint(classes, (batch_size,), generator=generator).tolist()
@@ -61,7 +61,7 @@ def read_batches(cfg: Config, model: nn.Module, number: int) -> tuple[Batch, ...
     """
     preprocess: Any = model.data_preprocessor
     videos = []
-    for clips, sample in flops.read_clips(cfg, model, 'test', number):
+    for clips, sample in read_clips(cfg, model, 'test', number):
         packed = {'inputs': [clips[len(clips) // 2]], 'data_samples': [sample]}
         data = preprocess(packed)
         videos.append(Batch(data['inputs'], data['data_samples']))

@@ -23,8 +23,8 @@ import torch
 from mmaction.models.recognizers import Recognizer2D
 from torch import Tensor, nn
 
+from counting.clips import Views, clip_frames, random_clip
 from vared2_mmaction import optimize
-from vared2_mmaction.apis import flops
 from vared2_mmaction.deploy import executed
 from vared2_mmaction.executors.mixing import mix_anywhere, mix_on_gpu
 from vared2_mmaction.models import (
@@ -165,7 +165,7 @@ class Options(NamedTuple):
 
 
 def clip_shape(
-    model: nn.Module, shape: Sequence[int] | None, views: flops.Views | None
+    model: nn.Module, shape: Sequence[int] | None, views: Views | None
 ) -> tuple[int, ...]:
     """Check the shape of a clip, or take what a pipeline makes.
 
@@ -177,11 +177,11 @@ def clip_shape(
     Raises:
         ValueError: If the network cannot take such a clip, or nothing tells its shape.
     """
-    frames = flops.clip_frames(model)
+    frames = clip_frames(model)
     if shape is None:
         if views is None or views.size is None:
             raise ValueError('--shape C T H W is needed: the test pipeline leaves it open')
-        clip = flops.random_clip(model, None, views)[0]
+        clip = random_clip(model, None, views)[0]
         if isinstance(model, Recognizer2D):
             clip = clip.transpose(0, 1)
         shape = tuple(clip.shape[-4:])

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from mmengine.dataset import BaseDataset
 
-from vared2_mmaction.visualization.boxes import (
+from .boxes import (
     ANNOTATED,
     GAP,
     PREDICTED,
@@ -17,7 +17,6 @@ from vared2_mmaction.visualization.boxes import (
     draw_boxes,
     side_by_side,
 )
-
 from .strips import StripReader
 from .videos import Videos
 
@@ -92,7 +91,7 @@ def beside(large: np.ndarray, frames: Sequence[np.ndarray]) -> np.ndarray:
 
     Args:
         large: RGB, (H, W, 3), bytes.
-        frames: As for :func:`~vared2_mmaction.visualization.boxes.side_by_side`, all of one size.
+        frames: As for :func:`~.boxes.side_by_side`, all of one size.
 
     Returns:
         RGB, (H, W, 3), bytes.

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from mmengine.dataset import BaseDataset
 
-from vared2_mmaction.visualization.boxes import side_by_side
+from .boxes import side_by_side
 
 
 class Strip(NamedTuple):

@@ -3,6 +3,7 @@
 
 from .detection import Detection, detect, find_people, load_detector
 from .inference import Recognition, load_inferencer, recognize
+from .weights import load_model
 
 __all__ = [
     'Detection',
@@ -11,5 +12,6 @@ __all__ = [
     'find_people',
     'load_detector',
     'load_inferencer',
+    'load_model',
     'recognize',
 ]

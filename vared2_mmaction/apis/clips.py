@@ -3,7 +3,6 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,35 +62,6 @@ def _decode(path: str, number: int) -> dict[str, Any]:
         return DecordDecode()({**found, 'frame_inds': np.array([number])})
     except RuntimeError as error:  # names the video
         raise ValueError(str(error)) from error
-
-
-def read_boxes(path: str, video: Video) -> np.ndarray:
-    """Read boxes of a video, (boxes, 4), from a file of ``x1,y1,x2,y2`` in pixels, one a line.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If a line is no box or outside the frame; names the line. Or if there is none.
-    """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f'BOXES={path!r}: no such file')
-    try:
-        lines = Path(path).read_text('utf-8').split('\n')
-    except UnicodeDecodeError as error:
-        raise ValueError(f'BOXES={path!r}: expected text, x1,y1,x2,y2 a line: {error}') from error
-    numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())
-    boxes = [_read_box(line, f'BOXES={path!r}, line {number}', video) for number, line in numbered]
-    if not boxes:
-        raise ValueError(f'BOXES={path!r}: expected lines x1,y1,x2,y2, found none')
-    return np.stack(boxes)
-
-
-def _read_box(line: str, where: str, video: Video) -> np.ndarray:
-    try:
-        box = np.array([float(number) for number in line.split(',')])
-    except ValueError as error:
-        raise ValueError(f'{where}: expected x1,y1,x2,y2, found {line.strip()[:80]!r}') from error
-    check_box(box, where, video)
-    return box
 
 
 def check_box(box: Sequence[float] | np.ndarray, where: str, video: Video) -> None:

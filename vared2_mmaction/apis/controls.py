@@ -8,9 +8,7 @@ weight one for each clip's own dearest options they are far worse than they are
 (``kind='options'`` measures that).
 """
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,19 +16,16 @@ import torch
 from mmengine import dist
 from mmengine.runner import Runner
 from mmengine.runner.amp import autocast
-from rich.table import Table
 from scipy import stats
 from torch import nn
 
 from ..engine.network import network_of
 from ..models import dynamic_layers
-from ..models.answers import MEAN, OTHER, OWN, SEED, Recording, Replay, replaced
+from ..models.answers import OWN, SEED, Recording, Replay, replaced
 
 KINDS = ('answers', 'options')
 """What of the gates is replaced: weights V, or the dearest options that are on, with weight one."""
-FILE = 'controls.json'
 RESAMPLES = 2000
-_ABOUT = {OWN: 'its own', OTHER: "another clip's", MEAN: 'the mean of all clips'}
 _MEASURES = {
     'top1': 'correct',
     'ratio': 'compute_ratio',
@@ -145,40 +140,3 @@ def interval(differences: np.ndarray) -> dict[str, float]:
         'low': float(found.low),
         'high': float(found.high),
     }
-
-
-def report_controls(found: Mapping[str, Any], folder: str | Path) -> Table:
-    """Write ``controls.json``, and make a table of it.
-
-    Args:
-        found: Of :func:`measure_controls`.
-        folder: Where to.
-    """
-    (Path(folder) / FILE).write_text(json.dumps(found, indent=1) + '\n')
-    low, high = (100 * share for share in found['spread'])
-    notes = [f'compute of clips, 10th to 90th percentile: {low:.1f} - {high:.1f} %']
-    for name in (OTHER, MEAN):
-        gain = {key: 100 * value for key, value in found[f'{OWN} - {name}'].items()}
-        notes.append(
-            f'top-1 of its own minus {_ABOUT[name]}: {gain["mean"]:+.1f} points, 95 % interval '
-            f'{gain["low"]:+.1f} to {gain["high"]:+.1f}'
-        )
-    table = Table(
-        f'{found["kind"]} of a clip',
-        'top-1 %',
-        'compute %',
-        'GMACs',
-        'GMACs with gates',
-        title=f'Controls, {found["clips"]} clips',
-        caption='\n'.join(notes),
-    )
-    for name, about in _ABOUT.items():
-        row = found[name]
-        table.add_row(
-            about,
-            f'{100 * row["top1"]:.1f}',
-            f'{100 * row["ratio"]:.1f}',
-            f'{row["gmacs"]:.4f}',
-            f'{row["gmacs"] + row["overhead_gmacs"]:.4f}',
-        )
-    return table

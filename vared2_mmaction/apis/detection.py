@@ -18,20 +18,19 @@ from torch import Tensor, nn
 
 from ..installation import DETECTION_MISSING, has_detection
 from .clips import Video, check_box, open_video, read_frame
-from .flops import load_model
+from .config_file import first_line
 from .inference import (
     Computation,
     choose_device,
     dynamic_backbone,
     load_and_tell,
     read_config,
-    reason,
     run,
     what_it_took,
 )
 from .labels import read_actions
 from .optimizing import optimize_and_log
-from .weights import check_checkpoint
+from .weights import check_checkpoint, load_model
 
 _LEAST_SCORE = 0.9  # of a person, as in MMAction2's demo
 
@@ -101,7 +100,7 @@ def load_detector(
         dynamic_backbone(model)
         pipeline = _build_pipeline(cfg)
     except Exception as error:  # what the classes of a config raise
-        raise ValueError(f'CONFIG={config!r}: {reason(error)}') from error
+        raise ValueError(f'CONFIG={config!r}: {first_line(error)}') from error
     load_and_tell(model, checkpoint)
     model.to(device).eval()
     return Detector(optimize_and_log(model) if optimized else model, pipeline, classes)
@@ -195,8 +194,7 @@ def find_people(
         # MMAction2's detection_inference would print a progress bar.
         found = inference_detector(init_detector(config, checkpoint, device=device), frame)
     except Exception as error:  # what the classes of a config raise
-        what = f'{type(error).__name__}: {error}'
-        raise ValueError(f'DETECTOR={config!r} fails: {what}') from error
+        raise ValueError(f'DETECTOR={config!r} fails: {first_line(error)}') from error
     finally:
         init_default_scope('mmaction')  # mmdet made its own the default
     people = found.pred_instances.cpu().numpy()
@@ -253,8 +251,8 @@ def _make_clip(pipeline: Compose, video: Video, frame: int, boxes: np.ndarray) -
     try:
         batch = pseudo_collate([pipeline(results)])
     except Exception as error:  # the steps are the config's
-        what = f'{type(error).__name__}: {error}'
-        raise ValueError(f'VIDEO={video.path!r}: the test pipeline fails: {what}') from error
+        what = f'VIDEO={video.path!r}: the test pipeline fails'
+        raise ValueError(f'{what}: {first_line(error)}') from error
     inputs: Tensor = batch['inputs'][0]
     if inputs.dim() != 4 or len(inputs) != 3 or inputs.dtype != torch.uint8:
         raise ValueError(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..models.dynamize import DynamicBackbone
 from .check import check_config
-from .config_file import read_config_file
+from .config_file import first_line, read_config_file
 from .labels import read_classes
 from .optimizing import optimize_and_log
 from .weights import load_weights
@@ -208,13 +208,8 @@ def _build(cfg: Config, path: str, device: str) -> ActionRecogInferencer:
             inferencer = ActionRecogInferencer(cfg, device=device)
         dynamic_backbone(inferencer.model)
     except Exception as error:  # what the classes of a config raise
-        raise ValueError(f'CONFIG={path!r}: {reason(error)}') from error
+        raise ValueError(f'CONFIG={path!r}: {first_line(error)}') from error
     return inferencer
-
-
-def reason(error: Exception) -> str:
-    """What an error says, with its kind where that is not plain."""
-    return str(error) if isinstance(error, ValueError) else f'{type(error).__name__}: {error}'
 
 
 def choose_device(device: str | None) -> str:
@@ -250,8 +245,8 @@ def _decode(inferencer: ActionRecogInferencer, path: str) -> dict[str, Any]:
     except Exception as error:  # the steps are the config's
         if isinstance(error, RuntimeError) and path in str(error):  # decoding names the video
             raise ValueError(str(error)) from error
-        what = f'{type(error).__name__}: {error}'
-        raise ValueError(f'VIDEO={path!r}: the test pipeline fails: {what}') from error
+        what = f'VIDEO={path!r}: the test pipeline fails'
+        raise ValueError(f'{what}: {first_line(error)}') from error
     if 'inputs' not in batch:
         raise ValueError(
             f'the test pipeline gives {sorted(batch)}: expected PackActionInputs as its last step'

@@ -19,8 +19,7 @@ from .reading import CheckpointError
 OWN_PARTS = ('gate', 'channel_options', 'temporal_options')
 _COUNTER = 'num_batches_tracked'  # old files lack it, averaged ones have fractions
 NO_WEIGHTS = (_COUNTER, '_options.used')
-"""Ends of keys that older checkpoints lack."""
-"""Ends of the names of what files may lack: without the latter, all options are in use."""
+"""Ends of keys that older checkpoints lack: without the latter, all options are in use."""
 _whole: ContextVar[bool] = ContextVar('whole', default=False)
 
 

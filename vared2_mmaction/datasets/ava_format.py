@@ -1,7 +1,7 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """Writes annotations in the format of AVA, which MMAction2's ``AVADataset`` and ``AVAMetric`` read.
 
-Actions are numbered from 1: class 0 stands for the background.
+Actions are numbered from 1: class 0 stands for the background. Files are whole, or as before.
 """
 
 import pickle
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from mmengine.fileio import put
 
 
 class Keyframe(NamedTuple):
@@ -53,13 +54,13 @@ def write_annotations(path: Path, keyframes: Iterable[Keyframe]) -> None:
             if not (0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1):
                 raise ValueError(f'{frame.key}: expected 0 <= x1 < x2 <= 1, same of y, got {box}')
         lines += frame.lines()
-    _replace(path, ''.join(lines).encode())
+    put(''.join(lines).encode(), str(path))
 
 
 def write_excluded(path: Path, keyframes: Iterable[Keyframe]) -> None:
     """Write ``video,timestamp`` of frames that neither training nor evaluation may use."""
     text = ''.join(f'{frame.video},{frame.timestamp:04d}\n' for frame in keyframes)
-    _replace(path, text.encode())
+    put(text.encode(), str(path))
 
 
 def write_label_map(path: Path, names: Sequence[str]) -> None:
@@ -67,16 +68,9 @@ def write_label_map(path: Path, names: Sequence[str]) -> None:
     items = (
         f'item {{\n  name: "{name}"\n  id: {number}\n}}\n' for number, name in enumerate(names, 1)
     )
-    _replace(path, ''.join(items).encode())
+    put(''.join(items).encode(), str(path))
 
 
 def write_proposals(path: Path, proposals: dict[str, np.ndarray]) -> None:
     """Write proposed boxes by :attr:`Keyframe.key`, (boxes, 5): a box and its score."""
-    _replace(path, pickle.dumps(proposals, protocol=4))
-
-
-def _replace(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'{path.name}.tmp')
-    part.write_bytes(content)
-    part.replace(path)
+    put(pickle.dumps(proposals, protocol=4), str(path))

@@ -17,15 +17,10 @@ class ComputeMetric(BaseMetric):
     billions of multiply-adds a view; ``compute/overhead_gmacs`` are those of gates and cheap
     operations, which come on top.
 
-    Args:
-        collect_device: Where results of several processes are gathered, 'cpu' or 'gpu'.
-        prefix: Prefix of the names.
+    Arguments are those of MMEngine's ``BaseMetric``.
     """
 
     default_prefix = 'compute'
-
-    def __init__(self, collect_device: str = 'cpu', prefix: str | None = None) -> None:
-        super().__init__(collect_device=collect_device, prefix=prefix)
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
         """Keep the compute of a batch of videos.

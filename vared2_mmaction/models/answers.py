@@ -32,7 +32,7 @@ class Recording:
     """Context that keeps what the gates of a model answer."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._gates = _gates(model)
+        self._gates = {name: layer.gate for name, layer in dynamic_layers(model).items()}
         self._kept: dict[str, list[Modulation]] = {}
 
     def __enter__(self) -> Self:
@@ -124,7 +124,3 @@ def _mean(v: Tensor, single: bool) -> Tensor:
     stays = F.one_hot(on.argmax(), len(on)).bool()
     mean = stays.double() if single else weights / rows * (stays | (2 * on >= rows))
     return mean.to(v.dtype).expand_as(v)
-
-
-def _gates(model: nn.Module) -> dict[str, nn.Module]:
-    return {name: layer.gate for name, layer in dynamic_layers(model).items()}

@@ -10,8 +10,10 @@ from mmengine.config import Config
 from benchmarking import benchmark
 from benchmarking.batches import read_batches
 from benchmarking.operations import convolution_time
+from counting.clips import read_videos
+from counting.flops import measure
 from vared2_mmaction import static_cost
-from vared2_mmaction.apis import flops
+from vared2_mmaction.apis import load_model
 from vared2_mmaction.executors.cpu.library import can_compile
 from vared2_mmaction.executors.mixing import mix_anywhere, mix_on_gpu
 from vared2_mmaction.models import dynamic_layers, force_policies, force_policy
@@ -63,7 +65,7 @@ def read(text):
 
 
 def build(text):
-    return flops.load_model(read(text))[0]
+    return load_model(read(text))[0]
 
 
 def randomise(model):
@@ -84,7 +86,7 @@ def counted_ratio_of(model, channel, temporal):
 
 
 def counted_ratio(model, clip):
-    total = flops.measure(model, [[clip]]).total
+    total = measure(model, [[clip]]).total
     return (total.executed + total.overhead) / total.static
 
 
@@ -388,7 +390,7 @@ def test_learned_policies_are_those_of_test_videos(
 ):
     monkeypatch.setenv('COLUMNS', '200')
     model, weights = save_randomised(on_videos, tmp_path / 'weights.pth')
-    clips = [list(clips) for clips in flops.read_videos(read(on_videos), model, 'test', 3)]
+    clips = [list(clips) for clips in read_videos(read(on_videos), model, 'test', 3)]
     middle = [of_video[len(of_video) // 2] for of_video in clips]
     ratios = [counted_ratio(model, clip) for clip in middle]
     assert len(set(ratios)) == 3

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from mmaction.datasets import RawframeDataset, VideoDataset
 
+from policy_report.boxes import side_by_side
 from policy_report.strips import StripReader
-from vared2_mmaction.visualization.boxes import side_by_side
 
 SIZE = 24
 FRAMES = 12

@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from vared2_mmaction.visualization import decisions
+from policy_report import decisions
 
 LAYERS = ('layer1.conv1', 'layer1.conv2', 'layer2.conv1')
 POLICY = np.array([[[0, 2], [1, 0], [2, 1]], [[0, 0], [1, 0], [0, 1]]])

@@ -14,15 +14,18 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
+from counting import flops
+from counting.clips import Views, random_clip, read_videos, views_of_split
 from vared2_mmaction import dynamize, force_policy, static_cost
-from vared2_mmaction.apis import flops
+from vared2_mmaction.apis import load_model
 from vared2_mmaction.executors.eager import Eager
 from vared2_mmaction.models import SoftModulationGateNeck, dynamic_layers
+from vared2_mmaction.models.dynamize import is_own_parameter
 from vared2_mmaction.models.heads import BudgetHead
 
-from ..loading import load_tool
+from ...loading import load_tool
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 TOOL = ROOT / 'tools' / 'get_flops.py'
 
 R2PLUS1D = """
@@ -105,7 +108,7 @@ def config(text, changes=None):
 
 
 def build(text, changes=None):
-    return flops.load_model(config(text, changes))[0]
+    return load_model(config(text, changes))[0]
 
 
 def randomise(model):
@@ -116,8 +119,8 @@ def randomise(model):
 
 
 def measure(model, shape):
-    views = flops.Views(frames=4, clips=1, crops=1, size=None)
-    return flops.measure(model, [[flops.random_clip(model, shape, views)]])
+    views = Views(frames=4, clips=1, crops=1, size=None)
+    return flops.measure(model, [[random_clip(model, shape, views)]])
 
 
 def check_sums(table):
@@ -221,7 +224,7 @@ def test_expected_is_executed(text, changes, shape, dynamic):
 def test_compute_ratio_is_that_of_the_head():
     model = build(R2PLUS1D)
     randomise(model)
-    clip = flops.random_clip(model, (3, 8, 32, 32), None)
+    clip = random_clip(model, (3, 8, 32, 32), None)
     table = flops.measure(model, [[clip]])
     with torch.no_grad():
         features, _ = model.extract_feat(clip, test_mode=True)
@@ -280,13 +283,13 @@ def test_a_layer_that_executes_more_than_it_decided_is_named(monkeypatch):
 def test_views_of_stock_pipelines():
     model = build(TSN, VARED2_TSN)
     cfg = config(TSN, {'test_dataloader.dataset.pipeline.1.twice_sample': True})
-    assert flops.views_of_split(cfg, model, 'test') == flops.Views(4, 2, 1, (32, 32))
+    assert views_of_split(cfg, model, 'test') == Views(4, 2, 1, (32, 32))
     dense = {'test_dataloader.dataset.pipeline.1.type': 'DenseSampleFrames'}
-    assert flops.views_of_split(config(TSN, dense), model, 'test').clips == 10
-    assert flops.views_of_split(cfg, model, 'val') is None
+    assert views_of_split(config(TSN, dense), model, 'test').clips == 10
+    assert views_of_split(cfg, model, 'val') is None
     model = build(R2PLUS1D)
     cfg = config(R2PLUS1D, {'test_dataloader.dataset.pipeline.3.crop_size': (48, 32)})
-    assert flops.views_of_split(cfg, model, 'test') == flops.Views(4, 1, 3, (32, 48))
+    assert views_of_split(cfg, model, 'test') == Views(4, 1, 3, (32, 48))
 
 
 @pytest.mark.parametrize(('text', 'clips'), [(R2PLUS1D, 3), (TSN, 2)])
@@ -294,7 +297,7 @@ def test_videos_are_decoded_and_counted(text, clips, write_config):
     twice = {'test_dataloader.dataset.pipeline.1.twice_sample': text == TSN}
     cfg = config(Path(write_config(text)).read_text(), twice)
     model = build(text)
-    found = [list(video) for video in flops.read_videos(cfg, model, 'test', 5)]
+    found = [list(video) for video in read_videos(cfg, model, 'test', 5)]
     assert [len(video) for video in found] == [clips] * 3
     randomise(model)
     table = flops.measure(model, found)
@@ -304,7 +307,7 @@ def test_videos_are_decoded_and_counted(text, clips, write_config):
     assert table.total.expected_min <= first <= table.total.expected_max
     assert table.total.expected_min <= table.total.expected <= table.total.expected_max
     assert (table.total.expected_min < table.total.expected_max) == bool(dynamic_layers(model))
-    assert len(list(flops.read_videos(cfg, model, 'test', 2))) == 2
+    assert len(list(read_videos(cfg, model, 'test', 2))) == 2
 
 
 def test_json_and_text_say_the_same(tool, write_config, tmp_path, capsys):
@@ -328,20 +331,20 @@ def test_checkpoints(tool, write_config, tmp_path):
     others = ('num_batches_tracked', '_options.used')
     number = sum(not key.endswith(others) for key in model.state_dict())
     expected = f'checkpoint {path}, {number} tensors'
-    assert flops.load_model(config(R2PLUS1D), path)[1] == expected
-    static = {k: v for k, v in model.state_dict().items() if not flops.is_own_parameter(k)}
+    assert load_model(config(R2PLUS1D), path)[1] == expected
+    static = {k: v for k, v in model.state_dict().items() if not is_own_parameter(k)}
     torch.save(static, path)
-    assert 'lacks gates' in flops.load_model(config(R2PLUS1D), path)[1]
+    assert 'lacks gates' in load_model(config(R2PLUS1D), path)[1]
     for text in (R2PLUS1D, TSN):
         torch.save({'state_dict': {'conv.weight': torch.zeros(1)}}, path)
         with pytest.raises(ValueError, match=r'CHECKPOINT=.*expected backbone\.conv1'):
-            flops.load_model(config(text), path)
+            load_model(config(text), path)
     torch.save({**static, 'cls_head.fc_cls.weight': torch.zeros(7, 64)}, path)
     with pytest.raises(ValueError, match=r'fc_cls\.weight of shape \(5, 64\), found \(7, 64\)'):
-        flops.load_model(config(R2PLUS1D), path)
+        load_model(config(R2PLUS1D), path)
     Path(path).write_text('no checkpoint')
     with pytest.raises(ValueError, match='cannot be loaded'):
-        flops.load_model(config(R2PLUS1D), path)
+        load_model(config(R2PLUS1D), path)
 
 
 @pytest.mark.parametrize(
@@ -383,7 +386,7 @@ def test_a_clip_of_the_wrong_number_of_segments(write_config):
     )
     model = build(TSN, {**VARED2_TSN})
     with pytest.raises(ValueError, match=r'3 frames a video; expected clips of 4, the num_segm'):
-        next(flops.read_videos(cfg, model, 'test', 1))
+        next(read_videos(cfg, model, 'test', 1))
 
 
 def test_command_line(write_config):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import ImageColor
 
-from vared2_mmaction.visualization.boxes import ANNOTATED, PREDICTED, Box, describe, draw_boxes
+from policy_report.boxes import ANNOTATED, PREDICTED, Box, describe, draw_boxes
 
 pytestmark = pytest.mark.fast
 
