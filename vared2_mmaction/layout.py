@@ -15,7 +15,19 @@ from torch import Tensor
 Sizes = Sequence[int]
 Conv2d = Callable[..., Tensor]
 """``F.conv2d``, or what takes its place."""
-_AXES = {'contiguous': (0, 1, 2, 3, 4), 'frames': (0, 2, 1, 3, 4), 'channels last': (0, 2, 3, 4, 1)}
+AXES = {'contiguous': (0, 1, 2, 3, 4), 'frames': (0, 2, 1, 3, 4), 'channels last': (0, 2, 3, 4, 1)}
+"""Axes of clips (N, C, T, H, W) in the order in which they lie in memory, by their layout."""
+BACK = {lies: tuple(map(axes.index, range(5))) for lies, axes in AXES.items()}
+"""The inverse."""
+
+
+FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+"""Of maps whose channels lie innermost, by their number of dimensions."""
+
+
+def innermost(x: Tensor) -> Tensor:
+    """Frames (N, C, H, W) or clips (N, C, T, H, W) with channels innermost, a view if they are."""
+    return x.contiguous(memory_format=FORMATS[x.dim()])
 
 
 def layout(x: Tensor) -> str:
@@ -26,32 +38,27 @@ def layout(x: Tensor) -> str:
     return 'frames' if x.stride(2) > x.stride(1) else 'contiguous'
 
 
-def settled(x: Tensor, lies: str | None = None) -> Tensor:
+def settled(x: Tensor) -> Tensor:
     """Clips (N, C, T, H, W) with the strides that their layout gives to dimensions of size one.
 
     A view gives them any, and kernels that are not ours take a tensor for what its strides say: the
     backward pass of BatchNorm in PyTorch 2.13 is wrong where they belong to no layout.
-
-    Args:
-        x: The clips.
-        lies: Their layout, where it is known; a single frame may seem to lie otherwise.
     """
     if 1 not in x.shape:
         return x
-    lies = lies or layout(x)
+    lies = layout(x)
     ordered = in_memory_order(x, lies)  # a view of what lies dense has no choice
     return from_memory_order(ordered.view(ordered.shape), lies)
 
 
 def in_memory_order(clips: Tensor, lies: str) -> Tensor:
     """View clips (N, C, T, H, W) of a layout with their axes in the order in which they lie."""
-    return clips.permute(_AXES[lies])
+    return clips.permute(AXES[lies])
 
 
 def from_memory_order(x: Tensor, lies: str) -> Tensor:
     """The inverse of :func:`in_memory_order`."""
-    axes = _AXES[lies]
-    return x.permute([axes.index(axis) for axis in range(len(axes))])
+    return x.permute(BACK[lies])
 
 
 def as_frames(clips: Tensor) -> Tensor:
@@ -66,39 +73,9 @@ def as_clips(frames: Tensor, length: int) -> Tensor:
     return settled(frames.view(len(frames) // length, length, *frames.shape[1:]).transpose(1, 2))
 
 
-def repeat(x: Tensor, dim: int, times: int, each: bool, lies: str) -> Tensor:
-    """Repeat what lies along a dimension of clips (N, C, T, H, W), in their layout.
-
-    Args:
-        x: The clips.
-        dim: The dimension.
-        times: How often.
-        each: Whether copies of one index lie side by side; otherwise all follow on all.
-        lies: Layout of the clips, which a part of them may not show.
-    """
-    at = _AXES[lies].index(dim)
-    sizes = [-1] * 6
-    sizes[at + each] = times
-    copies = in_memory_order(x, lies).unsqueeze(at + each).expand(sizes).flatten(at, at + 1)
-    return from_memory_order(copies, lies)
-
-
-def interleave(parts: Sequence[Tensor], lies: str) -> Tensor:
-    """Frames of clips (N, C, T, H, W) in turn: the first of each, then the second of each.
-
-    Args:
-        parts: The clips.
-        lies: Their layout.
-    """
-    at = _AXES[lies].index(2)
-    frames = torch.stack([in_memory_order(part, lies) for part in parts], at + 1)
-    return from_memory_order(frames.flatten(at, at + 1), lies)
-
-
 def empty_clips(shape: tuple[int, ...], like: Tensor) -> Tensor:
     """Clips without content, (N, C, T, H, W), in the layout, type and device of others."""
-    axes = _AXES[layout(like)]
-    return torch.empty_permuted(shape, axes, dtype=like.dtype, device=like.device)
+    return torch.empty_permuted(shape, AXES[layout(like)], dtype=like.dtype, device=like.device)
 
 
 def convolve(
@@ -130,26 +107,13 @@ def convolve(
     within_positions = (*kernel[1:], *stride[1:], *padding[1:]) == (1, 1, 1, 1, 0, 0)
     # Frames that are left out would have to be copied away; steps along a line need no copy.
     if within_positions and lies == 'channels last' and not (within_frames and stride[0] == 1):
-        return _over_time(
-            x,
-            lambda lines: conv2d(
-                lines,
-                weight.squeeze(-1),
-                bias,
-                (stride[0], 1),
-                (padding[0], 0),
-                (dilation[0], 1),
-                groups,
-            ),
-        )
+        in_time = (stride[0], 1), (padding[0], 0), (dilation[0], 1)
+        return _from_lines(conv2d(_lines(x), weight.squeeze(-1), bias, *in_time, groups), x)
     if within_frames:
-        return _over_frames(
-            x,
-            stride[0],
-            lambda frames: conv2d(
-                frames, weight.squeeze(2), bias, stride[1:], padding[1:], dilation[1:], groups
-            ),
-        )
+        sizes = stride[1:], padding[1:], dilation[1:]
+        frames = as_frames(x[:, :, :: stride[0]] if stride[0] > 1 else x)
+        y = conv2d(frames, weight.squeeze(2), bias, *sizes, groups)
+        return as_clips(y, -(-x.shape[2] // stride[0]))
     return F.conv3d(x, weight, bias, tuple(stride), tuple(padding), tuple(dilation), groups)
 
 
@@ -183,8 +147,7 @@ def without_pointwise_steps(
     steps = (slice(None, None, step) for step in stride)
     taken = x[(slice(None), slice(None), *steps)]
     # Dense again, or the layout would be lost with the kernel's own copy.
-    last = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
-    return taken.contiguous(memory_format=last), (1,) * len(stride)
+    return innermost(taken), (1,) * len(stride)
 
 
 def max_pool(
@@ -192,40 +155,22 @@ def max_pool(
 ) -> Tensor:
     """Pool clips, (N, C, T, H, W); arguments are in time, height and width."""
     lies = layout(x)
-    within_frames = (kernel[0], padding[0], stride[0]) == (1, 0, 1)
-    if within_frames and lies != 'contiguous':
-        return _over_frames(
-            x,
-            1,
-            lambda frames: F.max_pool2d(
-                frames,
-                tuple(kernel[1:]),
-                tuple(stride[1:]),
-                tuple(padding[1:]),
-                tuple(dilation[1:]),
-                ceil_mode,
-            ),
-        )
+    if (kernel[0], padding[0], stride[0]) == (1, 0, 1) and lies != 'contiguous':
+        k, s, p, d = (tuple(size[1:]) for size in (kernel, stride, padding, dilation))
+        return as_clips(F.max_pool2d(as_frames(x), k, s, p, d, ceil_mode), x.shape[2])
     within_positions = (*kernel[1:], *stride[1:], *padding[1:]) == (1, 1, 1, 1, 0, 0)
     if within_positions and lies == 'channels last':
-        return _over_time(
-            x,
-            lambda lines: F.max_pool2d(
-                lines, (kernel[0], 1), (stride[0], 1), (padding[0], 0), (dilation[0], 1), ceil_mode
-            ),
-        )
+        k, s, p, d = (kernel[0], 1), (stride[0], 1), (padding[0], 0), (dilation[0], 1)
+        return _from_lines(F.max_pool2d(_lines(x), k, s, p, d, ceil_mode), x)
     return F.max_pool3d(x, tuple(kernel), tuple(stride), tuple(padding), tuple(dilation), ceil_mode)
 
 
-def _over_frames(x: Tensor, step: int, operation: Callable[[Tensor], Tensor]) -> Tensor:
-    """Apply an operation on (N T, C, H, W) to every step-th frame of clips."""
-    y = operation(as_frames(x[:, :, ::step]))
-    return as_clips(y, -(-x.shape[2] // step))
-
-
-def _over_time(x: Tensor, operation: Callable[[Tensor], Tensor]) -> Tensor:
-    """Apply an operation on (N, C, T, H W) to clips with channels innermost."""
+def _lines(clips: Tensor) -> Tensor:
+    """Clips with channels innermost as lines of positions over time, (N, C, T, H W), a view."""
     # Flattened behind the channels, a batch of one would get a stride that hides the layout.
-    lines = x.movedim(1, -1).flatten(2, 3).movedim(-1, 1)
-    y = operation(lines)
-    return settled(y.view(*y.shape[:3], *x.shape[3:]))
+    return clips.movedim(1, -1).flatten(2, 3).movedim(-1, 1)
+
+
+def _from_lines(y: Tensor, clips: Tensor) -> Tensor:
+    """The inverse of :func:`_lines`, for what was made of the lines of clips."""
+    return settled(y.view(*y.shape[:3], *clips.shape[3:]))

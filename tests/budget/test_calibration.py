@@ -211,7 +211,7 @@ def test_least_squares_are_those_of_a_solver():
     with torch.no_grad():
         z = torch.cat([layer.convolve(x) for x in inputs])
     k = layer.channel_options.kept[1]
-    scale, shift = (t[0, k] for t in layer.channel_options.table(1))
+    scale, shift = layer.channel_options.tables((1,))[:, 0, 0, k]
     x = torch.stack((z[:, 0].flatten(), torch.ones(z[:, 0].numel())), 1)
     solved = torch.linalg.lstsq(x, z[:, k].flatten()[:, None]).solution
     assert torch.allclose(torch.stack((scale, shift)), solved[:, 0], atol=1e-4), name

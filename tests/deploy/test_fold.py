@@ -62,7 +62,7 @@ def test_a_layer_with_its_norm_is_the_layer_and_then_the_norm(case, change, fold
     layer, x, norm = build(case).eval(), clips(case, 3), normalisation(case)
     if change is not None:
         change(norm)
-    modulations, options = every_modulation(layer, x), layer.options_of(x.shape[2])
+    modulations, options = every_modulation(layer, x), layer.options_of(x.shape[2])[0]
     apply = norm if case.rank == 3 else lambda y: norm(y.transpose(1, 2).flatten(0, 1))
     with torch.no_grad():
         expected = [apply(layer.modulate(x, m, options)) for m in modulations]

@@ -116,7 +116,7 @@ def policies(name: str) -> Tensor:
 
 def expected(layer: DynamicConv, x: Tensor, forced: Tensor | None = None) -> Run:
     """What the layer has to answer, in the type of its input."""
-    options = layer.options_of(x.shape[2])
+    options = layer.options_of(x.shape[2])[0]
     weights = naive_weights(layer, x, options, forced)
     y = reference(layer, x, weights, options)
     return Run(y, naive_charges(layer, weights, options, y.shape))

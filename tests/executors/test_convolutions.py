@@ -54,7 +54,7 @@ def batches(layer, x):
 
 def of_all_options(layer, x, modulation):
     """Weights of options in use, and zeros for the others."""
-    numbers, options = layer.num_options, layer.options_of(x.shape[2])
+    numbers, options = layer.num_options, layer.options_of(x.shape[2])[0]
     weights = [v.new_zeros(len(v), number) for v, number in zip(modulation, numbers, strict=True)]
     for v, given, which in zip(weights, modulation, options, strict=True):
         v[:, list(which)] = given

@@ -121,7 +121,7 @@ def as_output(case: Case, y: Tensor) -> Tensor:
 
 def every_modulation(layer: DynamicConv, x: Tensor) -> list[Modulation]:
     """For each policy that is in use, weights of which some cheaper options are off."""
-    sizes = [len(which) for which in layer.options_of(x.shape[2])]
+    sizes = [len(which) for which in layer.options_of(x.shape[2])[0]]
     found = []
     for dearest in itertools.product(*(range(size) for size in sizes)):
         weights = []

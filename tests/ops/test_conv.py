@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vared2_mmaction.layout import layout
-from vared2_mmaction.ops import Decision, DynamicConv3d, Modulation, Options, charge, kept
-from vared2_mmaction.ops.cost import layer_cost
+from vared2_mmaction.ops import Decision, DynamicConv3d, Modulation, Options, charge
+from vared2_mmaction.ops.cost import LayerCost
 
 from .layers import (
     CASES,
@@ -38,10 +38,9 @@ def stock_output(case, layer, x):
 
 def charged(layer, x, weights):
     """What the layer charges each clip for weights, (N, 5)."""
-    options = layer.options_of(x.shape[2])
-    frames = kept(layer.output_frames(x.shape[2]), layer.temporal_options.num_options)
+    options, frames = layer.options_of(x.shape[2])
     area = layer.convolve(x[:1])[0, 0, 0].numel()
-    return charge([Decision(weights, layer_cost(layer.constants, options, frames, area))])[:, 0]
+    return charge([Decision(weights, LayerCost(layer.constants, options, frames, area))])[:, 0]
 
 
 def counted(function):
@@ -64,7 +63,7 @@ def test_a_pair_of_options_computes_a_part_of_the_stock_convolution(case):
 @each_case
 def test_executed_is_the_convolution_of_the_dearest_options_in_use(case):
     layer, x = build(case, torch.float32), clips(case, 1, torch.float32)
-    options = layer.options_of(x.shape[2])
+    options = layer.options_of(x.shape[2])[0]
     dearest, *others = every_modulation(layer, x)
     convolution = counted(lambda: layer.convolve(x, options.channel[0], options.temporal[0]))
     assert charged(layer, x, dearest)[0, 0] == convolution
@@ -78,7 +77,7 @@ def test_executed_is_the_convolution_of_the_dearest_options_in_use(case):
 def test_charges_are_those_of_what_was_decided(case):
     """Counted where the decided options are the only ones."""
     layer, x = build(case, torch.float32), clips(case, 1, torch.float32)
-    in_use, alone = layer.options_of(x.shape[2]), Modulation(torch.ones(1, 1), torch.ones(1, 1))
+    in_use, alone = layer.options_of(x.shape[2])[0], Modulation(torch.ones(1, 1), torch.ones(1, 1))
     stock = counted(lambda: stock_output(case, layer, x))
     for channel, temporal in itertools.product(*in_use):
         weights = Modulation(
@@ -112,7 +111,7 @@ def test_forward_keeps_stock_shapes_and_notes_what_was_decided(case):
     layer(as_input(case, x))
     first, second = layer.decisions
     assert torch.equal(charge([first]), charge([second]))
-    options = layer.options_of(case.frames)
+    options = layer.options_of(case.frames)[0]
     assert [v.shape[1] for v in first.weights] == [len(which) for which in options]
 
 
@@ -126,7 +125,7 @@ def test_maps_keep_their_layout(case, lies):
     elif lies == 'frames':
         x = x.transpose(1, 2).contiguous().transpose(1, 2)
     z = layer.convolve(x)
-    y = layer.modulate(x, every_modulation(layer, x)[0], layer.options_of(case.frames))
+    y = layer.modulate(x, every_modulation(layer, x)[0], layer.options_of(case.frames)[0])
     if min(y.shape[1:3]) > 1 and layer.channel_options.kept[-1] > 1:  # which have a layout
         assert layout(y) == layout(z)
 
@@ -139,7 +138,7 @@ def test_gradients_against_finite_differences(name):
     case = case_of(name)
     layer, x = build(case), clips(case, 2)[..., :4, :4].clone().requires_grad_()
     layer.train()
-    options, choices = layer.options_of(case.frames), every_modulation(layer, x)
+    options, choices = layer.options_of(case.frames)[0], every_modulation(layer, x)
     parameters = [layer.weight, *layer.channel_options.parameters()]
     parameters += list(layer.temporal_options.parameters())
     for weights in (choices[0], choices[-1]):

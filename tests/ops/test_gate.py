@@ -11,7 +11,7 @@ from vared2_mmaction.ops.conv import forced_weights, of_options
 from vared2_mmaction.ops.cost import dearest_option
 from vared2_mmaction.ops.gate import INITIAL, descriptor, open_options
 from vared2_mmaction.ops.mixing import shares
-from vared2_mmaction.ops.options import available, check_num_options
+from vared2_mmaction.ops.options import available
 
 pytestmark = pytest.mark.fast
 
@@ -238,12 +238,6 @@ def test_numbers_of_channels_that_fill_vectors(multiple):
         assert all(a > b for a, b in itertools.pairwise(rounded))
         for n, m in zip(exact[1:], rounded[1:], strict=True):
             assert m == (n if n < 2 * multiple else n - n % multiple)
-
-
-@pytest.mark.parametrize('wrong', [0, 5, 2.0, '3', None, True])
-def test_wrong_numbers_of_options(wrong):
-    with pytest.raises(ValueError, match=r'dynamic\.channel=.*from 1 .* to 4'):
-        check_num_options(wrong, 'dynamic.channel')
 
 
 @pytest.mark.parametrize(

@@ -114,9 +114,9 @@ def test_an_option_is_left_in_use():
 def test_a_clip_shorter_than_all_options_in_use_takes_the_cheapest_there_is():
     case = case_of('one frame')
     layer = pruned(build(case), ((0, 1), (2,)))
-    assert layer.options_of(1) == ((0, 1), (0,))
-    assert layer.options_of(2) == ((0, 1), (1,))
-    assert layer.options_of(4) == ((0, 1), (2,))
+    assert layer.options_of(1)[0] == ((0, 1), (0,))
+    assert layer.options_of(2)[0] == ((0, 1), (1,))
+    assert layer.options_of(4)[0] == ((0, 1), (2,))
 
 
 def test_the_cheapest_in_use_takes_over_where_the_gate_opens_none_in_use():

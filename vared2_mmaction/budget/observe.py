@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ..models.policy import dynamic_layers
-from ..ops import Modulation, Options, SoftModulationGate, kept
-from ..ops.cost import LayerCost, layer_cost
+from ..ops import Modulation, Options, SoftModulationGate
+from ..ops.cost import LayerCost
 from ..ops.options import available
 from .passes import backbone_to_calibrate, evaluating, run_batches
 
@@ -101,10 +101,10 @@ def observe(model: nn.Module, loader: Iterable[Any], errors: bool = False) -> Ob
 
     def look(name: str, layer: Any, args: Any, output: Tensor) -> None:
         clips = layer.to_clips(args[0])
-        numbers = kept(layer.output_frames(clips.shape[2]), layer.num_options[1])
-        every = Options(tuple(range(layer.num_options[0])), tuple(range(len(numbers))))
+        frames = layer.options_of(clips.shape[2])[1]
+        every = Options(tuple(range(layer.num_options[0])), tuple(range(len(frames))))
         area = output.shape[-2] * output.shape[-1]
-        cost = layer_cost(layer.constants, every, numbers, area)
+        cost = LayerCost(layer.constants, every, frames, area)
         costs.setdefault(name, []).append((len(clips), cost))
         if cost.frames != costs[name][0][1].frames:
             raise ValueError(
@@ -173,14 +173,15 @@ def _layer(
     if (inputs := sum(n for n, _ in costs)) != clips:
         raise ValueError(f'{name}: expected one input a clip to calibrate, got {inputs} of {clips}')
     cost = costs[0][1]
-    unit = np.concatenate([np.full(n, cost.unit, dtype=float) for n, cost in costs])
-    number, temporal = len(cost.channels), len(cost.frames)
+    unit = np.concatenate([np.full(n, cost.whole()[0], dtype=float) for n, cost in costs])
+    channels, frames = cost.computed()
+    number, temporal = len(channels), len(frames)
     channel_options, temporal_options = layer.in_use
     errors = errors / max(errors[-1], 1e-12) if isinstance(errors, np.ndarray) else np.zeros(9)
     return ObservedLayer(
         # A layer with one option of each dimension in use does not ask its gate.
         u=torch.cat(said).numpy() if said else np.zeros((clips, sum(layer.num_options))),
-        macs=unit[:, None, None] * np.outer(cost.channels, cost.frames),
+        macs=unit[:, None, None] * np.outer(channels, frames),
         options=Options(channel_options, available(temporal_options, temporal)),
         errors=(errors[:number], errors[number : number + temporal]),
     )

@@ -103,13 +103,13 @@ def execute_in_turn(stages: Sequence[nn.Module], x: Tensor, residual: Tensor) ->
     ``x``, (N, C, T, H, W) or (N T, C, H, W), goes into the first; the last one adds ``residual`` to
     its output. Modules that have hooks, or a forward of their own, are called.
     """
-    y, left = x, list(stages)
-    while left:
-        y, done = _execute_layers(left, y, residual)
-        left = left[done:]
-        if left:
-            stage = left.pop(0)
-            y = stage(y) if left else stage(y, residual)
+    y, done = x, 0
+    while done < len(stages):
+        y, executed = _execute_layers(stages[done:], y, residual)
+        done += executed
+        if done < len(stages):
+            stage, done = stages[done], done + 1
+            y = stage(y) if done < len(stages) else stage(y, residual)
     return y
 
 
@@ -129,12 +129,13 @@ def _execute_blocks(modules: Sequence[Any], x: Tensor) -> tuple[Tensor, int]:
     return found.entered, found.blocks
 
 
-def _execute_layers(stages: list[nn.Module], x: Tensor, residual: Tensor) -> tuple[Tensor, int]:
+def _execute_layers(stages: Sequence[nn.Module], x: Tensor, residual: Tensor) -> tuple[Tensor, int]:
     """What compiled code makes of an input, and of how many stages."""
     layers = list(takewhile(_is_compiled, stages))
+    if not layers:
+        return x, 0
     adds = len(layers) == len(stages)
-    blocks = [Block(layers, adds=adds)] if layers else []
-    if (found := _execute(blocks, x, residual if adds else None)) is None:
+    if (found := _execute([Block(layers, adds=adds)], x, residual if adds else None)) is None:
         return x, 0
     _report(layers, found.charges)
     return found.y, len(found.charges)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..executors import BACKENDS, ExecutedConv
+from ..layout import innermost
 from ..models.dynamize import DynamicBackbone, is_watched_by_others
 from ..models.forms import (
-    FORMATS,
     FormedConv2d,
     FormedConv3d,
     accelerate,
@@ -152,5 +152,4 @@ def _stays_on_device(backbone: nn.Module) -> bool:
 
 
 def _lay_channels_innermost(module: nn.Module, args: tuple) -> tuple:
-    x = args[0]
-    return (x.contiguous(memory_format=FORMATS[x.dim()]), *args[1:])
+    return (innermost(args[0]), *args[1:])

@@ -30,8 +30,6 @@ class Choice:
     ``scale[t mod 2^j, c] * z[c mod k_i, t div 2^j] + shift[t mod 2^j, c]``, where z are the first
     k_i channels of every 2^j-th output frame of the convolution, with its bias; its own channels
     and frames have scale one and shift zero."""
-    multiple: int = 1
-    """See :func:`~vared2_mmaction.ops.kept`."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,34 +2,36 @@
 """Executes the definition group by group: clips whose dearest options are the same compute no more
 than these."""
 
-import functools
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..layout import empty_clips, layout
-from ..ops import Modulation, Options, kept
+from ..layout import empty_clips
+from ..ops import Modulation, Options
 from ..ops.conv import forced_weights
-from ..ops.cost import Decision, LayerConstants, LayerCost, layer_cost
-from ..ops.mixing import shares
+from ..ops.cost import Decision, LayerCost
+from ..ops.mixing import Tables, mix, shares, tables_of
 from .base import Charges
 from .cpu.packed import PackedConvolution
 from .records import is_dynamic
+
+Active = tuple[list[int], list[int]]
+"""Options of each dimension that are on for any of some clips, rising, counted among those in use.
+"""
 
 
 class Group(NamedTuple):
     """Clips whose dearest options are the same."""
 
     rows: list[int]
-    active: tuple[list[int], list[int]]
-    """Options of each dimension that are on for any of them, rising, counted among those in use."""
+    active: Active
 
 
 class Eager:
-    """Executor of every convolution, by PyTorch's operations.
+    """Executor of every convolution, by PyTorch's operations. What depends on the length of clips
+    and on options alone is made once and kept.
 
     Args:
         conv: A convolution of the definition, or a stock one, with normalisation folded.
@@ -42,6 +44,8 @@ class Eager:
     ) -> None:
         self.conv, self.relu, self.packed = conv, relu, packed
         self.is_dynamic = is_dynamic(conv)
+        self._options: dict[int, tuple[Options, tuple[int, ...]]] = {}
+        self._tables: dict[tuple[Options, int], Tables] = {}
 
     def __call__(
         self, x: Tensor, residual: Tensor | None = None, forced: Tensor | None = None
@@ -57,38 +61,46 @@ class Eager:
         return y, charges
 
     def _execute(self, x: Tensor) -> tuple[Tensor, int]:
-        if self.packed is None or not self.packed.serves(x):
+        y, packed = None, self.packed
+        if packed is not None and x.dim() == packed.record.rank + 2:
+            y = packed(x if x.dim() == 5 else x.unsqueeze(2))
+        if y is None:
             y = self.conv(x)
-        else:
-            y = self.packed(x) if x.dim() == 5 else self.packed(x.unsqueeze(2)).squeeze(2)
+        elif x.dim() == 4:
+            y = y.squeeze(2)
         return y, y.numel() * math.prod(self.conv.weight.shape[1:])
 
     def _execute_dynamic(self, x: Tensor, forced: Tensor | None) -> tuple[Tensor, Decision]:
         conv = self.conv
         clips = conv.to_clips(x)
-        options = conv.options_of(clips.shape[2])
-        weights, rows = decide(conv, clips, options, forced)
-        groups = divide(rows)
+        length = clips.shape[2]
+        if (known := self._options.get(length)) is None:
+            known = self._options[length] = conv.options_of(length)
+        options, frames = known
+        if forced is None:
+            weights = conv.weigh(clips, options, len(frames))
+        else:
+            weights = forced_weights(forced, len(clips), options, conv.weight.dtype)
+        groups = divide(weights)
         if len(groups) == 1:
-            y = self._modulate(clips, weights, options, groups[0].active)
+            y = self._modulate(clips, weights, options, frames[0], groups[0].active)
         else:
             if not torch.is_grad_enabled() and clips[0].numel() > conv.weight.numel():
                 groups = in_runs(groups)
-            y = self._modulate_all(clips, weights, options, groups)
-        number, area = conv.temporal_options.num_options, y.shape[-2] * y.shape[-1]
-        cost = _cost(conv.constants, options, number, y.shape[2], area)
+            y = self._modulate_all(clips, weights, options, frames[0], groups)
+        cost = LayerCost(conv.constants, options, frames, y.shape[-2] * y.shape[-1])
         return conv.from_clips(y), Decision(weights, cost)
 
     def _modulate_all(
-        self, clips: Tensor, weights: Modulation, options: Options, groups: list[Group]
+        self, clips: Tensor, weights: Modulation, options: Options, frames: int, groups: list[Group]
     ) -> Tensor:
         y: Tensor | None = None
         for rows, active in groups:
             which: Any = slice(rows[0], rows[-1] + 1)
             if rows != list(range(rows[0], rows[-1] + 1)):
                 which = torch.tensor(rows, device=clips.device)
-            own = Modulation(*(v[which] for v in weights))
-            part = self._modulate(clips[which], own, options, active)
+            own = Modulation(weights.channel[which], weights.temporal[which])
+            part = self._modulate(clips[which], own, options, frames, active)
             if y is None:
                 y = empty_clips((len(clips), *part.shape[1:]), part)
             y[which] = part
@@ -96,73 +108,51 @@ class Eager:
         return y
 
     def _modulate(
-        self,
-        clips: Tensor,
-        weights: Modulation,
-        options: Options,
-        active: tuple[list[int], list[int]],
+        self, clips: Tensor, weights: Modulation, options: Options, frames: int, active: Active
     ) -> Tensor:
         """Convolve and mix the options that are on for any of these clips."""
-        conv = self.conv
+        conv, z = self.conv, None
         if sum(map(len, active)) < sum(map(len, options)):
             pairs = zip(options, active, strict=True)
             options = Options(*(tuple(which[i] for i in a) for which, a in pairs))
             weights = Modulation(*(v[:, a] for v, a in zip(weights, active, strict=True)))
-        if self.packed is None or not self.packed.serves(clips):
+        if self.packed is not None:
+            z = self.packed(clips, options.channel[0], options.temporal[0])
+        if z is None:
             y = conv.modulate(clips, weights, options)
         else:
-            z = self.packed(clips, options.channel[0], options.temporal[0])
-            parts = conv.channel_options, conv.temporal_options
-            frames = conv.output_frames(clips.shape[2])
-            y = conv.mix(z, shares(weights, conv.normalised), options, *parts, frames)
-        innermost = layout(clips) == 'channels last'  # and so is what other layers get
-        return y.contiguous(memory_format=torch.channels_last_3d) if innermost else y
+            parts, known = (conv.channel_options, conv.temporal_options), (options, frames)
+            if (tables := self._tables.get(known)) is None:
+                with torch.inference_mode(False), torch.no_grad():  # they serve all later calls
+                    tables = self._tables[known] = tables_of(options, *parts, frames)
+            share = shares(weights, conv.normalised)
+            y = mix(z, share, options, *parts, frames, tables)
+        if clips.stride(1) == 1 and clips.shape[1] > 1:  # innermost is what other layers get
+            y = y.contiguous(memory_format=torch.channels_last_3d)
+        return y
 
 
-Rows = Sequence[tuple[list[float], list[float]]]
-"""Weights of channel and temporal options of each clip, on the host."""
-
-
-def decide(
-    conv: Any, clips: Tensor, options: Options, forced: Tensor | None
-) -> tuple[Modulation, Rows]:
-    """Weights of the options that clips (N, C, T, H, W) leave a dynamic layer, also on the host.
+def divide(weights: Modulation) -> list[Group]:
+    """Group clips by the dearest options that are on, on the host.
 
     Raises:
         FloatingPointError: If weights are not finite.
         ValueError: If all options of a clip are off.
     """
-    if forced is None:
-        weights = conv.weigh(clips, options)
-    else:
-        weights = forced_weights(forced, len(clips), options, conv.weight.dtype)
-    rows = list(zip(*(v.tolist() for v in weights), strict=True))
-    for row in rows:
+    groups: dict[tuple[int, int], Group] = {}
+    rows = zip(weights.channel.tolist(), weights.temporal.tolist(), strict=True)
+    for n, row in enumerate(rows):
+        found = []
         for v in row:
             if not all(map(math.isfinite, v)):
                 raise FloatingPointError(f'the weights of the gate are not finite: {v}')
             if max(v) <= 0:
                 raise ValueError(f'expected an option that is on for every clip, got weights {v}')
-    return weights, rows
-
-
-@functools.lru_cache(maxsize=256)
-def _cost(
-    constants: LayerConstants, options: Options, number: int, frames: int, area: int
-) -> LayerCost:
-    """Cost of a layer with a number of temporal options, for maps of a size."""
-    return layer_cost(constants, options, kept(frames, number), area)
-
-
-def divide(rows: Rows) -> list[Group]:
-    """Group clips by the dearest options that are on."""
-    groups: dict[tuple[int, int], Group] = {}
-    for n, row in enumerate(rows):
-        active = [[i for i, w in enumerate(v) if w > 0] for v in row]
-        group = groups.setdefault((active[0][0], active[1][0]), Group([], ([], [])))
+            found.append([i for i, w in enumerate(v) if w > 0])
+        group = groups.setdefault((found[0][0], found[1][0]), Group([], ([], [])))
         group.rows.append(n)
-        for own, found in zip(group.active, active, strict=True):
-            own[:] = sorted({*own, *found})
+        for own, more in zip(group.active, found, strict=True):
+            own[:] = sorted({*own, *more})
     return list(groups.values())
 
 

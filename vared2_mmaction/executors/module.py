@@ -69,10 +69,6 @@ class ExecutedConv(nn.Module):
         """Numbers of channel and temporal options, in use or not, of a dynamic layer."""
         return self._conv.num_options
 
-    def numbers_of(self, x: Tensor) -> tuple[int, int]:
-        """Numbers of channel and temporal options that an input leaves, in use or not."""
-        return self._conv.numbers_of(x)
-
     @property
     def executed_by(self) -> str:
         """Name of the executor."""

@@ -1,7 +1,6 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """Write down a convolution for executors."""
 
-import itertools
 from typing import Any
 
 import torch
@@ -37,7 +36,7 @@ def record_of(conv: Any, name: str, relu: bool) -> LayerRecord | None:
         padding=(0, *conv.padding) if flat else conv.padding,
         dilation=(1, *conv.dilation) if flat else conv.dilation,
         groups=conv.groups,
-        clip_rows=conv.clip_rows if is_dynamic(conv) else 1,
+        clip_rows=conv.num_segments if isinstance(conv, DynamicConv2d) else 1,
         rank=rank,
         relu=relu,
         choice=_choice(conv) if is_dynamic(conv) else None,
@@ -51,20 +50,18 @@ def _is_affine(conv: Any) -> bool:
 
 @torch.no_grad()
 def _choice(conv: Any) -> Choice:
-    numbers = map(range, conv.num_options)
-    tables = {pair: _table(conv, *pair) for pair in itertools.product(*numbers)}
-    channel, temporal = conv.num_options
+    channel, temporal = map(range, conv.num_options)
     return Choice(
         gate=conv.gate,
         constants=conv.constants,
         in_use=conv.in_use,
-        tables=tuple(tuple(tables[i, j] for j in range(temporal)) for i in range(channel)),
-        multiple=conv.channel_options.multiple,
+        tables=tuple(tuple(_table(conv, i, j) for j in temporal) for i in channel),
     )
 
 
 def _table(conv: Any, channel: int, temporal: int) -> Tensor:
     """Factors of what a pair of options rebuilds; see :class:`~.base.Choice`."""
-    own, over = conv.channel_options.table(channel), conv.temporal_options.table(temporal)
+    own = conv.channel_options.tables((channel,))[:, 0]
+    over = conv.temporal_options.tables((temporal,))[:, 0]
     table = torch.stack((over[0] * own[0], over[1] + over[0] * own[1]))
     return table.to(conv.weight.dtype)

@@ -2,7 +2,7 @@
 """Make any CNN backbone dynamic, in place and without touching its forward."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -14,8 +14,8 @@ from typing_extensions import Self
 from ..checkpoints.loading import NO_WEIGHTS, OWN_PARTS, OtherNetworkError, check_kind
 from ..checkpoints.loading import is_own_parameter as is_own_parameter
 from ..errors import given_options
-from ..ops import COLUMNS, Decision, DynamicConv2d, DynamicConv3d, charge
-from ..ops.cost import count_options
+from ..ops import COLUMNS, Decision, DynamicConv2d, DynamicConv3d, SoftModulationGate, charge
+from ..ops.options import MAX_OPTIONS
 from ..watched import is_watched
 from .blocks import checkpoint_without_reentry, derive
 from .forms import channels_last, use_forms
@@ -65,8 +65,9 @@ class DynamicBackbone(nn.Module):
     clip_length: int | None
     """Frames of a clip in a 2-D backbone; None in a 3-D one, whose input has a time axis."""
     option_counts: Tensor | None = None
-    """For how many training clips each option of each layer was on, if somebody has set it to
-    count: (layers, 2, ``MAX_OPTIONS`` + 1), see :func:`~vared2_mmaction.ops.cost.count_options`."""
+    """For how many training clips each option in use of each layer was on, dearest first, and then
+    how many clips there were, if somebody has set it to count: (layers, 2, ``MAX_OPTIONS`` + 1).
+    What a layer has no option for, because few are in use or clips are short, counts as on."""
     _own: tuple[str, ...] = ()
     """Prefixes of the names of what stock backbones lack."""
     _initialised_by: set[str] | None = None
@@ -159,12 +160,16 @@ class DynamicBackbone(nn.Module):
         return torch.cat((rows, segment), -1).flatten(0, 1)
 
     def _count_options(self, decided: list[tuple]) -> None:
-        runs = [
-            (i, run) for i, own in enumerate(decided) for run in own if isinstance(run, Decision)
-        ]
+        layers, rows = [], []
+        for i, runs in enumerate(decided):
+            for run in runs:
+                if isinstance(run, Decision):
+                    layers.append(i)
+                    for v in run.weights:
+                        missing = MAX_OPTIONS + 1 - v.shape[1]
+                        rows.append(F.pad(v > 0, (0, missing), value=True))
+        counts = torch.stack(rows).sum(1).unflatten(0, (-1, 2))
         assert self.option_counts is not None
-        counts = count_options([run for _, run in runs])
-        layers = [i for i, _ in runs]
         if layers == list(range(len(self.dynamic_layers))):
             self.option_counts += counts
         else:
@@ -292,9 +297,22 @@ def _idle(layers: list[Any], decided: list[tuple]) -> list[nn.Parameter]:
         parameter
         for layer, runs in zip(layers, decided, strict=True)
         if isinstance(layer, (DynamicConv2d, DynamicConv3d))
-        for parameter in layer.idle_parameters(runs)
+        for parameter in _idle_parameters(layer, runs)
         if parameter.requires_grad
     ]
+
+
+def _idle_parameters(layer: Any, runs: Iterable[Decision]) -> Iterator[nn.Parameter]:
+    """Parameters of a layer's own parts to which its runs may give no gradient."""
+    learning = [run for run in runs if any(v.requires_grad for v in run.weights)]
+    # Of a gate of another class only its forward is known, not what that needs.
+    if not learning or type(layer.gate) is not SoftModulationGate:
+        yield from layer.gate.parameters()
+    for d, part in enumerate((layer.channel_options, layer.temporal_options)):
+        mixed = {option for run in learning for option in run.cost.options[d]}
+        for option, operation in enumerate(part.cheap, 1):
+            if option not in mixed:
+                yield from operation.parameters()
 
 
 def report_convolution(conv: Any, args: Any, output: Tensor) -> None:

@@ -34,7 +34,7 @@ from ..ops import (
     SoftModulationGate,
     TemporalOptions,
 )
-from ..ops.options import check_num_options
+from ..ops.options import MAX_OPTIONS
 from ..watched import is_watched, runs
 
 MODELS.register_module(module=SoftModulationGate)
@@ -60,7 +60,14 @@ def _is_pattern(text: str) -> bool:
 
 
 _LAYERS = "a regular expression for names of convolutions, such as 'layer3|layer4',"
+_NUMBER = Expected(
+    int,
+    f'the number of options, a whole number from 1 (no reduction) to {MAX_OPTIONS}',
+    lambda n: 1 <= n <= MAX_OPTIONS,
+)
 _EXPECTED = {
+    'dynamic.channel': _NUMBER,
+    'dynamic.temporal': _NUMBER,
     'dynamic.layers': Expected(str, _LAYERS, _is_pattern, or_none=True),
     'dynamic.channel_multiple': COUNT,
     'dynamic.channel_operation': one_of(CHEAP_OPERATIONS),
@@ -134,12 +141,10 @@ class DynamicOptions:
                 )
         check_arguments('dynamic', options, cls)
         self = cls(**options)
-        check_num_options(self.channel, 'dynamic.channel')
-        check_num_options(self.temporal, 'dynamic.temporal')
-        if self.channel == self.temporal == 1:
-            raise ValueError('dynamic.channel and dynamic.temporal are both 1: nothing is dynamic')
         for key, expected in _EXPECTED.items():
             check(key, getattr(self, key.removeprefix('dynamic.')), expected)
+        if self.channel == self.temporal == 1:
+            raise ValueError('dynamic.channel and dynamic.temporal are both 1: nothing is dynamic')
         self._check_gate()
         return self
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layout import as_clips, as_frames, interleave, layout, repeat
+from ..layout import as_clips, as_frames
 from .options import kept
 
 
@@ -64,7 +64,8 @@ class _Options(nn.Module):
 
     Args:
         channels: Output channels C of the layer.
-        maps: Number of maps that each cheaper option rebuilds.
+        computed: Number of maps that each option computes, for each of its computed frames.
+        maps: Number of maps that it makes of these; the first option makes no others.
         kind: Name of the cheap operation, a key of ``CHEAP_OPERATIONS``.
     """
 
@@ -72,20 +73,21 @@ class _Options(nn.Module):
     """Which options are in use, (options,); kept in checkpoints."""
     in_use: tuple[int, ...]
     """The same as numbers, rising."""
+    affine: bool
+    """Whether every map is rebuilt from one value each."""
 
-    def __init__(self, channels: int, maps: Sequence[int], kind: str) -> None:
+    def __init__(
+        self, channels: int, computed: Sequence[int], maps: Sequence[int], kind: str
+    ) -> None:
         super().__init__()
         make = CHEAP_OPERATIONS[kind]
-        self.channels = channels
+        self.channels, self._computed, self._maps = channels, computed, maps
         self.macs_per_element = make.macs_per_element
-        self.cheap = nn.ModuleList(make(m) for m in maps)
-        self.register_buffer('used', torch.ones(1 + len(maps), dtype=torch.bool))
-        self.in_use = tuple(range(1 + len(maps)))
-
-    @property
-    def affine(self) -> bool:
-        """Whether every map is rebuilt from one value each."""
-        return self.macs_per_element == PerChannelAffine.macs_per_element
+        self.affine = make is PerChannelAffine
+        rebuilt = (m - k for m, k in zip(maps[1:], computed[1:], strict=True))
+        self.cheap = nn.ModuleList(map(make, rebuilt))
+        self.register_buffer('used', torch.ones(len(maps), dtype=torch.bool))
+        self.in_use = tuple(range(len(maps)))
 
     def use(self, options: Iterable[int]) -> None:
         """Take all options but these out of use: they are neither computed nor mixed.
@@ -106,18 +108,24 @@ class _Options(nn.Module):
         if isinstance(used, Tensor) and used.shape == self.used.shape:
             self.use([i for i, one in enumerate(used.tolist()) if one])
 
-    def padded(self, option: int, computed: int) -> tuple[Tensor, Tensor]:
-        """Scale and shift of all maps of an option, (R, C) each; the first are computed."""
-        if option == 0:
-            ones = self.used.new_ones(1, self.channels, dtype=torch.get_default_dtype())
-            return ones, torch.zeros_like(ones)
-        operation = self.operation(option)
-        pairs = ((operation.weight, 1.0), (operation.bias, 0.0))
-        scale, shift = (
-            F.pad(parameter, (computed, 0), value=value).view(-1, self.channels)
-            for parameter, value in pairs
-        )
-        return scale, shift
+    def tables(self, options: tuple[int, ...]) -> Tensor:
+        """Scales and shifts of all maps of options by affine operations, one and zero where maps
+        are computed: (2, options, 1, C) of channel options, and of temporal ones
+        (2, options, R, C), frame offset by frame offset of the cheapest."""
+        ones = torch.ones(self.channels, device=self.used.device)
+        zeros = torch.zeros_like(ones)
+        scales: list[Tensor] = []
+        shifts: list[Tensor] = []
+        for option in options:
+            k, times = self._computed[option], self._maps[options[-1]] // self._maps[option]
+            scale, shift = [ones[:k]], [zeros[:k]]
+            if option:
+                operation = self.operation(option)
+                scale.append(operation.weight)
+                shift.append(operation.bias)
+            scales += scale * times
+            shifts += shift * times
+        return torch.cat(scales + shifts).view(2, len(options), -1, self.channels)
 
     def operation(self, option: int) -> Any:
         """The cheap operation of an option, 1 or more."""
@@ -139,32 +147,9 @@ class ChannelOptions(_Options):
     """
 
     def __init__(self, channels: int, num_options: int, kind: str, multiple: int = 1) -> None:
-        sizes = kept(channels, num_options, multiple)
-        super().__init__(channels, [channels - k for k in sizes[1:]], kind)
-        self.kept, self.multiple = sizes, multiple
-
-    def maps(self, z: Tensor, option: int) -> Tensor:
-        """Maps of an option, all channels; affine operations are still to be applied.
-
-        Args:
-            z: Computed channels, (N, kept[option] or more, T, H, W).
-            option: The option.
-        """
-        k = self.kept[option]
-        if option == 0:
-            return z
-        computed = z[:, :k]
-        copies = repeat(computed, 1, -(-self.channels // k), False, layout(z))
-        if copies.shape[1] > self.channels:
-            copies = copies[:, : self.channels]
-        if self.affine:
-            return copies
-        return torch.cat((computed, self.operation(option)(copies[:, k:], slice(None))), 1)
-
-    def table(self, option: int) -> tuple[Tensor, Tensor]:
-        """Scale and shift of an option's maps by an affine operation, (1, C) each; one and zero
-        where channels are computed."""
-        return self.padded(option, self.kept[option])
+        numbers = kept(channels, num_options, multiple)
+        super().__init__(channels, numbers, [channels] * len(numbers), kind)
+        self.kept = numbers
 
 
 class TemporalOptions(_Options):
@@ -180,38 +165,6 @@ class TemporalOptions(_Options):
     """
 
     def __init__(self, channels: int, num_options: int, kind: str) -> None:
-        maps = [(2**j - 1) * channels for j in range(1, num_options)]
-        super().__init__(channels, maps, kind)
+        maps = [2**j * channels for j in range(num_options)]
+        super().__init__(channels, [channels] * num_options, maps, kind)
         self.num_options = num_options
-
-    def maps(self, y: Tensor, computed: int, option: int, frames: int) -> Tensor:
-        """Maps of an option, all frames; affine operations are still to be applied.
-
-        Args:
-            y: Frames of a dearer option, or of this one, (N, C, ceil(frames / 2^computed), H, W).
-            computed: That option.
-            option: The option.
-            frames: Output frames T.
-        """
-        if option == 0:
-            return y
-        sources, stride = y[:, :, :: 2 ** (option - computed)], 2**option
-        if self.affine:
-            copies = repeat(sources, 2, stride, True, layout(y))
-        else:
-            rebuilt = [self._rebuild(sources, option, d, frames) for d in range(1, stride)]
-            copies = interleave((sources, *rebuilt), layout(y))
-        return copies if copies.shape[2] == frames else copies[:, :, :frames]
-
-    def _rebuild(self, sources: Tensor, option: int, offset: int, frames: int) -> Tensor:
-        """Frames of one offset; zeros, which nobody reads, behind the end of the clip."""
-        number = -(-(frames - offset) // 2**option)
-        maps = slice((offset - 1) * self.channels, offset * self.channels)
-        rebuilt = self.operation(option)(sources[:, :, :number], maps)
-        beyond = sources.shape[2] - number
-        return F.pad(rebuilt, (0, 0, 0, 0, 0, beyond)) if beyond else rebuilt
-
-    def table(self, option: int) -> tuple[Tensor, Tensor]:
-        """Scale and shift of an option's maps by an affine operation, (2^option, C) each, frame
-        offset by frame offset; one and zero where frames are computed."""
-        return self.padded(option, self.channels)

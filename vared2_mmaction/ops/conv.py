@@ -2,7 +2,6 @@
 """Convolutions that compute what their gates ask for, of the options in use."""
 
 import math
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -12,8 +11,8 @@ from typing_extensions import Self
 
 from ..layout import as_clips, as_frames, convolve
 from .cheap import ChannelOptions, TemporalOptions
-from .cost import Decision, LayerConstants, layer_cost
-from .gate import Modulation, SoftModulationGate
+from .cost import Decision, LayerConstants, LayerCost
+from .gate import Modulation
 from .mixing import mix, shares
 from .options import Options, available, kept
 
@@ -82,20 +81,33 @@ class _DynamicConv(nn.modules.conv._ConvNd):
             (channel_options.macs_per_element, temporal_options.macs_per_element),
             gate.macs(),  # type: ignore[operator]
         )
-        self.forced = None
+        self.forced = self.decisions = None
         self.mix = mix
-        self.decisions = None
+        self._prepare_sizes()
         return self.train(conv.training)
+
+    def _prepare_sizes(self) -> None:
+        """Sizes as those of a convolution in 3-D, (time, height, width)."""
+        missing, padding = 3 - len(self.kernel_size), self.padding
+        self._pad_mode: str | None = None
+        if self.padding_mode != 'zeros' or isinstance(padding, str):  # padded beforehand
+            self._pad_mode = 'constant' if self.padding_mode == 'zeros' else self.padding_mode
+            padding = (0,) * len(self.kernel_size)
+        self._stride = (1,) * missing + self.stride
+        self._padding = (0,) * missing + padding
+        self._dilation = (1,) * missing + self.dilation
+        reach = self.dilation[0] * (self.kernel_size[0] - 1)
+        added = sum(self._reversed_padding_repeated_twice[-2:])
+        self._left_out = 0 if missing else reach - added
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve; shapes are those of the stock convolution."""
         clips = self.to_clips(x)
-        options = self.options_of(clips.shape[2])
-        weights = self.weigh(clips, options)
+        options, frames = self.options_of(clips.shape[2])
+        weights = self.weigh(clips, options, len(frames))
         y = self.modulate(clips, weights, options)
         if self.decisions is not None:
-            frames = kept(y.shape[2], self.temporal_options.num_options)
-            cost = layer_cost(self.constants, options, frames, y.shape[-2] * y.shape[-1])
+            cost = LayerCost(self.constants, options, frames, y.shape[-2] * y.shape[-1])
             self.decisions = (*self.decisions, Decision(weights, cost))
         return self.from_clips(y)
 
@@ -109,17 +121,20 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         """Numbers of channel and temporal options, in use or not."""
         return len(self.channel_options.kept), self.temporal_options.num_options
 
-    def options_of(self, frames: int) -> Options:
-        """Options in use that an input of so many frames leaves the layer."""
-        channel, temporal = self.in_use
-        return Options(channel, available(temporal, self._temporal_number(frames)))
+    def options_of(self, frames: int) -> tuple[Options, tuple[int, ...]]:
+        """What an input of so many frames leaves the layer: the options in use, and the output
+        frames that each temporal option computes, in use or not, the first all of them."""
+        computed = kept(self.output_frames(frames), self.temporal_options.num_options)
+        temporal = available(self.temporal_options.in_use, len(computed))
+        return Options(self.channel_options.in_use, temporal), computed
+
+    def output_frames(self, frames: int) -> int:
+        """Number of output frames of an input of so many."""
+        return (frames - self._left_out - 1) // self._stride[0] + 1
 
     def numbers_of(self, x: Tensor) -> tuple[int, int]:
         """Numbers of channel and temporal options that an input leaves the layer, in use or not."""
-        return self.num_options[0], self._temporal_number(self.to_clips(x).shape[2])
-
-    def _temporal_number(self, frames: int) -> int:
-        return len(kept(self.output_frames(frames), self.temporal_options.num_options))
+        return self.num_options[0], len(self.options_of(self.to_clips(x).shape[2])[1])
 
     def modulate(self, clips: Tensor, weights: Modulation, options: Options) -> Tensor:
         """Convolve and mix options with given weights.
@@ -133,10 +148,8 @@ class _DynamicConv(nn.modules.conv._ConvNd):
             Output (N, C_out, T', H', W').
         """
         z = self.convolve(clips, options.channel[0], options.temporal[0])
-        share = shares(weights, self.normalised)
-        frames = self.output_frames(clips.shape[2])
-        parts = self.channel_options, self.temporal_options
-        return self.mix(z, share, options, *parts, frames)
+        share, frames = shares(weights, self.normalised), self.output_frames(clips.shape[2])
+        return self.mix(z, share, options, self.channel_options, self.temporal_options, frames)
 
     def convolve(self, clips: Tensor, channel: int = 0, temporal: int = 0) -> Tensor:
         """What a pair of options computes: the first channels of every 2^temporal-th frame.
@@ -145,83 +158,42 @@ class _DynamicConv(nn.modules.conv._ConvNd):
             (N, kept[channel], ceil(T' / 2^temporal), H', W').
         """
         channels, weight, bias = self.channel_options.kept[channel], self.weight, self.bias
-        padding: Any = self.padding
-        if self.padding_mode != 'zeros' or isinstance(padding, str):
-            mode = 'constant' if self.padding_mode == 'zeros' else self.padding_mode
-            clips = F.pad(clips, self._reversed_padding_repeated_twice, mode=mode)
-            padding = (0,) * len(self.kernel_size)
-        weight, (pace, *stride), padding, dilation = self.in_3d(weight, padding)
-        sizes = (pace * 2**temporal, *stride), padding, dilation
+        if self._pad_mode is not None:
+            clips = F.pad(clips, self._reversed_padding_repeated_twice, mode=self._pad_mode)
+        if weight.dim() == 4:
+            weight = weight.unsqueeze(2)
+        pace, *area = self._stride
+        sizes = (pace * 2**temporal, *area), self._padding, self._dilation
         if self.groups == 1:
             if channels < len(weight):
                 weight, bias = weight[:channels], None if bias is None else bias[:channels]
             return convolve(clips, weight, bias, *sizes, 1)
-        parts, inputs, per_group = [], weight.shape[1], self.out_channels // self.groups
-        for start, stop in _whole_groups(channels, per_group):
-            first, groups = start // per_group, -(-(stop - start) // per_group)
-            read = slice(first * inputs, (first + groups) * inputs)
-            own = weight[start:stop], None if bias is None else bias[start:stop]
-            parts.append(convolve(clips[:, read], *own, *sizes, groups))
+        # No convolution crosses a group that is only begun.
+        inputs, per_group = weight.shape[1], self.out_channels // self.groups
+        whole, parts = channels // per_group * per_group, []
+        for start, stop in ((0, whole), (whole, channels)):
+            if start < stop:
+                first, groups = start // per_group, -(-(stop - start) // per_group)
+                read = clips[:, first * inputs : (first + groups) * inputs]
+                own = weight[start:stop], None if bias is None else bias[start:stop]
+                parts.append(convolve(read, *own, *sizes, groups))
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
-    def weigh(self, clips: Tensor, options: Options) -> Modulation:
-        """Weights of the options in use."""
+    def weigh(self, clips: Tensor, options: Options, number: int) -> Modulation:
+        """Weights of the options in use, of which the clips' length allows so many temporal."""
         if self.forced is not None:
             return forced_weights(self.forced, len(clips), options, self.weight.dtype)
-        if self._decides_nothing(options):
-            return Modulation(*(clips.new_ones(len(clips), 1, dtype=torch.float) for _ in options))
-        weights = self.gate(clips, self._temporal_number(clips.shape[2]))
+        if self.normalised and len(options.channel) == len(options.temporal) == 1:
+            # There is nothing to choose: one option has all, whatever its weight is.
+            ones = clips.new_ones(len(clips), 1, dtype=torch.float)
+            return Modulation(ones, ones)
+        channel, temporal = self.gate(clips, number)
         return Modulation(
-            *(of_options(v, which) for v, which in zip(weights, options, strict=True))
+            of_options(channel, options.channel), of_options(temporal, options.temporal)
         )
 
-    def _decides_nothing(self, options: Options) -> bool:
-        """Whether one option of each dimension is left, which has all whatever its weight is."""
-        return self.normalised and all(len(which) == 1 for which in options)
-
-    def idle_parameters(self, runs: Iterable[Decision]) -> Iterator[nn.Parameter]:
-        """Parameters of the layer's own to which runs may give no gradient."""
-        learning = [run for run in runs if any(v.requires_grad for v in run.weights)]
-        # Of a gate of another class only its forward is known, not what that needs.
-        if not learning or type(self.gate) is not SoftModulationGate:
-            yield from self.gate.parameters()
-        for d, part in enumerate((self.channel_options, self.temporal_options)):
-            mixed = {option for run in learning for option in run.cost.options[d]}
-            for option, operation in enumerate(part.cheap, 1):
-                if option not in mixed:
-                    yield from operation.parameters()
-
-    def in_3d(self, weight: Tensor, padding: tuple[int, ...]) -> tuple[Any, ...]:
-        """Weight, stride, padding and dilation as those of a 3-D convolution."""
-        raise NotImplementedError
-
-    @property
-    def clip_rows(self) -> int:
-        """Rows of the input that are a clip."""
-        raise NotImplementedError
-
     def to_clips(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def from_clips(self, y: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def output_frames(self, frames: int) -> int:
-        """Number of output frames of an input of so many."""
-        raise NotImplementedError
-
-
-class DynamicConv3d(_DynamicConv, nn.Conv3d):
-    """A 3-D convolution over clips, (N, C, T, H, W)."""
-
-    def in_3d(self, weight: Tensor, padding: tuple[int, ...]) -> tuple[Any, ...]:
-        return weight, self.stride, padding, self.dilation
-
-    @property
-    def clip_rows(self) -> int:
-        return 1
-
-    def to_clips(self, x: Tensor) -> Tensor:
+        """Input of the layer as clips, (N, C, T, H, W)."""
         if x.dim() != 5:
             raise ValueError(
                 f'{self.layer_name}: expected clips (N, C, T, H, W), got {tuple(x.shape)}'
@@ -229,26 +201,18 @@ class DynamicConv3d(_DynamicConv, nn.Conv3d):
         return x
 
     def from_clips(self, y: Tensor) -> Tensor:
+        """The inverse, for an output."""
         return y
 
-    def output_frames(self, frames: int) -> int:
-        extent = self.dilation[0] * (self.kernel_size[0] - 1) + 1
-        padding = sum(self._reversed_padding_repeated_twice[-2:])
-        return (frames + padding - extent) // self.stride[0] + 1
+
+class DynamicConv3d(_DynamicConv, nn.Conv3d):
+    """A 3-D convolution over clips, (N, C, T, H, W)."""
 
 
 class DynamicConv2d(_DynamicConv, nn.Conv2d):
     """A 2-D convolution over frames, (N T, C, H, W), whose clips have ``num_segments`` frames."""
 
     num_segments: int
-
-    def in_3d(self, weight: Tensor, padding: tuple[int, ...]) -> tuple[Any, ...]:
-        stride, dilation = (1, *self.stride), (1, *self.dilation)
-        return weight.unsqueeze(2), stride, (0, *padding), dilation
-
-    @property
-    def clip_rows(self) -> int:
-        return self.num_segments
 
     def to_clips(self, x: Tensor) -> Tensor:
         if x.dim() != 4 or x.shape[0] % self.num_segments:
@@ -261,9 +225,6 @@ class DynamicConv2d(_DynamicConv, nn.Conv2d):
     def from_clips(self, y: Tensor) -> Tensor:
         return as_frames(y)
 
-    def output_frames(self, frames: int) -> int:
-        return frames
-
 
 def of_options(v: Tensor, options: tuple[int, ...]) -> Tensor:
     """Weights of some options of a dimension, of which one at least is on.
@@ -274,7 +235,7 @@ def of_options(v: Tensor, options: tuple[int, ...]) -> Tensor:
     """
     if options == tuple(range(v.shape[1])):
         return v
-    chosen = torch.stack([v[:, i] for i in options], 1)
+    chosen = v[:, list(options)]
     all_off = chosen.amax(1, keepdim=True) == 0
     cheapest = torch.where(all_off, v.amax(1, keepdim=True), chosen[:, -1:])
     return torch.cat((chosen[:, :-1], cheapest), 1)
@@ -293,27 +254,14 @@ def forced_weights(forced: Tensor, clips: int, options: Options, dtype: torch.dt
         ValueError: If options are forced for another number of clips.
     """
     check_clips(forced, clips)
-    columns = (
-        forced[:, d].clamp(which[0], which[-1]).expand(clips) for d, which in enumerate(options)
-    )
-    return Modulation(
-        *(
-            torch.stack([column == i for i in which], 1).to(dtype)
-            for column, which in zip(columns, options, strict=True)
-        )
-    )
+    weights = []
+    for which, column in zip(options, forced.unbind(1), strict=True):
+        column = column.clamp(which[0], which[-1]).expand(clips)
+        weights.append(torch.stack([column == i for i in which], 1).to(dtype))
+    return Modulation(*weights)
 
 
 def check_clips(forced: Tensor, clips: int) -> None:
     """Raise a ValueError if options are forced for another number of clips."""
     if len(forced) not in (1, clips):
         raise ValueError(f'policy: expected a batch of {len(forced)} clips, got {clips}')
-
-
-def _whole_groups(channels: int, per_group: int) -> Iterator[tuple[int, int]]:
-    """Cut the first channels so that no cut crosses a group that is only begun."""
-    whole = channels // per_group * per_group
-    if whole:
-        yield 0, whole
-    if channels > whole:
-        yield whole, channels

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .gate import Modulation
-from .options import MAX_OPTIONS, Options
+from .options import Options
 
 COLUMNS = ('executed', 'static', 'overhead', 'p_c', 'p_t')
 
@@ -29,51 +29,37 @@ class LayerConstants(NamedTuple):
 
 
 class LayerCost(NamedTuple):
-    """Multiply-adds of one layer for one clip, as far as they do not depend on the decision."""
+    """What of one layer's cost for one clip does not depend on the decision."""
 
-    unit: int
-    """One output channel of one output frame of the convolution."""
-    static: int
-    """The static convolution."""
-    gate: int
-    """The gate."""
+    constants: LayerConstants
     options: Options
     """Options that the weights of a decision are of."""
-    channels: tuple[int, ...]
-    """Channels that each of these channel options computes."""
     frames: tuple[int, ...]
-    """Frames that each of these temporal options computes."""
-    channel_operation: tuple[int, ...]
-    """Cheap operation of each of these channel options, for one computed frame."""
-    temporal_operation: tuple[int, ...]
-    """Cheap operation of each of these temporal options."""
+    """Frames that each temporal option computes, in use or not, the first all of them."""
+    area: int
+    """Positions of an output frame."""
 
+    def whole(self) -> tuple[int, int, int]:
+        """Multiply-adds of one output channel of one output frame of the convolution, of the static
+        convolution, and of the gate."""
+        constants = self.constants
+        unit = constants.kernel * self.area
+        return unit, unit * constants.channels[0] * self.frames[0], constants.gate
 
-def layer_cost(
-    constants: LayerConstants, options: Options, frames: Sequence[int], area: int
-) -> LayerCost:
-    """Cost of a layer.
+    def computed(self) -> tuple[list[int], list[int]]:
+        """Channels and frames that each of the options computes."""
+        channels, (channel, temporal) = self.constants.channels, self.options
+        return [channels[i] for i in channel], [self.frames[j] for j in temporal]
 
-    Args:
-        constants: What depends on no input.
-        options: Options of the layer that are in use.
-        frames: Frames that each temporal option computes, the first all of them.
-        area: Positions of an output frame.
-    """
-    channel, temporal = (area * macs for macs in constants.macs_per_element)
-    channels = constants.channels
-    return LayerCost(
-        unit=constants.kernel * area,
-        static=constants.kernel * area * channels[0] * frames[0],
-        gate=constants.gate,
-        options=options,
-        channels=tuple(channels[i] for i in options.channel),
-        frames=tuple(frames[j] for j in options.temporal),
-        channel_operation=tuple((channels[0] - channels[i]) * channel for i in options.channel),
-        temporal_operation=tuple(
-            (frames[0] - frames[j]) * channels[0] * temporal for j in options.temporal
-        ),
-    )
+    def operations(self) -> tuple[list[int], list[int]]:
+        """Multiply-adds of each option's cheap operation: for one computed frame, and for all."""
+        every, frames = self.constants.channels[0], self.frames[0]
+        channel, temporal = (self.area * macs for macs in self.constants.macs_per_element)
+        channels, of_temporal = self.computed()
+        return (
+            [(every - k) * channel for k in channels],
+            [(frames - t) * every * temporal for t in of_temporal],
+        )
 
 
 class Decision(NamedTuple):
@@ -111,20 +97,6 @@ def charge(decisions: Sequence[Decision]) -> Tensor:
     executed = unit * channels * frames
     others = static.expand_as(executed), rebuilt[0] * frames + rebuilt[1] + gate, *policy
     return torch.stack((executed, *(column.detach() for column in others)), -1)
-
-
-def count_options(decisions: Sequence[Decision]) -> Tensor:
-    """For how many clips each option in use was on, dearest first, and then how many clips there
-    were, (L, 2, ``MAX_OPTIONS`` + 1) in int64.
-
-    What a layer has no option for, because few are in use or the clips are short, counts as on.
-    """
-    rows = [
-        F.pad(v > 0, (0, MAX_OPTIONS + 1 - v.shape[1]), value=True)
-        for decision in decisions
-        for v in decision.weights
-    ]
-    return torch.stack(rows).sum(1).unflatten(0, (-1, 2))
 
 
 def dearest_option(v: Tensor) -> Tensor:
@@ -165,13 +137,16 @@ def _tables(
 def _tables_on(
     costs: tuple[LayerCost, ...], width: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    def filled(rows: Iterable[tuple[int, ...]]) -> list[tuple[int, ...]]:
-        return [(*row, *(0,) * (width - len(row))) for row in rows]
+    def filled(dimensions: Iterable[Sequence[Sequence[int]]]) -> list[list[list[int]]]:
+        return [[[*row, *[0] * (width - len(row))] for row in rows] for rows in dimensions]
 
-    kinds = ('channels', 'frames'), ('channel_operation', 'temporal_operation')
-    table = [[filled(getattr(c, kind) for c in costs) for kind in pair] for pair in kinds]
-    table.append([filled(numbers) for numbers in zip(*(c.options for c in costs), strict=True)])
-    whole = [[getattr(c, kind) for c in costs] for kind in ('unit', 'static', 'gate')]
+    kinds = (
+        [cost.computed() for cost in costs],
+        [cost.operations() for cost in costs],
+        [cost.options for cost in costs],
+    )
+    table = [filled(zip(*kind, strict=True)) for kind in kinds]
+    whole = list(zip(*(cost.whole() for cost in costs), strict=True))
     with torch.inference_mode(False):  # the tables serve training as well
         return (
             torch.tensor(table, dtype=torch.float64, device=device),

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import COUNT, SHARE, check
+
 GRID = 4
 """Rows and columns of positions that a descriptor reads of every frame, at most; reading all would
 take as long as a small convolution."""
@@ -44,8 +46,8 @@ def descriptor(x: Tensor, motion: bool) -> Tensor:
     Returns:
         Per-channel means, (N, C) or (N, 2 C).
     """
-    rows, columns = (slice(first, None, step) for first, step, _ in sample_grid(x))
-    samples = x[..., rows, columns]
+    (row, down, _), (column, right, _) = sample_grid(x)
+    samples = x[..., row::down, column::right]
     mean = samples.mean((2, 3, 4))
     if not motion:
         return mean
@@ -104,14 +106,14 @@ class SoftModulationGate(nn.Module):
         motion_slope: float = 0.0,
     ) -> None:
         super().__init__()
-        if not 0 < floor < 1:
-            raise ValueError(f'gate.floor={floor!r}: expected a number between 0 and 1')
+        check('gate.floor', floor, SHARE)
+        check('gate.hidden_channels', hidden_channels, COUNT)
         if motion_slope < 0 or (motion_slope and not motion):
             raise ValueError(
                 f'gate.motion_slope={motion_slope!r}: expected 0 or more, and 0 with motion=False'
             )
         options = {'channel': channel_options, 'temporal': temporal_options}
-        starts = initial_weights(initial, options)
+        starts = _initial_weights(initial, options)
         dear = starts[channel_options:-1]
         if motion_slope and dear and motion_slope >= math.atanh(min(dear)):
             raise ValueError(
@@ -119,8 +121,6 @@ class SoftModulationGate(nn.Module):
                 f'{math.atanh(min(dear)):.3f}, or the temporal option that starts at {min(dear)} '
                 'is closed for still clips'
             )
-        if hidden_channels < 1:
-            raise ValueError(f'gate.hidden_channels={hidden_channels!r}: expected at least 1')
         self.in_channels = in_channels
         self.motion = motion
         self.floor = floor
@@ -154,8 +154,8 @@ class SoftModulationGate(nn.Module):
             described = descriptor(x.detach(), self.motion).to(self.fc1.weight.dtype)
             v = self.weigh(described)
         channel, temporal = v.split((self.channel_options, self.temporal_options), 1)
-        parts = channel, temporal[:, :temporal_options]
-        return Modulation(*(open_options(part, self.floor) for part in parts))
+        temporal = temporal[:, :temporal_options]
+        return Modulation(open_options(channel, self.floor), open_options(temporal, self.floor))
 
     def weigh(self, described: Tensor) -> Tensor:
         """Weights before any option is switched off, (N, options of both dimensions) in (-1, 1).
@@ -163,14 +163,14 @@ class SoftModulationGate(nn.Module):
         Args:
             described: Description of N clips, (N, C) or with motion (N, 2 C).
         """
-        return self.fc2(self._normalise(self.fc1(described)).tanh()).tanh()
-
-    def _normalise(self, x: Tensor) -> Tensor:
-        bn = self.bn
+        hidden, bn = self.fc1(described), self.bn
         # One clip has no batch statistics: use the running ones, in training as well.
-        if x.shape[0] == 1 and bn.training and has_running_statistics(bn):
-            return F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps)
-        return bn(x)
+        if len(hidden) == 1 and bn.training and has_running_statistics(bn):
+            statistics = bn.running_mean, bn.running_var
+            hidden = F.batch_norm(hidden, *statistics, bn.weight, bn.bias, eps=bn.eps)
+        else:
+            hidden = bn(hidden)
+        return self.fc2(hidden.tanh()).tanh()
 
 
 def has_running_statistics(norm: nn.Module) -> bool:
@@ -181,29 +181,24 @@ def has_running_statistics(norm: nn.Module) -> bool:
     return getattr(norm, 'running_mean', None) is not None
 
 
-def initial_weights(
+def _initial_weights(
     initial: Sequence[float] | Mapping[str, Sequence[float]], options: Mapping[str, int]
 ) -> list[float]:
-    """Weights that the options of all dimensions start with, one dimension after the other.
-
-    Args:
-        initial: See :class:`SoftModulationGate`.
-        options: Number of options of each dimension.
-
-    Raises:
-        ValueError: If there is no weight in (0, 1) for every option.
-    """
+    """Weights that the options of all dimensions start with, one dimension after the other;
+    ``options`` are how many there are of each."""
     own = initial if isinstance(initial, Mapping) else dict.fromkeys(options, initial)
     if not set(own) <= set(options):
         raise ValueError(f'gate.initial={initial!r}: expected the keys {list(options)}')
-    own = {**INITIAL, **own}
+    weights: list[float] = []
     for name, number in options.items():
-        if len(own[name]) < number or not all(0 < v < 1 for v in own[name]):
+        given = own.get(name, INITIAL[name])
+        if len(given) < number or not all(0 < v < 1 for v in given):
             raise ValueError(
                 f'gate.initial={initial!r}: expected {number} or more numbers between 0 and 1 '
                 f'for {name} options'
             )
-    return [v for name, number in options.items() for v in own[name][:number]]
+        weights += given[:number]
+    return weights
 
 
 def full_precision(x: Tensor) -> AbstractContextManager:

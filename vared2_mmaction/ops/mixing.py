@@ -4,12 +4,16 @@
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ..layout import from_memory_order, in_memory_order, layout, settled
+from ..layout import AXES, BACK, layout
 from .cheap import ChannelOptions, TemporalOptions
 from .gate import Modulation
 from .options import Options
+
+_TABLES = {lies: (0, 1, *(2 + axis for axis in axes)) for lies, axes in AXES.items()}
+"""The order of memory for tables (2, options, N, C, T, H, W)."""
 
 
 class Shares(NamedTuple):
@@ -21,6 +25,11 @@ class Shares(NamedTuple):
     """(N, temporal options), or None."""
 
 
+Tables = tuple[Tensor | None, Tensor | None]
+"""Scales and shifts of channel options, (2, options, 1, C), and of temporal ones,
+(2, options, T, C); None of a dimension where maps are taken as they are."""
+
+
 def shares(weights: Modulation, normalised: bool) -> Shares:
     """Shares of options.
 
@@ -29,9 +38,13 @@ def shares(weights: Modulation, normalised: bool) -> Shares:
         normalised: Whether they are divided by their sum, so that a single option has all;
             otherwise they are the shares.
     """
+    channel, temporal = weights
     if not normalised:
-        return Shares(*weights)
-    return Shares(*(None if v.shape[1] == 1 else v / v.sum(1, keepdim=True) for v in weights))
+        return Shares(channel, temporal)
+    return Shares(
+        None if channel.shape[1] == 1 else channel / channel.sum(1, keepdim=True),
+        None if temporal.shape[1] == 1 else temporal / temporal.sum(1, keepdim=True),
+    )
 
 
 def mix(
@@ -41,6 +54,7 @@ def mix(
     channel_options: ChannelOptions,
     temporal_options: TemporalOptions,
     frames: int,
+    tables: Tables | None = None,
 ) -> Tensor:
     """Mix options: first channels, then frames.
 
@@ -54,16 +68,23 @@ def mix(
         channel_options: Make channels.
         temporal_options: Make frames.
         frames: Output frames T.
+        tables: What :func:`tables_of` says of the options, if it is known.
 
     Returns:
         All maps, (N, C, T, H, W).
     """
-    channel, temporal = channel_options, temporal_options
-    maps = [channel.maps(z, i) for i in options.channel]
-    y = _sum(maps, share.channel, _tables(channel, options.channel))
-    maps = [temporal.maps(y, options.temporal[0], j, frames) for j in options.temporal]
-    tables = _tables(temporal, options.temporal, frames)
-    return _sum(maps, share.temporal, tables)
+    if tables is None:
+        tables = tables_of(options, channel_options, temporal_options, frames)
+    # All in the order in which maps lie in memory: the order of a sum's axes is then no matter of
+    # taste, in which compiled graphs and kernels might differ.
+    lies = layout(z)
+    maps = _all_channels(z.permute(AXES[lies]), options.channel, channel_options, lies)
+    y = _sum(maps, share.channel, tables[0], lies)
+    maps = _all_frames(y, options.temporal, temporal_options, frames, lies)
+    y = _sum(maps, share.temporal, tables[1], lies)
+    if 1 in y.shape:  # a view gives dimensions of size one any strides; see layout.settled
+        y = y.view(y.shape)
+    return y.permute(BACK[lies])
 
 
 def needs_factors_alone(
@@ -74,52 +95,101 @@ def needs_factors_alone(
 ) -> bool:
     """Whether there is anything to mix, and factors of copies are all that it takes: compiled code
     mixes nothing else."""
-    trivial = options == ((0,), (0,)) and all(v is None for v in share)
-    return channel_options.affine and temporal_options.affine and not trivial
+    if options == ((0,), (0,)) and share.channel is None and share.temporal is None:
+        return False
+    return channel_options.affine and temporal_options.affine
 
 
-def _tables(
-    dimension: ChannelOptions | TemporalOptions, options: tuple[int, ...], frames: int = 1
-) -> tuple[Tensor, Tensor] | None:
-    """Scales and shifts of options, (options, frames, C) each; None where there are none."""
-    if not dimension.affine or options == (0,):
-        return None
-    tables = zip(*map(dimension.table, options), strict=True)
-    scale, shift = (
-        torch.stack([_over_frames(table, frames) for table in parts]) for parts in tables
-    )
-    return scale, shift
+def tables_of(
+    options: Options,
+    channel_options: ChannelOptions,
+    temporal_options: TemporalOptions,
+    frames: int,
+) -> Tables:
+    """What affine cheap operations multiply maps with, and add; see :func:`mix`."""
+    channel = temporal = None
+    if channel_options.affine and options.channel != (0,):
+        channel = channel_options.tables(options.channel)
+    if temporal_options.affine and options.temporal != (0,):
+        temporal = temporal_options.tables(options.temporal)
+        if (period := temporal.shape[2]) < frames:
+            temporal = temporal.repeat(1, 1, -(-frames // period), 1)[:, :, :frames]
+    return channel, temporal
 
 
-def _over_frames(table: Tensor, frames: int) -> Tensor:
-    """A table for each frame offset, (R, C), for each frame."""
-    if len(table) == frames:
-        return table
-    repeated = table.repeat(-(-frames // len(table)), 1)
-    return repeated if len(repeated) == frames else repeated[:frames]
+def _all_channels(
+    z: Tensor, options: tuple[int, ...], channel_options: ChannelOptions, lies: str
+) -> list[Tensor]:
+    """Maps of channel options, all channels, before affine operations; in the order of memory.
+
+    ``z`` is what the dearest of them computes.
+    """
+    at, channels, maps = AXES[lies].index(1), channel_options.channels, []
+    for option in options:
+        k = channel_options.kept[option]
+        computed = copies = z.narrow(at, 0, k)
+        if option:
+            copies = _repeat(computed, at, -(-channels // k), False).narrow(at, 0, channels)
+        if option and not channel_options.affine:
+            read = copies.narrow(at, k, channels - k).permute(BACK[lies])
+            rebuilt = channel_options.operation(option)(read, slice(None))
+            copies = torch.cat((computed, rebuilt.permute(AXES[lies])), at)
+        maps.append(copies)
+    return maps
 
 
-def _sum(maps: list[Tensor], share: Tensor | None, tables: tuple[Tensor, Tensor] | None) -> Tensor:
-    """The sum of options' maps, (N, C, T, H, W) each, by their shares, (N, options), and tables."""
+def _all_frames(
+    y: Tensor,
+    options: tuple[int, ...],
+    temporal_options: TemporalOptions,
+    frames: int,
+    lies: str,
+) -> list[Tensor]:
+    """Maps of temporal options, all frames, before affine operations; in the order of memory.
+
+    ``y`` are the frames that the dearest of them computes.
+    """
+    at, maps = AXES[lies].index(2), []
+    for option in options:
+        every, stride = slice(None, None, 2 ** (option - options[0])), 2**option
+        copies = y[:, every] if at == 1 else y[:, :, every]
+        if option and temporal_options.affine:
+            copies = _repeat(copies, at, stride, True)
+        elif option:
+            sources, offsets = copies.permute(BACK[lies]), [copies]
+            operation, channels = temporal_options.operation(option), temporal_options.channels
+            for offset in range(1, stride):
+                read = sources[:, :, : -(-(frames - offset) // stride)]
+                rebuilt = operation(read, slice((offset - 1) * channels, offset * channels))
+                # Zeros, which nobody reads, behind the end of the clip.
+                rebuilt = F.pad(rebuilt, (0, 0, 0, 0, 0, sources.shape[2] - read.shape[2]))
+                offsets.append(rebuilt.permute(AXES[lies]))
+            copies = torch.stack(offsets, at + 1).flatten(at, at + 1)
+        maps.append(copies.narrow(at, 0, frames))
+    return maps
+
+
+def _repeat(x: Tensor, at: int, times: int, each: bool) -> Tensor:
+    """Repeat what lies along an axis: each index side by side, or all after all."""
+    sizes = [-1] * (x.dim() + 1)
+    sizes[at + each] = times
+    return x.unsqueeze(at + each).expand(sizes).flatten(at, at + 1)
+
+
+def _sum(maps: list[Tensor], share: Tensor | None, tables: Tensor | None, lies: str) -> Tensor:
+    """The sum of options' maps, in the order of memory, by their shares, (N, options), and tables,
+    (2, options, frames, C)."""
     if share is None and tables is None:
         return maps[0]
-    # All in the order in which maps lie in memory: the order of a sum's axes is then no matter of
-    # taste, in which compiled graphs and kernels might differ.
-    dtype, lies = maps[0].dtype, layout(maps[0])
-    factor, y = None if share is None else share[..., None, None], None
+    dtype, y = maps[0].dtype, None
+    factors = share.t()[..., None, None, None, None] if share is not None else None
     if tables is not None:
-        scale, shift = tables if factor is None else (factor * table for table in tables)
+        tables = tables.transpose(2, 3)[:, :, None, ..., None, None].permute(_TABLES[lies])
+        factors, shifts = (tables if factors is None else factors * tables).unbind(0)
         # Shifts are as few as factors are: added up first, they are added to the maps once.
-        factor, y = scale, _lying(shift.sum(-3).to(dtype), lies)
-    assert factor is not None
-    for option, each in zip(maps, factor.to(dtype).unbind(-3), strict=True):
-        option, each = in_memory_order(option, lies), _lying(each, lies)
-        y = option * each if y is None else torch.addcmul(y, option, each)
+        y = shifts.sum(0).to(dtype)
+    assert factors is not None
+    for option, factor in zip(maps, factors.to(dtype).unbind(0), strict=True):
+        y = option * factor if y is None else torch.addcmul(y, option, factor)
     assert y is not None
-    return settled(from_memory_order(y, lies), lies)
-
-
-def _lying(factors: Tensor, lies: str) -> Tensor:
-    """Factors, (N, frames, C) or (frames, C), to multiply maps with in the order of memory."""
-    clips = factors if factors.dim() == 3 else factors[None]
-    return in_memory_order(clips.transpose(1, 2)[..., None, None], lies).contiguous()
+    return y

@@ -13,21 +13,6 @@ class Options(NamedTuple):
     temporal: tuple[int, ...]
 
 
-def check_num_options(num_options: int, dimension: str) -> int:
-    """Return ``num_options`` if a dimension can have so many.
-
-    Raises:
-        ValueError: If it is not a whole number from 1 (the dimension is switched off) to 4.
-    """
-    whole = isinstance(num_options, int) and not isinstance(num_options, bool)
-    if not whole or not 1 <= num_options <= MAX_OPTIONS:
-        raise ValueError(
-            f'{dimension}={num_options!r}: expected the number of {dimension} options, a whole '
-            f'number from 1 (no {dimension} reduction) to {MAX_OPTIONS}'
-        )
-    return num_options
-
-
 def kept(length: int, num_options: int, multiple: int = 1) -> tuple[int, ...]:
     """Channels or frames that each option computes: ceil(length / 2^i).
 
@@ -43,10 +28,12 @@ def kept(length: int, num_options: int, multiple: int = 1) -> tuple[int, ...]:
     Returns:
         Strictly falling numbers, the first of them ``length``.
     """
-    exact = [-(-length // 2**i) for i in range(num_options) if i == 0 or 2**i <= length]
-    return tuple(
-        n // multiple * multiple if i > 0 and n >= 2 * multiple else n for i, n in enumerate(exact)
-    )
+    numbers = [length]
+    for i in range(1, num_options):
+        if 2**i <= length:
+            n = -(-length // 2**i)
+            numbers.append(n // multiple * multiple if n >= 2 * multiple else n)
+    return tuple(numbers)
 
 
 def available(in_use: tuple[int, ...], number: int) -> tuple[int, ...]:
@@ -59,4 +46,6 @@ def available(in_use: tuple[int, ...], number: int) -> tuple[int, ...]:
     Returns:
         Those in use; if there is none of them, the cheapest that there is.
     """
+    if in_use[-1] < number:
+        return in_use
     return tuple(i for i in in_use if i < number) or (number - 1,)

@@ -20,7 +20,7 @@ pytestmark = needs_compiler
 def test_outputs_and_gradients_are_those_of_the_definition(case):
     layer = build(case, torch.float32)
     x = clips(case, 3)
-    options = layer.options_of(x.shape[2])
+    options = layer.options_of(x.shape[2])[0]
     fewer = Options(options.channel[-1:], options.temporal[-1:])
     for which in (options, fewer):
         for modulation in every_modulation(layer, x):

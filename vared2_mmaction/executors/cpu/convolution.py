@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from ...layout import as_clips, has_2d_form
+from ...layout import as_clips, has_2d_form, innermost
 from ...ops import Modulation, Options, SoftModulationGate, kept
-from ...ops.conv import of_options
+from ...ops.conv import check_clips, of_options
 from ...ops.gate import GRID
 from ...ops.options import available
 from ...watched import is_plain, is_watched
@@ -69,10 +69,10 @@ class CpuConv:
             return None
         native, step = library(), self.step(x, forced)
         if not native.serves(x):  # those with channels outermost are laid out anew
-            x = _innermost(x)
+            x = innermost(x)
             if not native.serves(x):
                 return None
-        residual = None if residual is None else _innermost(residual)
+        residual = None if residual is None else innermost(residual)
         if step is None:
             step = self._step_of_called_gate(x)
         block = native.Block(first=[], beside=[], last=step, adds=residual is not None)
@@ -96,13 +96,10 @@ class CpuConv:
         """
         if not self._fits(x):
             return None
-        if forced is None and not self._has_gate:
+        if forced is None and (not self._has_gate or is_watched(*self._parts)):
             return None
-        if forced is None and is_watched(*self._parts):
-            return None
-        if forced is not None and len(forced) not in (1, x.shape[0] // self.record.clip_rows):
-            clips = x.shape[0] // self.record.clip_rows
-            raise ValueError(f'policy: expected a batch of {len(forced)} clips, got {clips}')
+        if forced is not None:
+            check_clips(forced, x.shape[0] // self.record.clip_rows)
         if forced is not self._forced:
             self._forced = forced
             self._step.forced = None if forced is None else forced.tolist()
@@ -137,12 +134,6 @@ class CpuConv:
         views = {'view': found.view, 'convolved': found.convolved}
         self._layer.add_plan(key=key, step=found.step, **views, **found.call._asdict())
         return True
-
-
-def _innermost(x: Tensor) -> Tensor:
-    """Clips or frames with channels innermost."""
-    last = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
-    return x.contiguous(memory_format=last)
 
 
 def output_frames(record: LayerRecord, frames: int) -> int:

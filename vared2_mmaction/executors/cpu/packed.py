@@ -19,6 +19,7 @@ are more, packing takes longer than it saves."""
 _BFLOAT16 = torch.backends.cpu.get_cpu_capability().startswith('AVX512')
 DTYPES = (torch.float32, torch.bfloat16) if _BFLOAT16 else (torch.float32,)
 """Types of which kernels are packed on this processor."""
+_IS_AVAILABLE = torch.backends.mkldnn.is_available()
 
 
 class PackedCall(NamedTuple):
@@ -101,27 +102,19 @@ class PackedConvolution:
         self.conv2d = PackedConv2d()
         self._kept = record.choice.constants.channels if record.choice else (len(record.weight),)
 
-    def serves(self, x: Tensor) -> bool:
-        """Whether packed kernels are used for an input of the layer, or for clips."""
-        rank = x.dim() - 2
-        known = rank == self.record.rank or (rank == 3 and self.record.choice is not None)
-        return known and is_served(x, self.record.weight)
-
     def __call__(
-        self,
-        clips: Tensor,
-        channel: int = 0,
-        temporal: int = 0,
-        conv2d: Any = None,
-        step: int = 1,
-    ) -> Tensor:
+        self, clips: Tensor, channel: int = 0, temporal: int = 0, conv2d: Any = None, step: int = 1
+    ) -> Tensor | None:
         """What a pair of options computes of clips (N, C, T, H, W); see ``DynamicConv3d.convolve``.
+        None for clips that are not served.
 
         ``conv2d`` executes what is a convolution in 2-D; by default packed kernels do. Clips may
         consist of every step-th frame already.
         """
         record, k = self.record, self._kept[channel]
         weight, bias = record.weight, record.bias
+        if not is_served(clips, weight):
+            return None
         if k < len(weight):
             weight, bias = weight[:k], None if bias is None else bias[:k]
         stride = record.stride[0] * 2**temporal // step, *record.stride[1:]
@@ -136,7 +129,7 @@ class PackedConvolution:
 def packs(record: LayerRecord) -> bool:
     """Whether there is a 2-D form, of kernels that can be packed here."""
     return (
-        torch.backends.mkldnn.is_available()
+        _IS_AVAILABLE
         and record.weight.device.type == 'cpu'
         and record.weight.dtype in DTYPES
         and (record.choice is None or record.groups == 1)
@@ -154,7 +147,7 @@ def is_served(x: Tensor, weight: Tensor) -> bool:
         and x.shape[1] > 1
         and x.stride(1) == 1
         and x.numel() > 0
-        and torch.backends.mkldnn.is_available()
+        and _IS_AVAILABLE
         and torch.backends.mkldnn.enabled
         and not torch.is_autocast_enabled('cpu')
         and not torch.compiler.is_compiling()
@@ -167,7 +160,7 @@ def _alike(*packed: Tensor) -> bool:
     return torch.equal(*map(torch.ops.mkldnn._get_mkldnn_serialized_md, packed))
 
 
-if torch.backends.mkldnn.is_available():
+if _IS_AVAILABLE:
     _convolve = torch.ops.mkldnn._convolution_pointwise.default
 
     @register_flop_formula(torch.ops.mkldnn._convolution_pointwise)

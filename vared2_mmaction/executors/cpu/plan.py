@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...layout import innermost
 from .packed import PackedCall, PackedConvolution
 
 Geometry = tuple[tuple[int, ...], tuple[int, ...]]
@@ -37,8 +38,7 @@ def plan(
     within_frames = record.weight.shape[2] == 1 and not record.padding[0]
     for step in {1: None, pace: None} if within_frames else (1,):
         x = record.weight.new_zeros(number, channels, -(-frames // step), *area)
-        x = x.contiguous(memory_format=torch.channels_last_3d)
-        found = _watch(packed, x, channel, temporal, step)
+        found = _watch(packed, innermost(x), channel, temporal, step)
         if found is not None:
             return found
     return None
@@ -57,7 +57,7 @@ def _watch(
         return result
 
     y = packed(x, channel, temporal, conv2d, step)
-    if len(seen) != 1:
+    if y is None or len(seen) != 1:
         return None
     maps, call, result = seen[0]
     viewed = maps.data_ptr() == x.data_ptr() and y.data_ptr() == result.data_ptr()

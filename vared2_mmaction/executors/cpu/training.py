@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...layout import innermost
 from ...ops.cheap import ChannelOptions, TemporalOptions
 from ...ops.mixing import Shares, mix, needs_factors_alone
 from ...ops.options import Options
@@ -57,16 +58,8 @@ def combine(
         Scales of each pair of options, (N, channel, temporal, period, C), and the sum of their
         shifts, (N, period, C).
     """
-    period = 2 ** options.temporal[-1]
-    own = map(channel_options.table, options.channel)
-    over = (
-        [table.repeat(period // len(table), 1) for table in temporal_options.table(j)]
-        for j in options.temporal
-    )
-    scale, shift = (torch.cat(tables).to(z.dtype) for tables in zip(*own, strict=True))
-    frame_scale, frame_shift = (
-        torch.stack(tables).to(z.dtype) for tables in zip(*over, strict=True)
-    )
+    scale, shift = channel_options.tables(options.channel)[:, :, 0].to(z.dtype).unbind(0)
+    frame_scale, frame_shift = temporal_options.tables(options.temporal).to(z.dtype).unbind(0)
     channel, temporal = (v if v is None else v.to(z.dtype) for v in share)
     if channel is None:
         scale, shift = scale[None], shift[None]
@@ -93,5 +86,4 @@ class _Mix(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        gradient = gradient.contiguous(memory_format=torch.channels_last_3d)
-        return *library().blend_backward(gradient, *ctx.saved_tensors, ctx.of), None
+        return *library().blend_backward(innermost(gradient), *ctx.saved_tensors, ctx.of), None

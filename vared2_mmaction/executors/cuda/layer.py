@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...layout import convolve
 from ...ops.conv import check_clips, forced_weights, of_options
-from ...ops.cost import Decision, layer_cost
+from ...ops.cost import Decision, LayerCost
 from ...ops.gate import Modulation
 from ...ops.mixing import shares
 from ...ops.options import Options, available, kept
@@ -96,7 +96,7 @@ class CudaConv:
             share = None if decided is None else decided.shares
             y = self._finish(z, options, share, sizes, added)
         weights = self._all_ones(len(clips)) if decided is None else decided.weights
-        cost = layer_cost(choice.constants, options, frames, sizes[1] * sizes[2])
+        cost = LayerCost(choice.constants, options, frames, sizes[1] * sizes[2])
         return maps_of(y, len(record.weight), record.rank), Decision(weights, cost)
 
     def _decide(
