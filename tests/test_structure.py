@@ -20,9 +20,10 @@ OURS = {path.parent.name for path in TOOLS.glob('*/__init__.py')}
 BELOW = {
     'synthetic': set(),
     'benchmarking': {'counting'},
+    'controls': set(),
     'counting': set(),
     'policy_report': set(),
-    'studies': {'synthetic', 'benchmarking', 'counting'},
+    'studies': {'synthetic', 'benchmarking', 'controls', 'counting'},
 }
 """Packages of tools that each may import."""
 NAMES = {Path(name).stem for name in SCRIPTS}
@@ -32,7 +33,7 @@ from pathlib import Path
 import vared2_mmaction.apis, vared2_mmaction.visualization.dump
 from mmaction.registry import MODELS
 
-ours = ('benchmarking', 'counting', 'policy_report', 'studies', 'synthetic')
+ours = ('benchmarking', 'controls', 'counting', 'policy_report', 'studies', 'synthetic')
 parts = lambda: {part for name in sys.modules for part in name.split('.')}
 print(sorted(parts() & {*ours, 'random_gate', 'moving_shapes'}), 'RandomPolicyGate' in MODELS)
 for script in Path(__file__).parent.glob('*.py'):
@@ -59,6 +60,16 @@ def test_the_package_imports_nothing_of_tools():
     assert len(files) > 50
     wrong = {path: names & (OURS | NAMES | {'tools'}) for path, names in files.items()}
     assert {path: names for path, names in wrong.items() if names} == {}
+
+
+def test_relative_imports_name_what_there_is():
+    """Also in modules whose own requirements are not installed here, such as mmdet."""
+    for path in PACKAGE.rglob('*.py'):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                folder = path.parents[node.level - 1].joinpath(*(node.module or '').split('.'))
+                module = folder.with_suffix('.py') if node.module else folder / '__init__.py'
+                assert module.is_file() or (folder / '__init__.py').is_file(), (path, node.module)
 
 
 def test_packages_of_tools_import_what_is_below_them():

@@ -17,14 +17,14 @@ from rich.console import Console
 from rich.table import Table
 
 import vared2_mmaction  # noqa: F401  (registers the models and mends the OpenMMLab releases)
+from controls.answers import MEAN, OTHER, OWN
+from controls.measure import KINDS, check_controls, measure_controls
 from vared2_mmaction.apis import cli
 from vared2_mmaction.apis.check import check_config
 from vared2_mmaction.apis.config_file import merge_options, read_config_file
-from vared2_mmaction.apis.controls import KINDS, check_controls, measure_controls
 from vared2_mmaction.apis.optimizing import OptimizeHook
 from vared2_mmaction.checkpoints.loading import whole_networks
 from vared2_mmaction.engine.network import network_of
-from vared2_mmaction.models.answers import MEAN, OTHER, OWN
 
 ABOUT = {OWN: 'its own', OTHER: "another clip's", MEAN: 'the mean of all clips'}
 

@@ -15,7 +15,7 @@ from mmengine.runner import Runner
 from rich.table import Table
 from torch import nn
 
-from vared2_mmaction.apis.flops import load_model
+from vared2_mmaction.apis import load_model
 from vared2_mmaction.visualization.dump import load_dump
 
 

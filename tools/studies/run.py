@@ -31,9 +31,9 @@ from torch import Tensor
 
 import vared2_mmaction
 from benchmarking.environment import processor
+from controls.measure import measure_controls
 from vared2_mmaction.apis import cli
 from vared2_mmaction.apis.check import check_config
-from vared2_mmaction.apis.controls import measure_controls
 from vared2_mmaction.checkpoints.loading import whole_networks
 from vared2_mmaction.checkpoints.resuming import newest_checkpoint
 from vared2_mmaction.models import static_cost

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vared2_mmaction.apis.controls import interval
+from controls.measure import interval
 
 from .study import DYNAMIC, STATIC, VARIANTS
 

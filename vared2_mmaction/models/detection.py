@@ -15,9 +15,8 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from ..ops import SoftModulationGate
+from ..ops import ComputationBudgetLoss, SoftModulationGate
 from .heads import BudgetPart
-from .losses import ComputationBudgetLoss
 from .neck import ModulatedFeatures
 
 # A detector's parts are built in mmdet's scope, from where only the root registry is in sight.

@@ -19,9 +19,10 @@ from mmengine.runner.amp import autocast
 from scipy import stats
 from torch import nn
 
-from ..engine.network import network_of
-from ..models import dynamic_layers
-from ..models.answers import OWN, SEED, Recording, Replay, replaced
+from vared2_mmaction.engine.network import network_of
+from vared2_mmaction.models import dynamic_layers
+
+from .answers import OWN, SEED, Recording, Replay, replaced
 
 KINDS = ('answers', 'options')
 """What of the gates is replaced: weights V, or the dearest options that are on, with weight one."""

@@ -1,8 +1,8 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """Record what the gates of a network answer, and let them answer something else.
 
-:class:`~.policy.force_policies` forces options; here the weights of options are replaced, because
-networks learn to mix options.
+:class:`~vared2_mmaction.models.force_policies` forces options; here the weights of options are
+replaced, because networks learn to mix options.
 """
 
 import functools
@@ -16,8 +16,8 @@ from mmengine import dist
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from ..ops import Modulation
-from .policy import dynamic_layers
+from vared2_mmaction.models import dynamic_layers
+from vared2_mmaction.ops import Modulation
 
 OWN, OTHER, MEAN = 'own', 'other', 'mean'
 """Whose answers a clip gets."""

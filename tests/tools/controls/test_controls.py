@@ -10,14 +10,14 @@ import torch
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 
+from controls.answers import Recording, Replay, replaced
+from controls.measure import interval
 from vared2_mmaction.apis import load_model
-from vared2_mmaction.apis.controls import interval
 from vared2_mmaction.models import force_policies
-from vared2_mmaction.models.answers import Recording, Replay, replaced
 from vared2_mmaction.ops import Modulation
 
-from ..loading import load_tool
-from ..networks import make_static, write_network, write_test_config
+from ...loading import load_tool
+from ...networks import make_static, write_network, write_test_config
 
 VIEWS = """
 test_pipeline = [dict(step) for step in _base_.test_pipeline]
