@@ -12,8 +12,6 @@ import pytest
 
 from .loading import SCRIPTS, TOOLS
 
-pytestmark = pytest.mark.fast
-
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / 'vared2_mmaction'
 OURS = {path.parent.name for path in TOOLS.glob('*/__init__.py')}
@@ -53,6 +51,7 @@ def imported(path: Path) -> set[str]:
     return found
 
 
+@pytest.mark.fast
 def test_the_package_imports_nothing_of_tools():
     files = {path.relative_to(ROOT): imported(path) for path in PACKAGE.rglob('*.py')}
     assert len(files) > 50
@@ -60,6 +59,7 @@ def test_the_package_imports_nothing_of_tools():
     assert {path: names for path, names in wrong.items() if names} == {}
 
 
+@pytest.mark.fast
 def test_packages_of_tools_import_what_is_below_them():
     assert set(BELOW) == OURS
     for name, below in BELOW.items():

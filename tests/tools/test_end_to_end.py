@@ -279,12 +279,14 @@ def test_mmaction2s_own_tools_run_the_config(run, start, varied, tested, folder,
         assert theirs['compute_ratio'] == pytest.approx(ours['compute_ratio'])
 
 
-def test_distributed_training_with_closed_gates(start, closed, folder):
+def test_distributed_training_with_closed_gates(run, closed, folder):
     """Nothing is unused for DistributedDataParallel when most cheap operations do not run."""
     (folder / 'distributed.py').write_text(USAGE)
-    output = start(
-        *(TOOLS / 'dist_train.sh', 'distributed.py', '2', '--work-dir', 'distributed'),
+    output = run(
+        *(TOOLS / 'train.py', 'distributed.py', '--launcher', 'pytorch'),
+        *('--work-dir', 'distributed'),
         *('--cfg-options', f'load_from={closed}', 'train_dataloader.batch_size=1'),
+        processes=2,
     )
     *lines, validation = scalars(folder / 'distributed')
     train = [line for line in lines if 'loss' in line]
@@ -309,8 +311,14 @@ def test_distributed_test_agrees_with_one_process(run, varied, tested, folder):
         assert (two['policy'] == one['policy']).all()
 
 
+def test_a_script_tests_with_torchs_launcher(start, varied, tested, folder):
+    options = ['--dump', 'one.pkl', '--work-dir', 'launched']
+    output = start(TOOLS / 'dist_test.sh', 'dynamic.py', varied, '1', *options)
+    for own, other in zip(check_dump(folder / 'one.pkl', output), tested[1], strict=True):
+        torch.testing.assert_close(own['pred_score'], other['pred_score'], rtol=0, atol=1e-4)
+
+
 def test_scripts_start_the_same_processes(start, folder):
-    """Those of training are started above."""
     tells = folder / 'tells.sh'
     tells.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     tells.chmod(0o755)
@@ -319,7 +327,7 @@ def test_scripts_start_the_same_processes(start, folder):
     test = start(TOOLS / 'dist_test.sh', 'a.py', 'c.pth', '2', '--work-dir', 'b', **given)
     test = test.splitlines()
     assert train[:2] == ['-m', 'torch.distributed.run']
-    assert {'--nproc_per_node=2', '--master_port=1234'} < set(train)
+    assert {'--nnodes=1', '--nproc_per_node=2', '--master_port=1234'} < set(train)
     common = ['--launcher', 'pytorch', '--work-dir', 'b']
     number = train.index(str(TOOLS / 'train.py'))
     assert train[number + 1 :] == ['a.py', *common]
