@@ -1,11 +1,13 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """Settings of all tests."""
 
+import gc
 import os
 from collections.abc import Iterator
 
 import pytest
 import torch
+from mmengine.config import config
 from mmengine.registry import DefaultScope, init_default_scope
 
 if not torch.cuda.is_available():
@@ -13,6 +15,16 @@ if not torch.cuda.is_available():
 # MMEngine, above, imports yapf, which writes its grammar: workers, started later, read it whole.
 
 from .videos import write_videos
+
+# Every runner lets yapf lay out the text of its config several times, which takes half of the time
+# of a short training. The text as it is says the same.
+config.FormatCode = lambda text, **_: (text, True)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: where MMEngine collects garbage, which it does for every data set, it
+    need not look through all of that."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -38,9 +38,12 @@ model = dict(
     'Recognizer2D': f"""
 model = dict(
     type='Recognizer2D',
-    backbone=dict(type='VARED2ResNet', depth=18, num_segments=8, dynamic=dict()),
+    backbone=dict(
+        type='VARED2ResNet', depth=18, num_segments=8, dynamic=dict(),
+        num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(1,),
+    ),
     neck=dict(type='SoftModulationGateNeck'),
-    cls_head=dict(type='VARED2TSNHead', num_classes=3, in_channels=512, average_clips='prob'),
+    cls_head=dict(type='VARED2TSNHead', num_classes=3, in_channels=128, average_clips='prob'),
     data_preprocessor={_PREPROCESSOR}format_shape='NCHW'),
 )
 """,

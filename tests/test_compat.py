@@ -1,9 +1,9 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """Each defect of the OpenMMLab releases is mended."""
 
+import multiprocessing
 import os
 import pickle
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -310,13 +310,14 @@ def test_an_action_without_boxes_has_no_average_precision():
     assert metrics.compute_average_precision(*some) == pytest.approx(0.5)
 
 
+def name_of_a_passing_file():
+    from mmaction.evaluation.metrics import ava_metric
+
+    return ava_metric.datetime.now().strftime('in the same second')
+
+
 def test_passing_files_of_two_processes_have_two_names():
-    name = 'from mmaction.evaluation.metrics import ava_metric; '
-    name += 'print(ava_metric.datetime.now().strftime("in the same second"))'
-    code = f'import vared2_mmaction; {name}'
-    names = {
-        subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout
-        for _ in range(2)
-    }
+    with multiprocessing.get_context('fork').Pool(1) as other:
+        names = {name_of_a_passing_file(), other.apply(name_of_a_passing_file)}
     assert len(names) == 2
     assert all(name.startswith('in the same second_') for name in names)

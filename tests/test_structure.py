@@ -12,8 +12,6 @@ import pytest
 
 from .loading import SCRIPTS, TOOLS
 
-pytestmark = pytest.mark.fast
-
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / 'vared2_mmaction'
 OURS = {path.parent.name for path in TOOLS.glob('*/__init__.py')}
@@ -55,6 +53,7 @@ def imported(path: Path) -> set[str]:
     return found
 
 
+@pytest.mark.fast
 def test_the_package_imports_nothing_of_tools():
     files = {path.relative_to(ROOT): imported(path) for path in PACKAGE.rglob('*.py')}
     assert len(files) > 50
@@ -62,6 +61,7 @@ def test_the_package_imports_nothing_of_tools():
     assert {path: names for path, names in wrong.items() if names} == {}
 
 
+@pytest.mark.fast
 def test_relative_imports_name_what_there_is():
     """Also in modules whose own requirements are not installed here, such as mmdet."""
     for path in PACKAGE.rglob('*.py'):
@@ -72,6 +72,7 @@ def test_relative_imports_name_what_there_is():
                 assert module.is_file() or (folder / '__init__.py').is_file(), (path, node.module)
 
 
+@pytest.mark.fast
 def test_packages_of_tools_import_what_is_below_them():
     assert set(BELOW) == OURS
     for name, below in BELOW.items():

@@ -95,7 +95,8 @@ def whole_stages(net):
 @pytest.mark.parametrize('decided', [True, False], ids=['decided', 'open'])
 @pytest.mark.parametrize('name', NETWORKS)
 def test_stages_of_dynamic_networks(name, decided, calls, monkeypatch):
-    every = {} if name == 'ResNetTSM' else {'out_indices': (0, 1, 2, 3)}
+    every = {'ResNetTSM': {}, 'ResNet': {'out_indices': (0, 1)}}
+    every = every.get(name, {'out_indices': (0, 1, 2, 3)})
     net, x = network(name, {}, decided, **every), clips(name)
     before = x.clone()
     with torch.no_grad():
@@ -153,7 +154,7 @@ def watch(module, kind, note):
 @pytest.mark.parametrize('kind', ['hook', 'hook before', 'hook of all', 'forward'])
 @pytest.mark.parametrize('part', ['layer', 'beside', 'downsample', 'block'])
 def test_what_watches_a_part_sees_it(part, kind, calls):
-    net, x, seen = network('ResNet2Plus1d'), clips('ResNet2Plus1d'), []
+    net, x, seen = network(NETWORKS[2], stage_blocks=(1, 2, 1, 1)), clips(NETWORKS[2]), []
     stage = stages_of(net)[1]
     block = stage[0]
     watched = {

@@ -22,18 +22,20 @@ from vared2_mmaction.deploy.blocks import ExecutedBlock
 from vared2_mmaction.models import accelerate, dynamic_layers, to_static
 from vared2_mmaction.ops.gate import SoftModulationGate
 
-from ..compiling import EXECUTORS
+from ..compiling import EXECUTORS, needs_compiler
 from ..models.backbones import STOCK, dynamic, stock
 from ..models.comparing import randomise, randomise_norms, relative
 
+NAME = 'ResNet2Plus1d'
 
-def network(name='ResNet2Plus1d'):
+
+def network():
     """One whose gates decide something, in evaluation mode, and an input."""
-    net = dynamic(name)
+    net = dynamic(NAME, stage_blocks=(1, 1, 1, 1))
     randomise(net)
     randomise_norms(net)
     net.eval()
-    return net, torch.randn(STOCK[name][1])
+    return net, torch.randn(STOCK[NAME][1])
 
 
 def synchronised(net):
@@ -60,9 +62,16 @@ def process_group(tmp_path):
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize('executor', EXECUTORS)
 @pytest.mark.parametrize(
-    'convert', [synchronised, reverted, parametrised, ExponentialMovingAverage, AveragedModel]
+    ('convert', 'executor'),
+    [
+        (parametrised, 'eager'),
+        (reverted, 'eager'),
+        (AveragedModel, 'eager'),
+        pytest.param(parametrised, 'cpu', marks=needs_compiler),
+        pytest.param(synchronised, 'cpu', marks=needs_compiler),
+        pytest.param(ExponentialMovingAverage, 'cpu', marks=needs_compiler),
+    ],
 )
 def test_optimised_networks_equal_the_converted(convert, executor):
     net, x = network()
@@ -168,7 +177,7 @@ def noting(seen):
     return lambda module, *_: seen.append(module)
 
 
-@pytest.mark.parametrize('executor', [None, *EXECUTORS])
+@pytest.mark.parametrize('executor', EXECUTORS)
 @pytest.mark.parametrize('part', ['gate', 'gate.fc1', 'gate.bn'])
 @pytest.mark.parametrize('when', ['before', 'after'])
 def test_hooks_of_gates_are_called(part, executor, when):
@@ -179,7 +188,7 @@ def test_hooks_of_gates_are_called(part, executor, when):
         expected, decisions = net(x)
         if when == 'before':
             net.get_submodule(f'{name}.{part}').register_forward_hook(noting(seen))
-        fast = net if executor is None else optimize(net, executor=executor)
+        fast = optimize(net, executor=executor)
         fast(x)
         if when == 'after':
             fast.get_submodule(f'{name}.{part}').register_forward_hook(noting(seen))
@@ -188,6 +197,17 @@ def test_hooks_of_gates_are_called(part, executor, when):
     assert len(seen) == 1
     assert relative(features, expected) <= 1e-4
     assert torch.equal(found[..., :5], decisions[..., :5])
+
+
+def test_hooks_of_gates_are_called_by_the_definition():
+    net, x = network()
+    seen, gate = [], dynamic_layers(net)['layer2.0.conv1.conv.conv_s'].gate
+    parts = [gate, gate.fc1, gate.bn]
+    for part in parts:
+        part.register_forward_hook(noting(seen))
+    net(x)
+    assert len(seen) == 3
+    assert set(seen) == set(parts)
 
 
 @pytest.mark.parametrize('training', [False, True])
@@ -258,10 +278,10 @@ def test_gates_that_are_derived_from_ours_are_called():
             return answer._replace(channel=torch.eye(3)[:1].expand(len(x), 3))
 
     MODELS.register_module(module=Dear, name='DearGate', force=True)
-    net = dynamic('ResNet2Plus1d', {'gate': {'type': 'DearGate'}})
+    net = dynamic(NAME, {'gate': {'type': 'DearGate'}}, stage_blocks=(1, 1, 1, 1))
     randomise(net)
     net.eval()
-    x = torch.randn(STOCK['ResNet2Plus1d'][1])
+    x = torch.randn(STOCK[NAME][1])
     with torch.no_grad():
         for each in (net, optimize(net)):
             assert (each(x).decisions[:, 1:, 3] == 0).all()

@@ -17,7 +17,7 @@ from vared2_mmaction.models import dynamic_layers, force_policies
 from ..compiling import EXECUTORS
 from ..models.backbones import STOCK, dynamic, stock
 
-RESIDUAL = {'ResNet': 8, 'ResNet3d': 5, 'ResNet2Plus1d': 8, 'ResNetTSM': 8, 'ResNet3dSlowOnly': 5}
+RESIDUAL = {'ResNet': 4, 'ResNet3d': 5, 'ResNet2Plus1d': 5, 'ResNetTSM': 8, 'ResNet3dSlowOnly': 5}
 """Residual blocks of each network."""
 
 

@@ -14,14 +14,15 @@ from ..models.recognizers import batch, recognizer
 BAD = (float('nan'), float('inf'), -float('inf'))
 
 
-def networks(name):
-    net = dynamic(name)
+@pytest.fixture(scope='module', params=STOCK)
+def networks(request):
+    """A name, and its network as it is and by each executor."""
+    torch.manual_seed(0)
+    net = dynamic(request.param)
     randomise(net)
     randomise_norms(net)
     net.eval()
-    yield net
-    yield optimize(net, executor='eager')
-    yield optimize(net, executor='cpu')
+    return request.param, (net, *(optimize(net, executor=name) for name in ('eager', 'cpu')))
 
 
 def with_one_bad_value(name, value):
@@ -34,9 +35,9 @@ def with_one_bad_value(name, value):
 
 
 @needs_compiler
-@pytest.mark.parametrize('name', STOCK)
-def test_not_a_number_reaches_the_output_or_is_named(name):
-    for net in networks(name):
+def test_not_a_number_reaches_the_output_or_is_named(networks):
+    name, nets = networks
+    for net in nets:
         for value in BAD:
             x = with_one_bad_value(name, value)
             with torch.no_grad():
@@ -52,10 +53,10 @@ def test_not_a_number_reaches_the_output_or_is_named(name):
 
 @needs_compiler
 @pytest.mark.parametrize('policy', [(0, 0), (1, 1)])
-@pytest.mark.parametrize('name', STOCK)
-def test_forced_policies_keep_what_is_no_number_to_its_clip(name, policy):
+def test_forced_policies_keep_what_is_no_number_to_its_clip(networks, policy):
+    name, nets = networks
     x = with_one_bad_value(name, BAD[0])
-    for net in networks(name):
+    for net in nets:
         with torch.no_grad(), force_policy(net, *policy):
             for features in listed(net(x).features):
                 good, bad = features.chunk(2)
@@ -69,12 +70,12 @@ def test_scores_that_are_not_finite_are_named_by_their_video(name, value):
     def spoil_second(layer, args, scores):
         scores[1] = value
 
-    model, data = recognizer(name), batch(name, 3)
+    model, data = recognizer(name), batch(name, 2)
     for number, sample in enumerate(data['data_samples']):
         sample.set_metainfo({'filename': f'video_{number}.mp4'})
     model.eval()
     with torch.no_grad():
-        assert len(model.test_step(data)) == 3
+        assert len(model.test_step(data)) == 2
         classify = model.cls_head.fc2 if name == 'X3D' else model.cls_head.fc_cls
         classify.register_forward_hook(spoil_second)
         with pytest.raises(FloatingPointError, match=r"Head: .* of video 'video_1.mp4' are not"):

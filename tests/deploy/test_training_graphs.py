@@ -39,7 +39,7 @@ def device(request, monkeypatch):
 
 def network(device='cpu'):
     torch.manual_seed(0)
-    net = dynamic('ResNet2Plus1d')
+    net = dynamic('ResNet2Plus1d', stage_blocks=(1, 1, 1, 1), base_channels=4)
     net.train()
     return net.to(device)
 

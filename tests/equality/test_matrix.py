@@ -19,6 +19,8 @@ from .ways import (
     WAYS,
     expected,
     expected_of,
+    few,
+    is_slow,
     mix_by_kernels,
     network,
     policies,
@@ -27,7 +29,7 @@ from .ways import (
 
 every_way = pytest.mark.parametrize('way', WAYS)
 every_case = pytest.mark.parametrize('name', NAMES)
-LAYOUTS = (torch.contiguous_format, torch.channels_last_3d)
+LAYOUTS = (torch.channels_last_3d, torch.contiguous_format)
 
 
 def close(found, wanted, tolerance=1e-4):
@@ -48,7 +50,8 @@ def prepared(name, way):
 def test_a_mixed_batch(name, way):
     case, module, x = prepared(name, way)
     output, charges = expected_of(name, 'free')
-    for layout in LAYOUTS:
+    x, output, charges = (few(way, of) for of in (x, output, charges))
+    for layout in few(way, LAYOUTS, 1):  # tests/executors/cuda has kernels of other layouts
         given = x.contiguous(memory_format=layout)
         found = run(case, module, given)
         assert close(found.output, output)
@@ -62,7 +65,7 @@ def test_a_mixed_batch(name, way):
 def test_a_clip_alone_is_the_clip_in_the_batch(name, way):
     case, module, x = prepared(name, way)
     output, charges = expected_of(name, 'free')
-    for n in (2, 5):
+    for n in few(way, (2, 5), 1):
         alone = x[n, None].contiguous(memory_format=torch.channels_last_3d)
         found = run(case, module, alone)
         assert close(found.output, output[n, None])
@@ -76,14 +79,17 @@ def test_every_policy_in_use(name, way):
     case, module, x = prepared(name, way)
     forced = policies(name)
     output, charges = expected_of(name, 'forced')
+    if is_slow(way):  # every option of both dimensions is in some of these
+        step = max(1, len(network(name)[0].in_use.temporal) - 1)
+        forced, output, charges = forced[::step], output[::step], charges[::step]
     same = x[:1].expand(len(forced), -1, -1, -1, -1)
     same = same.contiguous(memory_format=torch.channels_last_3d)
     found = run(case, module, same, forced)
     assert close(found.output, output)
     assert torch.equal(found.charges, charges)
-    found = run(case, module, same, forced[-1:])  # one for all clips
-    assert close(found.output, output[-1:].expand_as(output))
-    assert torch.equal(found.charges, charges[-1:].expand_as(charges))
+    found = run(case, module, same[:2], forced[-1:])  # one for all clips
+    assert close(found.output, output[-1:].expand_as(found.output))
+    assert torch.equal(found.charges, charges[-1:].expand_as(found.charges))
     with pytest.raises(ValueError, match='expected a batch of 3 clips, got 2'):
         run(case, module, x[:2], forced[:1].repeat(3, 1))
 
@@ -95,7 +101,7 @@ def test_one_clip_that_is_not_finite(name, way):
     """Another clip never sees it, and nobody takes it for finite."""
     case, module, x = prepared(name, way)
     output, _ = expected_of(name, 'free')
-    bad = x.clone()
+    bad = few(way, x).clone()
     bad[1] = float('nan')
     try:
         found = run(case, module, bad)
@@ -103,7 +109,7 @@ def test_one_clip_that_is_not_finite(name, way):
         assert str(error).startswith(f'{name}: ')  # noqa: PT017
         return
     assert not found.output[1].isfinite().any()
-    others = [n for n in range(len(x)) if n != 1]
+    others = [n for n in range(len(bad)) if n != 1]
     assert close(found.output[others], output[others])
 
 
@@ -115,7 +121,7 @@ def test_gradients(name, way, forced):
 
 
 @pytest.mark.skipif(not is_interpreted(), reason="needs Triton's interpreter, which takes a while")
-@pytest.mark.parametrize('name', ['plain', '2d', 'in use: outer ones'])
+@pytest.mark.parametrize('name', ['2d', 'in use: outer ones'])
 def test_gradients_by_kernels(name):
     """tests/executors/cuda has kernels that mix options on their own, on a GPU as well."""
     check_gradients(name, mix_by_kernels, forced=False)
@@ -123,6 +129,7 @@ def test_gradients_by_kernels(name):
 
 def check_gradients(name, way, forced):
     case, module, x = prepared(name, way)
+    x = few(way, x)
     choice = policies(name)[torch.arange(len(x)) % len(policies(name))] if forced else None
     twin = copy.deepcopy(module).double()
     wanted, given = x.double().requires_grad_(), x.clone().requires_grad_()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vared2_mmaction.executors import BACKENDS, ExecutedConv
 from vared2_mmaction.executors.cpu.training import mix_compiled
+from vared2_mmaction.executors.cuda import is_interpreted
 from vared2_mmaction.ops import Modulation, Options, charge
 from vared2_mmaction.ops.mixing import mix, needs_factors_alone
 from vared2_mmaction.ops.reference import reference
@@ -67,6 +68,17 @@ TRAINED = [
 ]
 """Ways with gradients."""
 WAYS = TRAINED + [_way(name, functools.partial(executed, name)) for name in ('eager', *BACKENDS)]
+
+
+def is_slow(way: Any) -> bool:
+    """Whether Triton's interpreter executes it, which takes a while."""
+    kernels = way is mix_by_kernels or getattr(way, 'args', None) == ('cuda',)
+    return kernels and is_interpreted()
+
+
+def few(way: Any, of: Any, number: int = 3) -> Any:
+    """The first of several, for slow ways."""
+    return of[:number] if is_slow(way) else of
 
 
 class Run(NamedTuple):

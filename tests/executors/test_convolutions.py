@@ -12,7 +12,7 @@ from torch import nn
 from vared2_mmaction.executors import ExecutedConv
 from vared2_mmaction.ops import Decision, Modulation, SoftModulationGate, charge
 
-from ..compiling import EXECUTORS
+from ..compiling import EXECUTORS, needs_compiler
 from ..ops.layers import CASES, every_modulation
 from .cuda.device import DEVICE, needs_kernels
 from .layers import (
@@ -61,9 +61,14 @@ def of_all_options(layer, x, modulation):
     return Modulation(*weights)
 
 
-@pytest.mark.parametrize('executor', EXECUTORS)
-@pytest.mark.parametrize('height', [7, 40], ids=['gathered', 'in runs'])
-@pytest.mark.parametrize('change', [None, zero], ids=['folded', 'not folded'])
+@pytest.mark.parametrize(
+    ('executor', 'change', 'height'),
+    [
+        pytest.param('eager', zero, 7, id='eager, not folded'),
+        pytest.param('cpu', zero, 7, id='gathered, not folded', marks=needs_compiler),
+        pytest.param('cpu', None, 40, id='in runs, folded', marks=needs_compiler),
+    ],
+)
 @pytest.mark.parametrize('case', LAYERS, ids=lambda case: case.name)
 def test_every_policy_with_what_follows(case, change, height, executor):
     layer, x = folded(case, change), clips(case, 4, height)

@@ -14,11 +14,12 @@ register_all_modules()
 
 # Blocks with and without downsampling, and no more of them than that.
 _DEEP = {'depth': 50, 'pretrained': None, 'base_channels': 8, 'stage_blocks': (2, 1, 1, 1)}
+_FLAT = {'num_stages': 2, 'strides': (1, 2), 'dilations': (1, 1), 'out_indices': (1,)}
 _PATHWAY = {**_DEEP, 'type': 'resnet3d', 'conv1_stride_t': 1, 'pool1_stride_t': 1}
 
 # Name: (config of the stock backbone, shape of its input).
 STOCK: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
-    'ResNet': ({'depth': 18}, (8, 3, 32, 32)),
+    'ResNet': ({'depth': 18, **_FLAT}, (8, 3, 32, 32)),
     'ResNet3d': (_DEEP, (2, 3, 16, 32, 32)),
     'ResNet2Plus1d': (
         {
@@ -26,13 +27,14 @@ STOCK: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
             'pretrained': None,
             'pretrained2d': False,
             'base_channels': 8,
+            'stage_blocks': (2, 1, 1, 1),
             'conv_cfg': {'type': 'Conv2plus1d'},
             'temporal_strides': (1, 2, 2, 2),
             'zero_init_residual': False,
         },
         (2, 3, 8, 40, 40),
     ),
-    'X3D': ({'gamma_w': 1, 'gamma_b': 2.25, 'gamma_d': 1}, (2, 3, 5, 32, 32)),
+    'X3D': ({'gamma_w': 1, 'gamma_b': 2.25, 'gamma_d': 0.4}, (2, 3, 5, 32, 32)),
     'ResNet3dSlowOnly': ({**_DEEP, 'lateral': False}, (2, 3, 4, 32, 32)),
     'ResNet3dSlowFast': (
         {
@@ -61,14 +63,7 @@ STOCK: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
         (8, 3, 32, 32),
     ),
     'TANet': (
-        {
-            'depth': 50,
-            'num_segments': 4,
-            'num_stages': 2,
-            'strides': (1, 2),
-            'dilations': (1, 1),
-            'out_indices': (1,),
-        },
+        {'depth': 50, 'num_segments': 4, **_FLAT},
         (8, 3, 32, 32),
     ),
     'C3D': ({'out_dim': 512}, (2, 3, 16, 16, 16)),

@@ -13,7 +13,7 @@ from torch import nn
 from .backbones import STOCK
 
 CLASSES = 5
-CHANNELS = {'ResNet': 512, 'ResNet3d': 256, 'ResNet2Plus1d': 64, 'X3D': 432}
+CHANNELS = {'ResNet': 128, 'ResNet3d': 256, 'ResNet2Plus1d': 64, 'X3D': 432}
 HEADS = {'ResNet': 'TSN', 'ResNet3d': 'I3D', 'ResNet2Plus1d': 'I3D', 'X3D': 'X3D'}
 
 

@@ -16,7 +16,7 @@ from .recognizers import CLASSES, batch, recognizer, train_step
 
 
 @pytest.mark.parametrize('name', NAMED)
-@pytest.mark.parametrize('n', [1, 2, 4, 8])  # 4 and 8: clips divide into segments
+@pytest.mark.parametrize('n', [1, 2, 4])  # 4: clips divide into segments
 def test_training(name, n):
     model = recognizer(name, loss_budget={'loss_weight': 0.8, 'correct_only': False})
     log = train_step(model, batch(name, n))
@@ -29,7 +29,7 @@ def test_training(name, n):
 
 
 @pytest.mark.parametrize('name', NAMED)
-@pytest.mark.parametrize(('n', 'views'), [(1, 1), (2, 1), (4, 1), (1, 3), (2, 3), (4, 2)])
+@pytest.mark.parametrize(('n', 'views'), [(4, 1), (2, 3)])
 def test_testing_puts_compute_on_every_sample(name, n, views):
     model = recognizer(name)
     randomise(model)
@@ -77,8 +77,9 @@ def test_full_policy_predicts_what_the_static_recognizer_predicts(name):
                 )
 
 
-@pytest.mark.parametrize('name', ['ResNet3d', 'ResNet2Plus1d', 'X3D'])
-@pytest.mark.parametrize('fcn_test', [False, True])
+@pytest.mark.parametrize(
+    ('name', 'fcn_test'), [('ResNet3d', False), ('ResNet2Plus1d', True), ('X3D', False)]
+)
 def test_max_testing_views(name, fcn_test):
     whole = recognizer(name, test_cfg={'fcn_test': fcn_test})
     randomise(whole)
@@ -101,7 +102,7 @@ def test_stages_of_a_forward():
     inputs = model.data_preprocessor(data)['inputs']
     features, decisions = model(inputs, mode='tensor', stage='backbone')
     assert features.shape[:2] == (2, 64)
-    assert decisions.shape == (2, 1 + 32, 6)
+    assert decisions.shape == (2, 1 + 20, 6)
     assert model(inputs, mode='tensor', stage='neck').features.shape == features.shape
     assert model(inputs, mode='tensor', stage='head').shape == (2, CLASSES)
 

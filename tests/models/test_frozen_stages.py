@@ -11,7 +11,7 @@ from vared2_mmaction.models.dynamize import is_own_parameter
 
 from .backbones import STOCK, dynamic, stock
 
-STAGES = {'ResNet': 4, 'ResNet3d': 4, 'ResNet2Plus1d': 4, 'X3D': 4, 'ResNet3dSlowOnly': 4}
+STAGES = {'ResNet': 2, 'ResNet3d': 4, 'ResNet2Plus1d': 4, 'X3D': 4, 'ResNet3dSlowOnly': 4}
 STAGES |= {'ResNet3dCSN': 4, 'ResNetTSM': 4}
 
 

@@ -4,6 +4,7 @@
 ``DistributedDataParallel`` waits for all of them.
 """
 
+import itertools
 from contextlib import nullcontext
 
 import pytest
@@ -106,8 +107,13 @@ def step(net, x, context=None):
     return [key for key, p in net.named_parameters() if p.requires_grad == (p.grad is None)]
 
 
-@pytest.mark.parametrize('policy', POLICIES)
-@pytest.mark.parametrize('options', OPTIONS)
+@pytest.mark.parametrize(
+    ('options', 'policy'),
+    [
+        *(('default', policy) for policy in POLICIES),
+        *itertools.product(list(OPTIONS)[1:], ['mixed', 'few in use', 'channel 2 temporal 1']),
+    ],
+)
 def test_every_policy_of_every_kind(options, policy):
     net = dynamic('ResNet2Plus1d', OPTIONS[options], **SMALL)
     assert step(net, torch.randn(2, 3, 8, 16, 16), POLICIES[policy](net)) == []

@@ -1,7 +1,11 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
-"""The commands, run as a user runs them, on a tiny video set and a tiny network."""
+"""The commands, run as a user runs them, on a tiny video set and a tiny network.
+
+Most are run in forks of this process, which have imported what takes longer than all that they do.
+"""
 
 import json
+import multiprocessing
 import os
 import re
 import runpy
@@ -10,6 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import mmaction
 import mmengine
 import pytest
@@ -63,16 +68,58 @@ def folder(videos, tmp_path_factory):
     return folder
 
 
+def free_port():
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        return str(free.getsockname()[1])
+
+
+def execute(script, arguments, folder, printed, environment):
+    """What a fork does: run a script in a folder, and write into a file what it prints."""
+    torch.set_num_threads(1)  # threads of libraries are not forked
+    cv2.setNumThreads(0)
+    os.chdir(folder)
+    os.environ.update(environment)
+    file = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(file, stream)
+    sys.stdout, sys.stderr = (os.fdopen(stream, 'w', buffering=1) for stream in (1, 2))
+    sys.argv = [str(script), *map(str, arguments)]
+    runpy.run_path(str(script), run_name='__main__')
+
+
 @pytest.fixture(scope='module')
 def run(folder):
-    """Runs a command in the working folder and returns all that it printed."""
+    """Runs a script in forks of this process, in the working folder; returns all they printed."""
 
-    def run(*command):
-        with socket.socket() as free:
-            free.bind(('127.0.0.1', 0))
-            port = str(free.getsockname()[1])
-        given = {'PYTHONPATH': str(ROOT), 'PYTHON': sys.executable, 'PORT': port}
-        given |= {'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore'}
+    def run(script, *arguments, processes=1):
+        environment = {'LOCAL_RANK': '0'}
+        if processes > 1:  # as torch.distributed.run does
+            environment = {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': free_port()}
+            environment['WORLD_SIZE'] = str(processes)
+        forks, files = [], [folder / f'printed_{rank}.txt' for rank in range(processes)]
+        for rank, file in enumerate(files):
+            own = {'RANK': str(rank), 'LOCAL_RANK': str(rank)} if processes > 1 else {}
+            given = (script, arguments, folder, file, {**environment, **own})
+            forks.append(multiprocessing.get_context('fork').Process(target=execute, args=given))
+            forks[-1].start()
+        for fork, file in zip(forks, files, strict=True):
+            fork.join(180)
+            if fork.exitcode is None:
+                fork.kill()
+            assert fork.exitcode == 0, file.read_text()[-4000:]
+        return ''.join(file.read_text() for file in files)
+
+    return run
+
+
+@pytest.fixture(scope='module')
+def start(folder):
+    """Starts a command in the working folder and returns all that it printed."""
+
+    def start(*command, **environment):
+        given = {'PYTHONPATH': str(ROOT), 'PYTHON': sys.executable, 'PORT': free_port()}
+        given |= {'OMP_NUM_THREADS': '1', 'PYTHONWARNINGS': 'ignore', **environment}
         if Path(command[0]).suffix == '.py':
             command = (sys.executable, *command)
         done = subprocess.run(
@@ -88,7 +135,7 @@ def run(folder):
         assert done.returncode == 0, done.stdout[-4000:]
         return done.stdout
 
-    return run
+    return start
 
 
 @pytest.fixture(scope='module')
@@ -219,13 +266,14 @@ def test_show_dir_holds_a_picture_of_every_frame(tested, folder):
     assert len(pictures) == 3 * 8
 
 
-def test_mmaction2s_own_tools_run_the_config(run, varied, tested, folder, static_checkpoint):
+def test_mmaction2s_own_tools_run_the_config(run, start, varied, tested, folder, static_checkpoint):
     run(
         *(STOCK_TOOLS / 'train.py', 'dynamic.py', '--work-dir', 'stock'),
         *('--cfg-options', f'load_from={static_checkpoint}'),
     )
     assert all('compute_ratio' in step for step in scalars(folder / 'stock')[:-1])
-    output = run(STOCK_TOOLS / 'test.py', 'dynamic.py', varied, '--dump', 'stock.pkl')
+    # A process of its own has imported nothing of this package before it reads the config.
+    output = start(STOCK_TOOLS / 'test.py', 'dynamic.py', varied, '--dump', 'stock.pkl')
     for theirs, ours in zip(check_dump(folder / 'stock.pkl', output), tested[1], strict=True):
         torch.testing.assert_close(theirs['pred_score'], ours['pred_score'], rtol=0, atol=1e-4)
         assert theirs['compute_ratio'] == pytest.approx(ours['compute_ratio'])
@@ -235,8 +283,10 @@ def test_distributed_training_with_closed_gates(run, closed, folder):
     """Nothing is unused for DistributedDataParallel when most cheap operations do not run."""
     (folder / 'distributed.py').write_text(USAGE)
     output = run(
-        *(TOOLS / 'dist_train.sh', 'distributed.py', '2', '--work-dir', 'distributed'),
+        *(TOOLS / 'train.py', 'distributed.py', '--launcher', 'pytorch'),
+        *('--work-dir', 'distributed'),
         *('--cfg-options', f'load_from={closed}', 'train_dataloader.batch_size=1'),
+        processes=2,
     )
     *lines, validation = scalars(folder / 'distributed')
     train = [line for line in lines if 'loss' in line]
@@ -251,14 +301,37 @@ def test_distributed_training_with_closed_gates(run, closed, folder):
 
 
 def test_distributed_test_agrees_with_one_process(run, varied, tested, folder):
-    options = ['--dump', 'two.pkl', '--work-dir', 'distributed']
-    output = run(TOOLS / 'dist_test.sh', 'dynamic.py', varied, '2', *options)
+    options = ['--launcher', 'pytorch', '--dump', 'two.pkl', '--work-dir', 'distributed']
+    output = run(TOOLS / 'test.py', 'dynamic.py', varied, *options, processes=2)
     together = check_dump(folder / 'two.pkl', output)
     assert output.count('executed: ') == 1
     for one, two in zip(tested[1], together, strict=True):
         torch.testing.assert_close(one['pred_score'], two['pred_score'], rtol=0, atol=1e-4)
         assert two['compute_ratio'] == pytest.approx(one['compute_ratio'])
         assert (two['policy'] == one['policy']).all()
+
+
+def test_a_script_tests_with_torchs_launcher(start, varied, tested, folder):
+    options = ['--dump', 'one.pkl', '--work-dir', 'launched']
+    output = start(TOOLS / 'dist_test.sh', 'dynamic.py', varied, '1', *options)
+    for own, other in zip(check_dump(folder / 'one.pkl', output), tested[1], strict=True):
+        torch.testing.assert_close(own['pred_score'], other['pred_score'], rtol=0, atol=1e-4)
+
+
+def test_scripts_start_the_same_processes(start, folder):
+    tells = folder / 'tells.sh'
+    tells.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    tells.chmod(0o755)
+    given = {'PYTHON': str(tells), 'PORT': '1234'}
+    train = start(TOOLS / 'dist_train.sh', 'a.py', '2', '--work-dir', 'b', **given).splitlines()
+    test = start(TOOLS / 'dist_test.sh', 'a.py', 'c.pth', '2', '--work-dir', 'b', **given)
+    test = test.splitlines()
+    assert train[:2] == ['-m', 'torch.distributed.run']
+    assert {'--nnodes=1', '--nproc_per_node=2', '--master_port=1234'} < set(train)
+    common = ['--launcher', 'pytorch', '--work-dir', 'b']
+    number = train.index(str(TOOLS / 'train.py'))
+    assert train[number + 1 :] == ['a.py', *common]
+    assert test == [*train[:number], str(TOOLS / 'test.py'), 'a.py', 'c.pth', *common]
 
 
 # MMAction2 1.2.0: MMAction2Inferencer documents return_datasamples, but refuses it.
@@ -310,7 +383,7 @@ def wider(backbone):
 
 
 def flat(backbone):
-    return {'type': 'ResNet', 'depth': 34}
+    return {'type': 'ResNet', 'depth': 18}
 
 
 # A deeper network of the same widths has every weight that is asked for, and more.
