@@ -235,7 +235,7 @@ def of_options(v: Tensor, options: tuple[int, ...]) -> Tensor:
     """
     if options == tuple(range(v.shape[1])):
         return v
-    chosen = v[:, list(options)]
+    chosen = torch.stack([v[:, i] for i in options], 1)  # an index list would wait for the host
     all_off = chosen.amax(1, keepdim=True) == 0
     cheapest = torch.where(all_off, v.amax(1, keepdim=True), chosen[:, -1:])
     return torch.cat((chosen[:, :-1], cheapest), 1)
