@@ -31,6 +31,9 @@ def shares(weights: Modulation, normalised: bool) -> Shares:
     """
     if not normalised:
         return Shares(*weights)
+    if weights.channel.shape == weights.temporal.shape and weights.channel.shape[1] > 1:
+        both = torch.stack(weights)  # half as many operations
+        return Shares(*(both / both.sum(2, keepdim=True)).unbind())
     return Shares(*(None if v.shape[1] == 1 else v / v.sum(1, keepdim=True) for v in weights))
 
 
