@@ -2,12 +2,14 @@
 """Tests, timings and a training on a GPU, in a few minutes.
 
 Every part runs in a process of its own with a time limit, and what it has measured by then stays.
-If one fails, the command fails, after all others have run. Without a GPU what can run does: kernels
-by Triton's interpreter, and the training of a network as one graph.
+Parts that nobody times run side by side before the others. If one fails, the command fails, after
+all others have run. Without a GPU what can run does: kernels by Triton's interpreter, and the
+training of a network as one graph.
 """
 
 import argparse
 import datetime
+import importlib.util
 import json
 import os
 import platform
@@ -17,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SECTIONS = ('tests', 'fullgraph', 'mixing', 'infer', 'train', 'demo')
 NETWORKS, DTYPES = ('r2plus1d', 'tsn', 'i3d'), ('bfloat16', 'float32')
 MODES = ('eager', 'graph', 'compile', 'reduce-overhead')
+UNTIMED = ('tests', 'fullgraph', 'demo')
 NEEDS_GPU = ('mixing', 'infer', 'train', 'demo')
 TESTS = ['tests/executors/cuda', 'tests/deploy/test_training_graphs.py']
 
@@ -69,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     add('--channels-last', action='store_true', help='train with channels innermost')
     add('--clips', type=int, nargs='+', default=[1, 16, 64], metavar='N', help='of inference')
     add('--runs', type=int, default=10, metavar='N', help='timed runs of each network')
-    add('--limit', type=float, default=100, metavar='S', help='seconds for each part')
+    add('--limit', type=float, default=100, metavar='S', help='seconds for each part on a GPU')
     add('--total', type=float, default=300, metavar='S', help='seconds for all parts')
     add('--out', default='work_dirs/gpu_check.json', metavar='FILE', help='where rows are written')
     add('--tiny', action='store_true', help='small networks, on a CPU too: shows that all runs')
@@ -120,7 +124,10 @@ def commands(args: argparse.Namespace, part: Part, folder: Path) -> list[list[st
     """What a part runs, one after the other."""
     python = [sys.executable]
     if part.section == 'tests':
-        return [[*python, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-x', *TESTS]]
+        # A GPU waits for kernels to be compiled, each by one core.
+        several = torch.cuda.is_available() and importlib.util.find_spec('xdist')
+        options = ['-q', '-p', 'no:cacheprovider', '-x', *['-n', '4'] * bool(several)]
+        return [[*python, '-m', 'pytest', *options, *TESTS]]
     if part.section == 'demo':
         data, static, own = folder / 'data', folder / 'static', folder / 'vared2'
         small = ['--train', '160', '--val', '32', '--test', '32', '--workers', '8']
@@ -153,8 +160,8 @@ def commands(args: argparse.Namespace, part: Part, folder: Path) -> list[list[st
     return [[*python, __file__, *given, '--part', *part]]
 
 
-def execute(args: argparse.Namespace, part: Part, seconds: float) -> tuple[list[dict], str]:
-    """Rows of a part, and what went wrong."""
+def execute(args: argparse.Namespace, part: Part, seconds: float) -> tuple[list[dict], str, float]:
+    """Rows of a part, what went wrong, and the seconds that it took."""
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder, wrong = Path(name), ''
@@ -172,7 +179,7 @@ def execute(args: argparse.Namespace, part: Part, seconds: float) -> tuple[list[
                 wrong = f'{wrong}: {" ".join(command)}'
                 break
         rows = [json.loads(line) for line in (folder / 'rows').read_text().splitlines()]
-    return rows, wrong
+    return rows, wrong, time.monotonic() - begun
 
 
 def _run(command: list[str], log: Any, seconds: float) -> str:
@@ -193,25 +200,44 @@ def check(args: argparse.Namespace) -> dict[str, Any]:
     """Run all parts; the file is whole after each of them."""
     begun, has_gpu = time.monotonic(), torch.cuda.is_available()
     report: dict[str, Any] = {'environment': environment(), 'rows': [], 'failed': [], 'not_run': []}
+    together: list[Part] = []
+    groups = [together]
     for part in parts(args):
-        left = args.total - (time.monotonic() - begun)
         if part.section in NEEDS_GPU and not has_gpu and not args.tiny:
             report['not_run'].append({'part': part.name, 'why': 'there is no GPU'})
-        elif left < 5:
-            report['not_run'].append({'part': part.name, 'why': f'--total {args.total:.0f} s'})
+        elif part.section in UNTIMED:
+            together.append(part)
         else:
-            start = time.monotonic()
-            rows, wrong = execute(args, part, min(args.limit, left))
-            report['rows'] += rows
-            wrongs = [f'{_title(row)}: {row["error"]}' for row in rows if row.get('error')]
-            wrongs += [wrong] * bool(wrong)
-            report['failed'] += [{'part': part.name, 'why': why} for why in wrongs]
-            state = 'failed' if wrongs else 'done'
-            print(f'{part.name}: {state} in {time.monotonic() - start:.0f} s', flush=True)
-        path = Path(args.out)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(report, indent=1))
+            groups.append([part])
+    for group in filter(None, groups):
+        left = args.total - (time.monotonic() - begun)
+        if left < 5:
+            why = f'--total {args.total:.0f} s'
+            report['not_run'] += [{'part': part.name, 'why': why} for part in group]
+            continue
+        # Without a GPU nothing else waits for them, and kernels are interpreted.
+        seconds = min(args.limit, left) if has_gpu else left
+        with ThreadPoolExecutor(len(group)) as pool:
+            running = {pool.submit(execute, args, part, seconds): part for part in group}
+            for done in as_completed(running):
+                _note(report, running[done], *done.result())
+                _write(report, Path(args.out))
+    _write(report, Path(args.out))
     return report
+
+
+def _note(report: dict[str, Any], part: Part, rows: list[dict], wrong: str, taken: float) -> None:
+    """Add what a part measured, and what went wrong."""
+    report['rows'] += rows
+    wrongs = [f'{_title(row)}: {row["error"]}' for row in rows if row.get('error')]
+    wrongs += [wrong] * bool(wrong)
+    report['failed'] += [{'part': part.name, 'why': why} for why in wrongs]
+    print(f'{part.name}: {"failed" if wrongs else "done"} in {taken:.0f} s', flush=True)
+
+
+def _write(report: dict[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1))
 
 
 def environment() -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from vared2_mmaction.deploy.training_graphs import TrainingGraphs
-from vared2_mmaction.models import dynamic_layers
+from vared2_mmaction.models import blocks, dynamic_layers
 
 from ..executors.cuda.device import EXACT, needs_gpu
 from ..models.backbones import dynamic
@@ -37,9 +37,9 @@ def device(request, monkeypatch):
         yield request.param
 
 
-def network(device='cpu'):
+def network(device='cpu', **kwargs):
     torch.manual_seed(0)
-    net = dynamic('ResNet2Plus1d', stage_blocks=(1, 1, 1, 1), base_channels=4)
+    net = dynamic('ResNet2Plus1d', stage_blocks=(1, 1, 1, 1), base_channels=4, **kwargs)
     net.train()
     return net.to(device)
 
@@ -96,6 +96,57 @@ def test_trains_alike(device, accumulate, autocast):
         torch.testing.assert_close(a.features, b.features, rtol=limit, atol=limit)
     for a, b in zip(own.state_dict().values(), plain.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=limit, atol=limit)
+
+
+def test_blocks_that_run_again_train_alike(device):
+    plain, own = network(device, with_cp=True), network(device, with_cp=True)
+    graphs, xs = graphs_of(own), batches(3, device)
+    for a, b in zip(train(graphs, own, xs), train(plain, plain, xs), strict=True):
+        torch.testing.assert_close(a.features, b.features, rtol=1e-3, atol=1e-3)
+    assert graphs.is_captured
+
+
+def test_blocks_are_captured_without_the_state_of_random_numbers(monkeypatch):
+    net, (x,) = network(with_cp=True), batches(1, 'cpu')
+    monkeypatch.setattr(blocks, 'is_capturing', lambda: True)
+    monkeypatch.setattr(torch, 'get_rng_state', None)  # nobody calls it
+    step(net, x)
+
+
+@pytest.mark.filterwarnings('ignore:Grad strides do not match bucket view strides')
+def test_trains_alike_within_distributed_data_parallel(device, tmp_path):
+    plain, own = network(device), network(device)
+    own.forward = graphs = graphs_of(own)
+    backend = 'nccl' if device == 'cuda' else 'gloo'
+    store = f'file://{tmp_path / "store"}'
+    torch.distributed.init_process_group(backend, store, rank=0, world_size=1)
+    try:
+        if device == 'cuda':
+            own = nn.SyncBatchNorm.convert_sync_batchnorm(own)
+        parallel = nn.parallel.DistributedDataParallel(own)
+        xs = batches(4, device)
+        for a, b in zip(train(parallel, own, xs), train(plain, plain, xs), strict=True):
+            torch.testing.assert_close(a.features, b.features, rtol=1e-3, atol=1e-3)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert graphs.is_captured
+
+
+@needs_gpu
+@pytest.mark.parametrize('autocast', [False, True])
+@pytest.mark.parametrize('captured', [False, True])
+def test_a_step_never_waits_for_the_host(captured, autocast):
+    net = network('cuda')
+    net.option_counts = torch.zeros(len(net.dynamic_layers), 2, 5, dtype=torch.int64, device='cuda')
+    run, (x,) = graphs_of(net) if captured else net, batches(1, 'cuda')
+    with torch.autocast('cuda', torch.bfloat16, enabled=autocast):
+        for _ in range(3):
+            step(run, x)
+        torch.cuda.set_sync_debug_mode('error')
+        try:
+            step(run, x)
+        finally:
+            torch.cuda.set_sync_debug_mode('default')
 
 
 def test_statistics_are_those_of_the_batches(device):
@@ -159,6 +210,17 @@ def test_begins_anew_when_parameters_stop_to_learn(device):
     step(graphs, xs[3])
     assert not graphs.is_captured
     assert own.conv1.conv.conv_s.weight.grad is None
+
+
+def test_begins_anew_when_parameters_lie_elsewhere(device):
+    own = network(device)
+    graphs, xs = graphs_of(own), batches(3, device)
+    for x in xs[:2]:
+        step(graphs, x)
+    assert graphs.is_captured
+    own.conv1.conv.conv_s.weight.data = own.conv1.conv.conv_s.weight.detach().clone()
+    step(graphs, xs[2])
+    assert not graphs.is_captured
 
 
 def test_other_shapes_and_evaluation_run_as_ever(device):

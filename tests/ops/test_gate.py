@@ -9,7 +9,7 @@ import torch
 from vared2_mmaction.ops import Modulation, Options, SoftModulationGate, kept
 from vared2_mmaction.ops.conv import forced_weights, of_options
 from vared2_mmaction.ops.cost import dearest_option
-from vared2_mmaction.ops.gate import INITIAL, descriptor, open_options
+from vared2_mmaction.ops.gate import INITIAL, descriptor, only_the_cheapest, open_options
 from vared2_mmaction.ops.mixing import shares
 from vared2_mmaction.ops.options import available
 
@@ -106,9 +106,10 @@ def test_of_options_in_use_one_is_always_on():
     # The cheapest takes over the weight of the largest where both are off.
     assert found.tolist() == [[0.2, 0], [0, 0.3], [0, 0.4]]
     found.sum().backward()
-    assert v.grad.tolist() == [[0, 1, 1, 0], [0, 1, 1, 0], [1, 1, 0, 0]]
+    assert v.grad.tolist() == [[0, 1, 1, 0], [0, 1, 1, 0], [1, 0, 0, 0]]
     for _ in range(20):
-        v = open_options(torch.randn(30, 4).double().tanh() - 0.5, 0.05)
+        given = (torch.randn(30, 4).tanh() - 0.5).relu()
+        v = open_options(given, only_the_cheapest(0.05, 4)).double()
         for which in itertools.chain(*(itertools.combinations(range(4), n) for n in range(1, 5))):
             chosen = of_options(v, which)
             assert (chosen > 0).any(1).all()
@@ -173,14 +174,30 @@ def test_gates_are_evaluated_in_full_precision_in_both_directions():
 
 def test_where_all_options_would_be_off_the_cheapest_has_the_floor():
     for number, floor in ((3, 0.05), (2, 0.1), (4, 0.3)):
-        given = torch.randn(50, number).double().tanh() - 0.4
-        weights = open_options(given, floor)
-        closed = (given <= 0).all(1)
+        given = (torch.randn(50, number).tanh() - 0.4).relu()
+        weights = open_options(given, only_the_cheapest(floor, 4))  # more than there are
+        closed = (given == 0).all(1)
         assert closed.any()
-        cheapest = torch.eye(number).double()[-1] * floor
+        cheapest = torch.eye(number)[-1] * floor
         assert torch.equal(weights[closed], cheapest.expand(int(closed.sum()), number))
-        assert torch.equal(weights[~closed], given[~closed].clamp(min=0))
-    assert (open_options(torch.randn(5, 1), 0.1) == 1).all()
+        assert torch.equal(weights[~closed], given[~closed])
+    assert (open_options(torch.rand(5, 1), only_the_cheapest(0.1, 1)) == 1).all()
+    assert open_options(torch.tensor([[torch.nan, 0]]), only_the_cheapest(0.1, 2)).isnan().any()
+
+
+def test_both_dimensions_at_once_weigh_as_each_alone():
+    gate = SoftModulationGate(4, 3, 3).eval()
+    torch.nn.init.normal_(gate.fc2.weight, std=3)
+    torch.nn.init.normal_(gate.fc2.bias, mean=-1)
+    x = torch.randn(40, 4, 6, 5, 5)
+    both, channel_alone = gate(x, 3), gate(x, 2).channel
+    assert (both.channel == 0).any()
+    assert torch.equal(both.channel, channel_alone)
+    own = gate.weigh(descriptor(x, motion=True)).relu()[:, 3:]
+    assert torch.equal(both.temporal, open_options(own, gate.cheapest))
+    apart = [v / v.sum(1, keepdim=True) for v in both]
+    for share, expected in zip(shares(both, True), apart, strict=True):
+        assert torch.equal(share, expected)
 
 
 def test_one_clip_trains_as_it_is_evaluated():

@@ -18,9 +18,9 @@ class TrainingGraphs:
 
     The first batch of a shape runs as ever; the second is captured, forward and backward, by
     ``torch.cuda.make_graphed_callables``, and others of that shape are replayed. What changes what
-    is executed begins anew: options in use, modes, parameters that learn, and autocast. Batches of
-    other shapes, without gradients, or in evaluation run as ever, and so does a second forward pass
-    before the backward pass of the first.
+    is executed begins anew: options in use, modes, parameters that learn and where they lie, and
+    autocast. Batches of other shapes, without gradients, or in evaluation run as ever, and so does
+    a second forward pass before the backward pass of the first.
 
     Hooks of modules inside of the backbone are not called in a replay.
 
@@ -89,7 +89,7 @@ class TrainingGraphs:
         """What decides, beside the input, what is executed."""
         backbone = self.backbone
         modes = tuple(module.training for module in backbone.modules())
-        learns = tuple(parameter.requires_grad for parameter in backbone.parameters())
+        learns = tuple((p.requires_grad, p.data_ptr()) for p in backbone.parameters())
         options: tuple = ()
         if isinstance(backbone, DynamicBackbone):
             layers = [backbone.get_submodule(name) for name in backbone.dynamic_layers]

@@ -19,6 +19,11 @@ def block_of(layer: str) -> str | None:
     return match and match[0]
 
 
+def is_capturing() -> bool:
+    """Whether operations are captured as a CUDA graph."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
 class Checkpointed(nn.Module):
     """Mixin: a block that keeps its input only and is run again in the backward pass.
 
@@ -27,9 +32,11 @@ class Checkpointed(nn.Module):
     """
 
     def forward(self, *args: Any) -> Any:
-        if torch.is_grad_enabled():
-            return checkpoint(super().forward, *args, use_reentrant=False)
-        return super().forward(*args)
+        if not torch.is_grad_enabled():
+            return super().forward(*args)
+        # What is captured as a CUDA graph cannot ask for the state of random numbers.
+        keep = torch.compiler.is_compiling() or not is_capturing()
+        return checkpoint(super().forward, *args, use_reentrant=False, preserve_rng_state=keep)
 
 
 def checkpoint_without_reentry(backbone: nn.Module) -> None:

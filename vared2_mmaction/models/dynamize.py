@@ -282,6 +282,8 @@ def _charge_all(decided: list[tuple], first: Tensor) -> Tensor:
     Runs are decisions, or what executors have charged already, (N, 5) each. ``first``, (N, 1, 5),
     is the row of what is not dynamic.
     """
+    if all(len(runs) == 1 and isinstance(runs[0], Decision) for runs in decided):
+        return torch.cat((first, charge([run for (run,) in decided])), 1)
     decisions = [run for runs in decided for run in runs if isinstance(run, Decision)]
     charges = iter(charge(decisions).unbind(1) if decisions else ())
     rows = [*first.unbind(1)]

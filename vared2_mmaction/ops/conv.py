@@ -235,10 +235,13 @@ def of_options(v: Tensor, options: tuple[int, ...]) -> Tensor:
     """
     if options == tuple(range(v.shape[1])):
         return v
-    chosen = torch.stack([v[:, i] for i in options], 1)  # an index list would wait for the host
-    all_off = chosen.amax(1, keepdim=True) == 0
-    cheapest = torch.where(all_off, v.amax(1, keepdim=True), chosen[:, -1:])
-    return torch.cat((chosen[:, :-1], cheapest), 1)
+    first, last = options[0], options[-1]
+    if options == tuple(range(first, last + 1)):
+        chosen = v[:, first : last + 1]
+    else:
+        chosen = torch.stack([v[:, i] for i in options], 1)
+    cheapest = F.pad(v.amax(1, keepdim=True), (len(options) - 1, 0))
+    return torch.where(chosen.any(1, keepdim=True), chosen, cheapest)
 
 
 def forced_weights(forced: Tensor, clips: int, options: Options, dtype: torch.dtype) -> Modulation:

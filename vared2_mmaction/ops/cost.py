@@ -2,11 +2,11 @@
 """What layers decided for every clip, and what that costs."""
 
 import functools
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .gate import Modulation
@@ -80,14 +80,12 @@ def charge(decisions: Sequence[Decision]) -> Tensor:
         (N, L, 5) in float64; the columns are ``COLUMNS``, costs in multiply-adds a clip. The
         gradient of the executed ones reaches the gates straight through.
     """
-    weights = [decision.weights for decision in decisions]
-    width = max(v.shape[1] for pair in weights for v in pair)
-    channel, temporal = (
-        torch.stack([F.pad(v, (0, width - v.shape[1])) for v in dimension], 1).double()
-        for dimension in zip(*weights, strict=True)
-    )
+    weights = [v for decision in decisions for v in decision.weights]
     costs = tuple(decision.cost for decision in decisions)
-    tables, whole = _tables(costs, width, channel.device)
+    tables, whole, places = _tables(costs, weights[0].device)
+    # Those of all layers side by side, and behind them a zero for each option that a layer lacks.
+    every = torch.cat((*weights, weights[0].new_zeros(len(weights[0]), 1)), 1).double()
+    channel, temporal = every.index_select(1, places).unflatten(1, tables.shape[1:]).unbind(1)
     sizes, operations, numbers = tables.unbind(0)  # each of channel and of temporal options
     unit, static, gate = whole.unbind(0)
     dearest = dearest_option(channel), dearest_option(temporal)
@@ -120,35 +118,39 @@ def dearest_option(v: Tensor) -> Tensor:
 
 
 @torch.compiler.assume_constant_result
-def _tables(
-    costs: tuple[LayerCost, ...], width: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
+def _tables(costs: tuple[LayerCost, ...], device: torch.device) -> tuple[Tensor, ...]:
     """Costs of L layers as tensors in float64, of which compiled graphs keep their own.
 
     Returns:
         What options compute, what their cheap operations cost, and their numbers, for channel and
-        for temporal options, (3, 2, L, options), filled up with zeros; and unit, static cost and
-        gate of each layer, (3, L).
+        for temporal options, (3, 2, L, options), filled up with zeros; unit, static cost and gate
+        of each layer, (3, L); and where the weight of each option in the first table stands among
+        those of all layers, channel options of a layer before its temporal ones, and then a zero.
     """
-    return _tables_on(costs, width, device)
+    return _tables_on(costs, device)
 
 
 @functools.lru_cache(maxsize=64)
-def _tables_on(
-    costs: tuple[LayerCost, ...], width: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    def filled(dimensions: Iterable[Sequence[Sequence[int]]]) -> list[list[list[int]]]:
-        return [[[*row, *[0] * (width - len(row))] for row in rows] for rows in dimensions]
+def _tables_on(costs: tuple[LayerCost, ...], device: torch.device) -> tuple[Tensor, ...]:
+    width = max(len(options) for cost in costs for options in cost.options)
+
+    def filled(rows: Iterable[Sequence[int]], behind: int = 0) -> list[list[int]]:
+        return [[*row, *[behind] * (width - len(row))] for row in rows]
 
     kinds = (
         [cost.computed() for cost in costs],
         [cost.operations() for cost in costs],
         [cost.options for cost in costs],
     )
-    table = [filled(zip(*kind, strict=True)) for kind in kinds]
+    table = [[filled(rows) for rows in zip(*kind, strict=True)] for kind in kinds]
     whole = list(zip(*(cost.whole() for cost in costs), strict=True))
+    sizes = [len(options) for cost in costs for options in cost.options]
+    starts = [0, *itertools.accumulate(sizes)]
+    rows = [range(start, stop) for start, stop in itertools.pairwise(starts)]
+    places = filled((*rows[::2], *rows[1::2]), behind=starts[-1])
     with torch.inference_mode(False):  # the tables serve training as well
         return (
             torch.tensor(table, dtype=torch.float64, device=device),
             torch.tensor(whole, dtype=torch.float64, device=device),
+            torch.tensor(places, device=device).flatten(),
         )

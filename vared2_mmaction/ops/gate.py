@@ -94,6 +94,9 @@ class SoftModulationGate(nn.Module):
             are left out. Training goes on from there.
     """
 
+    cheapest: Tensor
+    """Weights where all options of a dimension would be off."""
+
     def __init__(
         self,
         in_channels: int,
@@ -129,6 +132,7 @@ class SoftModulationGate(nn.Module):
         self.fc1 = nn.Linear(in_channels * (2 if motion else 1), hidden_channels)
         self.bn = nn.BatchNorm1d(hidden_channels)
         self.fc2 = nn.Linear(hidden_channels, channel_options + temporal_options)
+        self.register_buffer('cheapest', only_the_cheapest(floor, max(options.values())), False)
         nn.init.normal_(self.fc2.weight, std=0.002)  # small, so that no option starts closed
         with torch.no_grad():
             self.fc2.bias.copy_(torch.atanh(torch.tensor(starts)))
@@ -152,10 +156,12 @@ class SoftModulationGate(nn.Module):
         """
         with full_precision(x):
             described = descriptor(x.detach(), self.motion).to(self.fc1.weight.dtype)
-            v = self.weigh(described)
-        channel, temporal = v.split((self.channel_options, self.temporal_options), 1)
-        temporal = temporal[:, :temporal_options]
-        return Modulation(open_options(channel, self.floor), open_options(temporal, self.floor))
+            v = self.weigh(described).relu()
+        sizes = self.channel_options, temporal_options, self.temporal_options - temporal_options
+        if sizes[0] == sizes[1] and not sizes[2]:  # both dimensions at once
+            return Modulation(*open_options(v.unflatten(1, (2, -1)), self.cheapest).unbind(1))
+        channel, temporal, *_ = v.split([size for size in sizes if size], 1)
+        return Modulation(*(open_options(part, self.cheapest) for part in (channel, temporal)))
 
     def weigh(self, described: Tensor) -> Tensor:
         """Weights before any option is switched off, (N, options of both dimensions) in (-1, 1).
@@ -208,19 +214,25 @@ def full_precision(x: Tensor) -> AbstractContextManager:
     return nullcontext()
 
 
-def open_options(v: Tensor, floor: float) -> Tensor:
-    """Switch options of a dimension off, but never all of them.
+def only_the_cheapest(floor: float, number: int) -> Tensor:
+    """Weights of options of which only the cheapest is on, (number,)."""
+    return torch.tensor((*[0.0] * (number - 1), floor))
+
+
+def open_options(v: Tensor, cheapest: Tensor) -> Tensor:
+    """Leave no dimension with all of its options off.
 
     Args:
-        v: Weights of the options, (N, options) in (-1, 1).
-        floor: Weight of the cheapest option where all would be off.
+        v: Weights of the options, (..., options) in [0, 1).
+        cheapest: Weights where all would be off, of as many options or more; see
+            :func:`only_the_cheapest`.
 
     Returns:
         Weights in [0, 1]; zero is off. Where there is one option, there is nothing to choose, and
         its weight is one.
     """
-    if v.shape[1] == 1:
+    number = v.shape[-1]
+    if number == 1:
         return torch.ones_like(v)
-    v = v.relu()
-    all_off = v.amax(1, keepdim=True) == 0
-    return torch.cat((v[:, :-1], torch.where(all_off, floor, v[:, -1:])), 1)
+    # A sum rather than torch.where, whose gradient takes kernels more.
+    return torch.addcmul(v, ~v.any(-1, keepdim=True), cheapest[-number:])

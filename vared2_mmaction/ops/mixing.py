@@ -41,6 +41,9 @@ def shares(weights: Modulation, normalised: bool) -> Shares:
     channel, temporal = weights
     if not normalised:
         return Shares(channel, temporal)
+    if channel.shape == temporal.shape and channel.shape[1] > 1:
+        both = torch.stack(weights)  # half as many operations
+        return Shares(*(both / both.sum(2, keepdim=True)).unbind())
     return Shares(
         None if channel.shape[1] == 1 else channel / channel.sum(1, keepdim=True),
         None if temporal.shape[1] == 1 else temporal / temporal.sum(1, keepdim=True),
