@@ -116,10 +116,10 @@ def test_what_does_something_else_is_left_alone(change):
         block.conv2.order = ('act', 'conv', 'norm')
     else:
         block.conv2 = ConvModule(64, 64, 3, padding=1, act_cfg={'type': 'Sigmoid'})
-    net.double()  # in float32 sixteen blocks leave more than 1e-4 to rounding
+    net.double()  # in float32 the blocks leave more than 1e-4 to rounding
     net.eval()  # does not return the module
     fast = optimize(net)
-    assert len(blocks(fast)) == (15 if change in ('class', 'activation') else 16)
+    assert len(blocks(fast)) == (6 if change in ('class', 'activation') else 7)
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     with torch.no_grad():
         torch.testing.assert_close(fast(x), net(x), rtol=1e-9, atol=1e-9)
