@@ -393,7 +393,7 @@ def save_randomised(text, path):
     model = build(text)
     randomise(model)
     for layer in dynamic_layers(model).values():
-        layer.gate.fc1.weight.data *= 30  # the videos resemble each other
+        layer.gate.fc1.weight.data *= 10  # the videos resemble each other
     torch.save(model.state_dict(), path)
     return model, str(path)
 
