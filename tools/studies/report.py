@@ -47,7 +47,8 @@ def _introduction(results: Results) -> Iterator[str]:
     settings, static = results.settings, results.runs[STATIC]
     seeds = ', '.join(str(seed) for seed in static)
     top1 = results.spread('top1', STATIC).mean / 100
-    yield '# Results of the study'
+    repeats = settings.get('videos.repeats', 1.0)
+    yield '# Results of the study' + ' on clips that differ in speed' * (repeats > 1)
     yield ''
     yield (
         'This page is written by `tools/study.py`; nothing in it is written by hand. Action '
@@ -57,7 +58,6 @@ def _introduction(results: Results) -> Iterator[str]:
     if name := settings.get('videos.name'):
         videos = f'Videos of {name} ('
     else:
-        repeats = settings.get('videos.repeats', 1.0)
         options = f' --repeats {repeats:g}' if repeats > 1 else ''
         seed = settings.get('videos.seed', '?')
         videos = f'Generated videos (tools/make_moving_shapes.py --seed {seed}{options}, '
@@ -194,12 +194,11 @@ def _choices(results: Results) -> Iterator[str]:
 def _differences(results: Results, pairs: Sequence[tuple[str, str]]) -> Iterator[str]:
     rows = []
     for pair in pairs:
-        cells = [
-            'not measured' if change is None else change.text(sign=True)
-            for change in (results.difference(m, *pair) for m in ('top1', 'share'))
-        ]
-        rows.append((' − '.join(pair), *cells))
-    yield from _rows(('networks', 'top-1', 'compute'), rows)
+        changes = [results.difference(m, *pair) for m in ('top1', 'share')]
+        cells = [change.text(sign=True) for change in changes if change is not None]
+        if len(cells) == len(changes):
+            rows.append((' − '.join(pair), *cells))
+    yield from _rows(('networks', 'top-1', 'compute'), rows or [('not measured', '–', '–')])
 
 
 def _motion(results: Results) -> Iterator[str]:
