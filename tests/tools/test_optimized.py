@@ -1,6 +1,8 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """Tools run an optimised copy of the network, say so, and answer what the network answers."""
 
+import functools
+import re
 import types
 
 import mmengine
@@ -82,6 +84,30 @@ def test_what_cannot_be_optimised_is_tested_as_it_is(project, tool, tmp_path, mo
     tool.main([*argv, '--dump', 'slow.pkl', '--work-dir', 'slow', '--no-optimize'])
     for found, expected in zip(mmengine.load('fast.pkl'), mmengine.load('slow.pkl'), strict=True):
         assert torch.equal(found['pred_score'], expected['pred_score'])
+
+
+def test_a_test_says_what_is_executed_for_every_clip(project, tool, tmp_path, monkeypatch):
+    """Where an executor computes the dearest options in use, as on GPUs; here interpreted."""
+    config, checkpoint = project['Recognizer3D', 'dynamic']
+    content = torch.load(checkpoint)
+    for key, value in content['state_dict'].items():
+        if key.endswith('channel_options.used'):
+            value[0] = False
+    torch.save(content, 'pruned.pth')
+    as_on_gpus = functools.partial(optimizing.optimize, executor='cuda')
+    monkeypatch.setattr(optimizing, 'optimize', as_on_gpus)
+    for name, weights in (('whole', checkpoint), ('pruned', 'pruned.pth')):
+        named = ['--cfg-options', f'experiment_name=executes_{name}']
+        tool.main([config, weights, '--work-dir', name, '--dump', f'{name}.pkl', *named])
+        first, second = re.findall('executed: (.*)', log(tmp_path / name))
+        assert 'by cuda (cuDNN and Triton)' in first
+        share = float(second.partition('%')[0]) / 100
+        decided = [sample['compute_ratio'] for sample in mmengine.load(f'{name}.pkl')]
+        assert max(decided) <= share + 1e-3
+        if name == 'whole':
+            assert share == 1
+            continue
+        assert share < 0.95
 
 
 class Views(BaseTTAModel):

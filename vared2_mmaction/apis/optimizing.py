@@ -3,14 +3,17 @@
 
 from typing import Any
 
+import torch
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel
 from mmengine.runner import Runner
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ..deploy import executed, optimize
+from ..executors import BACKENDS, ExecutedConv
+from ..models import dynamic_layers, force_policies
 from ..models.wrapped import is_wrapper
 from .config_file import first_line
 
@@ -35,6 +38,33 @@ def try_to_optimize(model: nn.Module) -> tuple[nn.Module, str]:
     return network, executed(network)
 
 
+def _executes_the_dearest(module: nn.Module) -> bool:
+    if not isinstance(module, ExecutedConv) or not module.is_dynamic:
+        return False
+    backend = BACKENDS.get(module.executed_by)
+    return backend is not None and not backend.by_clip
+
+
+@torch.no_grad()
+def dearest_ratio(model: nn.Module, batch: Any) -> float:
+    """Compute ratio of the dearest options in use, the same for every clip.
+
+    Args:
+        model: A dynamic recognizer.
+        batch: What its ``test_step`` takes.
+    """
+    in_use = [layer.in_use for layer in dynamic_layers(model).values()]
+    dearest = torch.tensor([[channel[0], temporal[0]] for channel, temporal in in_use])
+    was_training = model.training
+    model.eval()  # does not return the module in stock recognizers
+    try:
+        with force_policies(model, dearest[None]):
+            samples = model.test_step(batch)  # type: ignore[operator]
+    finally:
+        model.train(was_training)
+    return sum(sample.compute_ratio for sample in samples) / len(samples)
+
+
 class OptimizeHook(Hook):
     """Lets a test run an optimised copy of the network, made of the weights that are tested.
 
@@ -51,6 +81,7 @@ class OptimizeHook(Hook):
             owner, name = getattr(owner, name), 'module'
         network = getattr(owner, name)
         self._restore: Any = (owner, name, network)
+        self._asks = False
         if runner.cfg.get('compile'):
             said = 'not optimised: compiled, as the config says (compile)'
         elif is_wrapper(network):
@@ -58,7 +89,20 @@ class OptimizeHook(Hook):
         else:
             copy, said = try_to_optimize(network)
             setattr(owner, name, copy)
+            self._asks = any(map(_executes_the_dearest, copy.modules()))
         runner.logger.info(said)
+
+    def after_test_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Say once what is executed, where that is not what is decided for each clip."""
+        if self._asks and isinstance(data_batch['inputs'][0], Tensor):  # no augmented copies
+            self._asks = False
+            share = dearest_ratio(self._restore[-1], data_batch)
+            runner.logger.info(
+                f'executed: {share:.1%} of the static multiply-adds for every clip, by the dearest '
+                'options in use; compute/ratio is what was decided'
+            )
 
     def after_test_epoch(self, runner: Runner, metrics: Any = None) -> None:
         """Put the network back."""

@@ -102,6 +102,9 @@ class Backend:
     """Executor of a convolution; None where it cannot serve that."""
     prepare: Callable[[], Any] = lambda: None
     """Called before anything is executed; raises a RuntimeError that says what is missing."""
+    by_clip: bool = True
+    """Whether each clip is computed by its own policy; if not, all are by the dearest options in
+    use."""
 
 
 BACKENDS: dict[str, Backend] = {}

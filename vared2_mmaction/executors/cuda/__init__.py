@@ -62,4 +62,13 @@ def create(record: LayerRecord) -> Any:
     return CudaConv(record)
 
 
-register(Backend('cuda', 'cuda (cuDNN and Triton)', is_available, create, check_available))
+register(
+    Backend(
+        'cuda',
+        'cuda (cuDNN and Triton)',
+        is_available,
+        create,
+        check_available,
+        by_clip=False,
+    )
+)
