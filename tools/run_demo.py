@@ -94,18 +94,18 @@ def train(name: str, folder: Path, seed: int) -> None:
 
 def test(name: str, folder: Path, flags: Sequence[str]) -> None:
     checkpoint = final_checkpoint(name, folder)
-    folder = checkpoint.parent
-    dump = folder / 'test.pkl'
+    out = checkpoint.parent
+    dump = out / 'test.pkl'
     if dump.exists() and dump.stat().st_mtime > checkpoint.stat().st_mtime:
         print(f'{dump} is there: nothing to test')
         return
-    partial = folder / 'partial.pkl'
+    partial = out / 'partial.pkl'
     run(
         'tools/test.py',
         str(CONFIGS / f'{name}.py'),
         str(checkpoint),
         '--work-dir',
-        str(folder),
+        str(out),
         '--dump',
         str(partial),
         *flags,

@@ -19,8 +19,6 @@ AXES = {'contiguous': (0, 1, 2, 3, 4), 'frames': (0, 2, 1, 3, 4), 'channels last
 """Axes of clips (N, C, T, H, W) in the order in which they lie in memory, by their layout."""
 BACK = {lies: tuple(map(axes.index, range(5))) for lies, axes in AXES.items()}
 """The inverse."""
-
-
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 """Of maps whose channels lie innermost, by their number of dimensions."""
 

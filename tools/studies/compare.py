@@ -18,6 +18,8 @@ from torch import nn
 from vared2_mmaction.apis import load_model
 from vared2_mmaction.visualization.dump import load_dump
 
+from .statistics import Spread
+
 
 @dataclass
 class Result:
@@ -157,12 +159,12 @@ def over_seeds(seeds: Sequence[int], compared: Sequence[Sequence[Result]]) -> Ta
     forms = ('.1f', '.1f', '+.1f', '.1f', '.1f', '.2f')
     for seed, row in zip(seeds, rows, strict=True):
         drawn.add_row(str(seed), *(f'{v:{form}}' for v, form in zip(row, forms, strict=True)))
-    columns_of_numbers = np.array(rows).T
+    spreads = [Spread.of(values) for values in zip(*rows, strict=True)]
     drawn.add_row(
         'mean',
         *(
-            f'{values.mean():{form}} ± {values.std(ddof=1):{form.lstrip("+")}}'
-            for values, form in zip(columns_of_numbers, forms, strict=True)
+            f'{spread.mean:{form}} ± {spread.std:{form.lstrip("+")}}'
+            for spread, form in zip(spreads, forms, strict=True)
         ),
     )
     return drawn

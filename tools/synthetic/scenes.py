@@ -80,8 +80,7 @@ def render(
     """
     # A stream each, so that two classes rendered from one seed show the same scene.
     background_rng, scene_rng, motion_rng, noise_rng, _ = _streams(seed)
-    frames = np.arange(num_frames)
-    times = frames if repeats == 1 else frames * draw_repeats(seed, repeats) % num_frames
+    times = np.arange(num_frames) * draw_repeats(seed, repeats) % num_frames
     times = np.minimum(times, num_frames - 1)
     drift = np.zeros(2)
     if background_rng.random() < BACKGROUND_MOVES:
