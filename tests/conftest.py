@@ -16,7 +16,11 @@ if not torch.cuda.is_available():
     os.environ.setdefault('TRITON_INTERPRET', '1')  # read when Triton is imported
 # MMEngine, above, imports yapf, which writes its grammar: workers, started later, read it whole.
 
+from .interpreting import quicken
 from .videos import write_videos
+
+if os.environ.get('TRITON_INTERPRET') == '1':
+    quicken()
 
 # Every runner lets yapf lay out the text of its config several times, which takes half of the time
 # of a short training. The text as it is says the same.

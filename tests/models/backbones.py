@@ -80,14 +80,14 @@ def stock(name: str, **kwargs: Any) -> nn.Module:
     with torch.device('meta' if name in ('ResNetTSM', 'C3D') else 'cpu'):
         backbone = MODELS.build({'type': f'mmaction.{name}', **config, **kwargs})
     if name in NARROWED:
-        _narrow(backbone)
+        narrow(backbone)
     MMLogger.get_current_instance().setLevel('ERROR')
     backbone.init_weights()
     return backbone
 
 
-def _narrow(net: nn.Module) -> None:
-    """Leaves an eighth of the channels wherever there are 64 or more."""
+def narrow(net: nn.Module) -> nn.Module:
+    """The network with an eighth of the channels wherever there are 64 or more, not initialised."""
     for module in net.modules():
         for key in ('in_channels', 'out_channels', 'num_features', 'in_features', 'out_features'):
             if hasattr(module, key):
@@ -98,6 +98,7 @@ def _narrow(net: nn.Module) -> None:
             setattr(module, key, torch.empty([_narrowed(n) for n in b.shape], dtype=b.dtype))
         if hasattr(module, 'reset_parameters'):
             module.reset_parameters()
+    return net
 
 
 def _narrowed(number: int) -> int:

@@ -17,7 +17,7 @@ from .backbones import STOCK, dynamic, listed, stock
 SHAPES = ((1, 4), (2, 4), (2, 8), (1, 16))
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 SEGMENTS = ('ResNet', 'ResNetTSM', 'TANet')  # clips have as many frames as there are segments
-SIZE = 40  # so that the last of four stages has more than one position
+SIZE = 34  # so that the last of four stages has more than one position
 
 
 def cases(name):
