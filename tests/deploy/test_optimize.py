@@ -14,7 +14,7 @@ from vared2_mmaction.executors import BACKENDS, ExecutedConv
 from vared2_mmaction.models import dynamic_layers, force_policies
 
 from ..compiling import EXECUTORS, needs_compiler
-from ..models.backbones import STOCK, dynamic, stock
+from ..models.backbones import SHORT, STOCK, dynamic, stock
 from ..models.comparing import clips, randomise, randomise_norms, relative
 
 KINDS = ('affine', 'depthwise')
@@ -28,7 +28,8 @@ KINDS = ('affine', 'depthwise')
 @pytest.mark.parametrize('name', STOCK)
 def test_optimised_networks_equal_those_that_are_not(name, kind, executor):
     operations = {'channel_operation': kind, 'temporal_operation': kind}
-    twin, net, x = stock(name), dynamic(name, operations), clips(name)
+    twin, x = stock(name, **SHORT[name]), clips(name)
+    net = dynamic(name, operations, **SHORT[name])
     randomise(net)
     for model in (twin, net):
         randomise_norms(model)

@@ -71,6 +71,23 @@ STOCK: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
 }
 NARROWED = ('ResNetTSM', 'TANet', 'C3D')
 """Backbones whose config cannot say that they have few channels."""
+_TWO = {
+    **{'num_stages': 2, 'stage_blocks': (2, 1), 'dilations': (1, 1), 'out_indices': (1,)},
+    **{'spatial_strides': (1, 2), 'temporal_strides': (1, 1)},
+}
+_TWO_PATHWAYS = {
+    key: {**STOCK['ResNet3dSlowFast'][0][key], **_TWO, 'inflate': (0, 1)}
+    for key in ('slow_pathway', 'fast_pathway')
+}
+SHORT: dict[str, dict[str, Any]] = {
+    **{name: {} for name in STOCK},
+    **{name: _TWO for name in ('ResNet3d', 'ResNet3dCSN')},
+    'ResNet2Plus1d': {**_TWO, 'temporal_strides': (1, 2)},
+    'X3D': {'num_stages': 2, 'spatial_strides': (2, 2), 'gamma_d': 1},
+    'ResNet3dSlowOnly': {**_TWO, 'inflate': (0, 1)},
+    'ResNet3dSlowFast': _TWO_PATHWAYS,
+}
+"""Arguments that leave two stages, with blocks of all kinds, wherever there are four."""
 NAMED = ('ResNet', 'ResNet3d', 'ResNet2Plus1d', 'X3D')
 
 
