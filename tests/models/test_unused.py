@@ -204,7 +204,7 @@ def test_only_what_is_unused_has_a_gradient_of_zero(policy):
     net, x = dynamic('ResNet2Plus1d', **SMALL), torch.randn(2, 3, 8, 16, 16)
     with POLICIES[policy](net):
         assert step(net, x) == []
-        for name, layer in dynamic_layers(net).items():
+        for layer in dynamic_layers(net).values():
             for part, in_use in zip(
                 (layer.channel_options, layer.temporal_options), layer.in_use, strict=True
             ):
