@@ -11,7 +11,7 @@ from vared2_mmaction import optimize
 from vared2_mmaction.deploy.graphs import Graphs, capture
 from vared2_mmaction.models import dynamic_layers, force_policies, to_static
 
-from ...models.backbones import STOCK, dynamic
+from ...models.backbones import SHORT, STOCK, dynamic
 from ...models.comparing import clips, randomise, randomise_norms, relative
 from .device import DEVICE, EXACT, needs_gpu, needs_kernels
 
@@ -42,7 +42,7 @@ def check(found, expected):
 
 @needs_kernels
 def test_a_network():
-    net = network('ResNet2Plus1d', stage_blocks=(1, 1, 1, 1))
+    net = network('ResNet2Plus1d', **{**SHORT['ResNet2Plus1d'], 'stage_blocks': (1, 1)})
     fast = optimize(net, executor='cuda')
     assert {layer.executed_by for layer in dynamic_layers(fast).values()} == {'cuda'}
     x = torch.randn(2, 3, 4, 12, 12, device=DEVICE)
