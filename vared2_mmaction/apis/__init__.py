@@ -1,5 +1,5 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
-"""What the command-line tools call, and inference on one video."""
+"""Inference on one video, and networks of a config."""
 
 from .detection import Detection, detect, find_people, load_detector
 from .inference import Recognition, load_inferencer, recognize

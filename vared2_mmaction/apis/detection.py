@@ -60,11 +60,6 @@ class Detection(Computation):
     """Their scores."""
 
 
-def is_detection_config(config: str) -> bool:
-    """Whether a config, which is read by :func:`~.inference.read_config`, is one of detection."""
-    return 'roi_head' in read_config(config).model
-
-
 def load_detector(
     config: str,
     checkpoint: str,
