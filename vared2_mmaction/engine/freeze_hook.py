@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from mmaction.registry import HOOKS
 from mmengine import dist
-from mmengine.hooks import EMAHook, Hook
+from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ..budget import shift_gates
 from ..errors import Expected, check
-from ..models import ComputationBudgetLoss, dynamic_layers
-from .network import EPOCH, check_begin, epochs_passed, network_of
+from ..models import dynamic_layers
+from .network import EPOCH, budgets_of, check_begin, epochs_passed, network_of, networks_of
 
 OFF_BUDGET = 0.02
 """How far the compute ratio may be from the budget before it is said."""
@@ -64,11 +64,7 @@ class FreezeGatesHook(Hook):
             raise ValueError('FreezeGatesHook: the model has no dynamic layer')
         self.frozen: list[tuple[Tensor, Tensor]] = []
         # As configured: BudgetScheduleHook changes budgets later.
-        self._budgets = [
-            loss.budget
-            for loss in model.modules()
-            if isinstance(loss, ComputationBudgetLoss) and loss.budget > 0 < loss.loss_weight
-        ]
+        self._budgets = [budget for _, weight, budget in budgets_of(model) if budget > 0 < weight]
         self._ratios: list[Tensor] = []
         self._newest: deque[Any] = deque()
         self._said = False
@@ -129,8 +125,7 @@ class FreezeGatesHook(Hook):
         if not seen or (seen < self.clips and len(self._newest) < len(runner.train_dataloader)):
             return
         budget = self._budgets[0]
-        averages = (hook.ema_model.module for hook in runner.hooks if isinstance(hook, EMAHook))
-        for model in (network_of(runner), *averages):
+        for model in networks_of(runner):
             before, ratio = shift_gates(model, self._newest, budget)
         runner.logger.info(
             f'FreezeGatesHook: compute ratio of the newest {seen} clips {before:.3f}, brought to '
