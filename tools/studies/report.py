@@ -144,10 +144,12 @@ def _equal_compute(results: Results) -> Iterator[str]:
         'network starts from the static one as VA-RED² does, and is trained for as many epochs, '
         'pruned to one option a layer: that which suffices for a share of the training clips, the '
         'share with which compute is nearest to that of VA-RED² of the same seed on them; its '
-        'gates are counted, though nothing asks them.'
+        'gates are counted, though nothing asks them. The pruned network is one training: gates '
+        'learn until the budget has fallen, and then every layer keeps one option.'
     )
     yield ''
-    yield from _differences(results, [(DYNAMIC, other) for other in ('random', 'fixed', 'slimmed')])
+    others = ('random', 'fixed', 'pruned', 'slimmed')
+    yield from _differences(results, [(DYNAMIC, other) for other in others])
     yield ''
     yield 'Minus the static network that is trained for as many epochs as VA-RED² in both phases:'
     yield ''
@@ -182,7 +184,7 @@ def _controls(results: Results) -> Iterator[str]:
 
 
 def _choices(results: Results) -> Iterator[str]:
-    compared = (STATIC, DYNAMIC, 'random', 'fixed', 'slimmed', 'longer')
+    compared = (STATIC, DYNAMIC, 'random', 'fixed', 'pruned', 'slimmed', 'longer')
     others = [name for name in VARIANTS if name not in compared]
     yield '## Choices'
     yield ''

@@ -74,6 +74,16 @@ VARIANTS: dict[str, Variant] = {
         needs=DYNAMIC,
         equal_compute='options',
     ),
+    'pruned': Variant(
+        'the same options for every clip from the end of the fall on, which the gates chose until '
+        'then (FixOptionsHook), in one training',
+        options={
+            'custom_hooks': [
+                dict(type='BudgetScheduleHook', fall=3),
+                dict(type='FixOptionsHook', begin=3),
+            ]
+        },
+    ),
     'slimmed': Variant(
         'the static network with fewer channels everywhere, at the compute of VA-RED²',
         base=STATIC,

@@ -1,7 +1,6 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """A last phase of training, in which gates stay as they are."""
 
-from collections import deque
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from ..budget import shift_gates
 from ..errors import Expected, check
 from ..models import dynamic_layers
 from .network import EPOCH, budgets_of, check_begin, epochs_passed, network_of, networks_of
+from .newest_clips import NewestClips
 
 OFF_BUDGET = 0.02
 """How far the compute ratio may be from the budget before it is said."""
@@ -66,7 +66,7 @@ class FreezeGatesHook(Hook):
         # As configured: BudgetScheduleHook changes budgets later.
         self._budgets = [budget for _, weight, budget in budgets_of(model) if budget > 0 < weight]
         self._ratios: list[Tensor] = []
-        self._newest: deque[Any] = deque()
+        self._newest = NewestClips(self.clips)
         self._said = False
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
@@ -107,22 +107,13 @@ class FreezeGatesHook(Hook):
         self.frozen = [(p, p.detach().clone()) for p in parameters]
 
     def _keep(self, runner: Runner, batch: Any) -> None:
-        """Keep a batch, and of older ones no more than are needed, or than an epoch has."""
-        if not (self.clips and self._budgets):
-            return
-        self._newest.append(batch)
-        older = self._clips_kept() - len(self._newest[0]['inputs'])
-        while older >= self.clips or len(self._newest) > len(runner.train_dataloader):
-            self._newest.popleft()
-            older = self._clips_kept() - len(self._newest[0]['inputs'])
-
-    def _clips_kept(self) -> int:
-        return sum(len(batch['inputs']) for batch in self._newest)
+        if self.clips and self._budgets:
+            self._newest.keep(batch, len(runner.train_dataloader))
 
     def _keep_budget(self, runner: Runner) -> None:
         """Bring gates, and their moving averages, to the budget, if there are clips enough."""
-        seen = self._clips_kept()
-        if not seen or (seen < self.clips and len(self._newest) < len(runner.train_dataloader)):
+        seen = len(self._newest)
+        if not seen or not self._newest.suffice(len(runner.train_dataloader)):
             return
         budget = self._budgets[0]
         for model in networks_of(runner):
