@@ -69,7 +69,7 @@ def run(mixes, parts, z, share, options, frames, gradient, dtype, device):
 def test_mixes_alike(name, lies):
     from vared2_mmaction.executors.cuda.training import mix_by_kernels
 
-    made = case(name, lies, torch.float32, given=name in ('odd', 'many clips', 'frames only'))
+    made = case(name, lies, torch.float32, given=name in ('odd', 'frames only'))
     exact = run(mix, *made, torch.float64, 'cpu')
     found = run(mix_by_kernels, *made, torch.float32, DEVICE)
     assert found[0].stride() == exact[0].stride()

@@ -124,9 +124,8 @@ def mixed_maps_backward(
     lies = layout(z)
     z, gradient = _dense(z, lies), _dense(gradient, lies)
     of_z, of_tables = torch.empty_like(z), torch.empty_like(tables)
-    absent = tables.new_empty(0)
     if not z.numel():
-        of_p, of_q = (absent if v is None else torch.zeros_like(v) for v in (p, q))
+        of_p, of_q = (tables.new_zeros(0 if v is None else v.shape) for v in (p, q))
         return of_z, of_p, of_q, of_tables.zero_()
     of = _Sizes(z, tables, kept, temporal, frames)
     tile = of.tile(kept[0], _TILE_BACK)
@@ -148,15 +147,15 @@ def mixed_maps_backward(
             CLIPS=_CLIPS, CHANNELS=_CHANNELS,
         )  # fmt: skip
     of_both = of_shares.sum(0)
-    of_p = of_both[:, :own].contiguous() if p is not None else absent
-    of_q = of_both[:, own:].unflatten(1, (over, -1)).sum(2) if q is not None else absent
+    # What is absent is made for each: outputs of an operator share no memory.
+    of_p = tables.new_empty(0) if p is None else of_both[:, :own].contiguous()
+    of_q = tables.new_empty(0) if q is None else of_both[:, own:].unflatten(1, (over, -1)).sum(2)
     return of_z, of_p, of_q, of_tables
 
 
 @mixed_maps_backward.register_fake
 def _(gradient: Any, z: Any, p: Any, q: Any, tables: Any, *_: Any) -> tuple[Tensor, ...]:
-    absent = tables.new_empty(0)
-    of_shares = (absent if v is None else torch.empty_like(v) for v in (p, q))
+    of_shares = (tables.new_empty(0 if v is None else v.shape) for v in (p, q))
     return torch.empty_like(z), *of_shares, torch.empty_like(tables)
 
 
