@@ -87,15 +87,13 @@ def test_descriptor_tells_a_still_clip_from_a_moving_one_at_any_length():
     assert (descriptor(frame, True)[:, 3:] == 0).all()
 
 
-def test_shares_are_weights_over_their_sum_if_normalised():
+def test_shares_are_weights_over_their_sum():
     v = Modulation(torch.rand(4, 3).double(), torch.tensor([[0.2, 0, 0.1]] * 4).double())
-    for share, weights in zip(shares(v, True), v, strict=True):
+    for share, weights in zip(shares(v), v, strict=True):
         torch.testing.assert_close(share.sum(1), torch.ones(4).double())
         torch.testing.assert_close(share * weights.sum(1, keepdim=True), weights)
-    for share, weights in zip(shares(v, False), v, strict=True):
-        assert torch.equal(share, weights)
     alone = Modulation(torch.rand(4, 1), torch.rand(4, 1))
-    assert shares(alone, True) == (None, None)  # one option has all
+    assert shares(alone) == (None, None)  # one option has all
 
 
 def test_of_options_in_use_one_is_always_on():
@@ -196,7 +194,7 @@ def test_both_dimensions_at_once_weigh_as_each_alone():
     own = gate.weigh(descriptor(x, motion=True)).relu()[:, 3:]
     assert torch.equal(both.temporal, open_options(own, gate.cheapest))
     apart = [v / v.sum(1, keepdim=True) for v in both]
-    for share, expected in zip(shares(both, True), apart, strict=True):
+    for share, expected in zip(shares(both), apart, strict=True):
         assert torch.equal(share, expected)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...layout import innermost
 from ...ops.cheap import ChannelOptions, TemporalOptions
-from ...ops.mixing import Shares, mix, needs_factors_alone
+from ...ops.mixing import Shares, mix
 from ...ops.options import Options
 from .library import library
 
@@ -22,11 +22,9 @@ def mix_compiled(
     temporal_options: TemporalOptions,
     frames: int,
 ) -> Tensor:
-    """Mix options; see :func:`vared2_mmaction.ops.mixing.mix`, which is called where there is
-    nothing to mix, where cheap operations are not affine, and for what is not float32 with channels
-    innermost on a CPU."""
-    parts = channel_options, temporal_options
-    if not needs_factors_alone(share, options, *parts) or not _serves(z):
+    """Mix options; see :func:`vared2_mmaction.ops.mixing.mix`, which is called for what is not
+    float32 with channels innermost on a CPU."""
+    if not _serves(z):
         return mix(z, share, options, channel_options, temporal_options, frames)
     scales, shifts = combine(z, share, options, channel_options, temporal_options)
     of = library().Mixed(
