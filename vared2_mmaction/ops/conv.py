@@ -121,10 +121,6 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         """Number of output frames of an input of so many."""
         return (frames - self._left_out - 1) // self._stride[0] + 1
 
-    def numbers_of(self, x: Tensor) -> tuple[int, int]:
-        """Numbers of channel and temporal options that an input leaves the layer, in use or not."""
-        return self.num_options[0], len(self.options_of(self.to_clips(x).shape[2])[1])
-
     def modulate(self, clips: Tensor, weights: Modulation, options: Options) -> Tensor:
         """Convolve and mix options with given weights.
 
