@@ -15,7 +15,7 @@ from .layers import as_input, build, case_of, clips
 pytestmark = pytest.mark.fast
 SUBSETS = [((0,), (0, 1, 2)), ((1, 2), (0, 2)), ((0, 2), (1,)), ((2,), (1, 2)), ((1,), (2,))]
 PARTS = ('channel_options', 'temporal_options')
-KINDS = ['plain', 'depthwise operations', '2d', 'not normalised']
+KINDS = ['plain', 'groups', '2d']
 
 
 def closed_but(layer, subset, option_of=lambda which: which[0]):

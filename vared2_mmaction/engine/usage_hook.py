@@ -133,8 +133,8 @@ class PolicyUsageHook(Hook):
     def _keep_options(self, name: str, layer: Any, args: Any, output: Tensor) -> None:
         if layer.training:
             channel, temporal = self._options[name]
-            seen = layer.numbers_of(args[0])
-            self._options[name] = (max(channel, seen[0]), max(temporal, seen[1]))
+            _, frames = layer.options_of(layer.to_clips(args[0]).shape[2])
+            self._options[name] = max(channel, layer.num_options[0]), max(temporal, len(frames))
 
     def _fetch(self) -> None:
         """Count the pending answers of all processes."""

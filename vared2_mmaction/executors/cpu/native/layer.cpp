@@ -224,11 +224,9 @@ Charges Layer::charge(const at::Tensor& x, const std::vector<Policy>& policies) 
   double* to = charges.mutable_data_ptr<double>();
   for (const auto& [channel, temporal] : policies) {
     const int64_t frames = frames_of(temporal.dearest());
-    int64_t rebuilding = 0;  // multiply-adds for a position
-    for (int64_t i : channel.options)
-      rebuilding += (out.channels - factors_.kept[i]) * frames * costs_.channel;
-    for (int64_t j : temporal.options)
-      rebuilding += (out.frames - frames_of(j)) * out.channels * costs_.temporal;
+    int64_t rebuilding = 0;  // multiply-adds for a position: one for each element
+    for (int64_t i : channel.options) rebuilding += (out.channels - factors_.kept[i]) * frames;
+    for (int64_t j : temporal.options) rebuilding += (out.frames - frames_of(j)) * out.channels;
     for (int64_t column : {factors_.kept[channel.dearest()] * frames * element, whole,
                            rebuilding * out.area() + costs_.gate, channel.dearest(),
                            temporal.dearest()})
