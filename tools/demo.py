@@ -11,12 +11,12 @@ import numpy as np
 
 import vared2_mmaction  # noqa: F401  (registers the models and mends the OpenMMLab releases)
 from commands.cli import add_optimize_option, run_tool
+from commands.people import find_people
 from policy_report import boxes, decisions
 from vared2_mmaction.apis import (
     Detection,
     Recognition,
     detect,
-    find_people,
     load_detector,
     load_inferencer,
     recognize,
