@@ -1,6 +1,7 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """Settings of all tests."""
 
+import functools
 import gc
 import os
 from collections.abc import Iterator
@@ -8,23 +9,34 @@ from collections.abc import Iterator
 import pytest
 import torch
 from mmengine.config import config
+from mmengine.config import utils as config_utils
 from mmengine.registry import DefaultScope, init_default_scope
 
 if not torch.cuda.is_available():
     os.environ.setdefault('TRITON_INTERPRET', '1')  # read when Triton is imported
 # MMEngine, above, imports yapf, which writes its grammar: workers, started later, read it whole.
 
+from .interpreting import quicken
 from .videos import write_videos
+
+if os.environ.get('TRITON_INTERPRET') == '1':
+    quicken()
 
 # Every runner lets yapf lay out the text of its config several times, which takes half of the time
 # of a short training. The text as it is says the same.
 config.FormatCode = lambda text, **_: (text, True)
+# For every base "mmaction::..." MMEngine reads the metafiles of all networks of MMAction2, and what
+# is installed: more than half of the time of reading a recipe.
+config_utils._get_cfg_metainfo = functools.cache(config_utils._get_cfg_metainfo)
+config.is_installed = functools.cache(config.is_installed)
 
 
 def pytest_collection_finish() -> None:
     """What is imported stays: where MMEngine collects garbage, which it does for every data set, it
-    need not look through all of that."""
+    need not look through all of that. Networks are built and copied all the time: Python, too, need
+    not look for garbage as often."""
     gc.freeze()
+    gc.set_threshold(20_000, 20, 100)
 
 
 @pytest.fixture(autouse=True)

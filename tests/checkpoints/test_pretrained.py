@@ -10,6 +10,8 @@ from torch import nn
 from vared2_mmaction import dynamize
 from vared2_mmaction.checkpoints.loading import is_own_parameter
 
+from ..models.backbones import narrow
+
 PLACES = ((0,), (0, 1, 0, 0), (0,), (0,))
 NON_LOCAL = {'sub_sample': True, 'use_scale': False, 'norm_cfg': {'type': 'BN3d'}}
 TSM = {'type': 'mmaction.ResNetTSM', 'depth': 18, 'num_segments': 4}
@@ -18,7 +20,7 @@ TSM = {'type': 'mmaction.ResNetTSM', 'depth': 18, 'num_segments': 4}
 def pretrained_2d(path, depth=18):
     """A file as torchvision's, whose names MMAction2 converts, with a layer that nobody has."""
     torch.manual_seed(1)
-    network = MODELS.build({'type': 'mmaction.ResNet', 'depth': depth})
+    network = narrow(MODELS.build({'type': 'mmaction.ResNet', 'depth': depth}))
     network.init_weights()
     state = {}
     for key, value in network.state_dict().items():
@@ -51,7 +53,7 @@ def pretrained_2d(path, depth=18):
 def test_a_part_is_loaded_as_in_stock(config, tmp_path):
     path = str(tmp_path / 'resnet.pth')
     pretrained_2d(path, 18 if config['depth'] == 34 else config['depth'])
-    stock, dynamic = (MODELS.build({**config, 'pretrained': path}) for _ in range(2))
+    stock, dynamic = (narrow(MODELS.build({**config, 'pretrained': path})) for _ in range(2))
     torch.manual_seed(0)
     stock.init_weights()
     segments = {'num_segments': 4} if config['type'] == 'mmaction.ResNet' else {}
@@ -90,7 +92,7 @@ def test_gates_of_a_pretrained_file_are_taken(tmp_path):
 def test_afterwards_the_checkpoint_of_another_network_is_refused(tmp_path):
     path = str(tmp_path / 'resnet18.pth')
     pretrained_2d(path)
-    backbone = dynamize(MODELS.build({**TSM, 'pretrained': path}))
+    backbone = dynamize(narrow(MODELS.build({**TSM, 'pretrained': path})))
     backbone.init_weights()
     with pytest.raises(RuntimeError, match='checkpoint of another network'):
         load_checkpoint(backbone, path)

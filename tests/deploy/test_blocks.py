@@ -154,7 +154,9 @@ def watch(module, kind, note):
 @pytest.mark.parametrize('kind', ['hook', 'hook before', 'hook of all', 'forward'])
 @pytest.mark.parametrize('part', ['layer', 'beside', 'downsample', 'block'])
 def test_what_watches_a_part_sees_it(part, kind, calls):
-    net, x, seen = network(NETWORKS[2], stage_blocks=(1, 2, 1, 1)), clips(NETWORKS[2]), []
+    sizes = {'num_stages': 2, 'stage_blocks': (1, 2), 'out_indices': (1,), 'dilations': (1, 1)}
+    sizes |= {'spatial_strides': (1, 2), 'temporal_strides': (1, 2)}
+    net, x, seen = network(NETWORKS[2], **sizes), clips(NETWORKS[2]), []
     stage = stages_of(net)[1]
     block = stage[0]
     watched = {

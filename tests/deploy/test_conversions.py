@@ -27,11 +27,15 @@ from ..models.backbones import STOCK, dynamic, stock
 from ..models.comparing import randomise, randomise_norms, relative
 
 NAME = 'ResNet2Plus1d'
+SMALL = {
+    **{'num_stages': 2, 'stage_blocks': (1, 1), 'out_indices': (1,), 'dilations': (1, 1)},
+    **{'spatial_strides': (1, 2), 'temporal_strides': (1, 2)},
+}
 
 
-def network():
+def network(**sizes):
     """One whose gates decide something, in evaluation mode, and an input."""
-    net = dynamic(NAME, stage_blocks=(1, 1, 1, 1))
+    net = dynamic(NAME, **(sizes or SMALL))
     randomise(net)
     randomise_norms(net)
     net.eval()
@@ -97,7 +101,7 @@ def test_optimised_networks_equal_the_converted(convert, executor):
 @pytest.mark.parametrize('executor', EXECUTORS)
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
 def test_other_types_before_and_after_optimising(dtype, executor):
-    net, x = network()
+    net, x = network(stage_blocks=(1, 1, 1, 1))
     tolerance = {torch.float64: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}[dtype]
     fast = optimize(net, executor=executor)
     with torch.no_grad():
@@ -278,7 +282,7 @@ def test_gates_that_are_derived_from_ours_are_called():
             return answer._replace(channel=torch.eye(3)[:1].expand(len(x), 3))
 
     MODELS.register_module(module=Dear, name='DearGate', force=True)
-    net = dynamic(NAME, {'gate': {'type': 'DearGate'}}, stage_blocks=(1, 1, 1, 1))
+    net = dynamic(NAME, {'gate': {'type': 'DearGate'}}, **SMALL)
     randomise(net)
     net.eval()
     x = torch.randn(STOCK[NAME][1])

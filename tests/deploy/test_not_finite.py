@@ -7,7 +7,7 @@ import torch
 from vared2_mmaction import force_policy, optimize
 
 from ..compiling import needs_compiler
-from ..models.backbones import STOCK, dynamic, listed
+from ..models.backbones import SHORT, STOCK, dynamic, listed
 from ..models.comparing import randomise, randomise_norms
 from ..models.recognizers import batch, recognizer
 
@@ -18,7 +18,7 @@ BAD = (float('nan'), float('inf'), -float('inf'))
 def networks(request):
     """A name, and its network as it is and by each executor."""
     torch.manual_seed(0)
-    net = dynamic(request.param)
+    net = dynamic(request.param, **SHORT[request.param])
     randomise(net)
     randomise_norms(net)
     net.eval()

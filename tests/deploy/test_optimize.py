@@ -14,14 +14,15 @@ from vared2_mmaction.executors import BACKENDS, ExecutedConv
 from vared2_mmaction.models import dynamic_layers, force_policies
 
 from ..compiling import EXECUTORS, needs_compiler
-from ..models.backbones import STOCK, dynamic, stock
+from ..models.backbones import SHORT, STOCK, dynamic, stock
 from ..models.comparing import clips, randomise, randomise_norms, relative
 
 
 @pytest.mark.parametrize('executor', ['eager', pytest.param('cpu', marks=needs_compiler)])
 @pytest.mark.parametrize('name', STOCK)
 def test_optimised_networks_equal_those_that_are_not(name, executor):
-    twin, net, x = stock(name), dynamic(name), clips(name)
+    twin, x = stock(name, **SHORT[name]), clips(name)
+    net = dynamic(name, **SHORT[name])
     randomise(net)
     for model in (twin, net):
         randomise_norms(model)

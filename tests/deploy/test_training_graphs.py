@@ -39,7 +39,9 @@ def device(request, monkeypatch):
 
 def network(device='cpu', **kwargs):
     torch.manual_seed(0)
-    net = dynamic('ResNet2Plus1d', stage_blocks=(1, 1, 1, 1), base_channels=4, **kwargs)
+    sizes = {'num_stages': 2, 'stage_blocks': (1, 1), 'out_indices': (1,), 'dilations': (1, 1)}
+    sizes |= {'spatial_strides': (1, 2), 'temporal_strides': (1, 2), 'base_channels': 4}
+    net = dynamic('ResNet2Plus1d', **sizes, **kwargs)
     net.train()
     return net.to(device)
 

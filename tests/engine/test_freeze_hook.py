@@ -16,9 +16,20 @@ from torch import nn
 from vared2_mmaction.engine import FreezeGatesHook
 from vared2_mmaction.engine.network import network_of
 
-from .training import CLOSED, OPEN, VARIED, config, train
+from .training import CLOSED, OPEN, VARIED, train
+from .training import config as with_four_stages
 
 STATES: list[dict[str, torch.Tensor]] = []
+
+
+def config(*args, **changes):
+    """A config of two stages."""
+    cfg = with_four_stages(*args, **changes)
+    strides = {'spatial_strides': (1, 2), 'temporal_strides': (1, 1)}
+    two = {'num_stages': 2, 'stage_blocks': (1, 1), 'dilations': (1, 1), 'out_indices': (1,)}
+    cfg.model.backbone.update(**two, **strides)
+    cfg.model.cls_head.in_channels = 8
+    return cfg
 
 
 @HOOKS.register_module()
@@ -105,7 +116,7 @@ def test_frozen_gates_keep_their_budget(videos, tmp_path):
         'randomness': {'seed': 0},
     }
     hooks = [{'type': 'FreezeGatesHook', 'begin': 1}, {'type': 'StateKeeper'}, VARIED]
-    training = train(config(videos, tmp_path, hooks, **changes))
+    training = train(with_four_stages(videos, tmp_path, hooks, **changes))
     said = re.findall(r'newest 6 clips (\S+), brought to (\S+); the budget is', training.log)
     assert len(said) == 3  # at the freeze, and at the end of each epoch
     before, after = np.array(said, dtype=float).T

@@ -71,7 +71,7 @@ def is_slow(way: Any) -> bool:
     return kernels and is_interpreted()
 
 
-def few(way: Any, of: Any, number: int = 3) -> Any:
+def few(way: Any, of: Any, number: int = 2) -> Any:
     """The first of several, for slow ways."""
     return of[:number] if is_slow(way) else of
 

@@ -40,15 +40,15 @@ def charged(conv):
 
 
 def batches(layer, x):
-    """Weights of all policies; of batches of several; and of clips of which some are mixed and
-    others are not, for the same dearest options."""
+    """Weights of all policies, of every other one alone; of batches of several; and of clips of
+    which some are mixed and others are not, for the same dearest options."""
     mixed = every_modulation(layer, x)
     first = [Modulation(*((v > 0) & (v.cumsum(1) == v) for v in m)) for m in mixed]
     single = [Modulation(*(v.float() for v in m)) for m in first]
     parts = [(mixed if row % 2 else single)[row * 5 % len(mixed)] for row in range(len(x))]
     rows = zip(*(([v[row] for v in part]) for row, part in enumerate(parts)), strict=True)
     uneven = (torch.cat((v[:2], w[2:])) for v, w in zip(mixed[0], single[0], strict=True))
-    found = [*mixed, *single, Modulation(*map(torch.stack, rows)), Modulation(*uneven)]
+    found = [*mixed[::2], *single[1::2], Modulation(*map(torch.stack, rows)), Modulation(*uneven)]
     return [of_all_options(layer, x, modulation) for modulation in found]
 
 

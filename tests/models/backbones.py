@@ -3,6 +3,7 @@
 
 from typing import Any
 
+import torch
 from mmaction.registry import MODELS
 from mmaction.utils import register_all_modules
 from mmengine.logging import MMLogger
@@ -68,16 +69,57 @@ STOCK: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     ),
     'C3D': ({'out_dim': 512}, (2, 3, 16, 16, 16)),
 }
+NARROWED = ('ResNetTSM', 'TANet', 'C3D')
+"""Backbones whose config cannot say that they have few channels."""
+_TWO = {
+    **{'num_stages': 2, 'stage_blocks': (2, 1), 'dilations': (1, 1), 'out_indices': (1,)},
+    **{'spatial_strides': (1, 2), 'temporal_strides': (1, 1)},
+}
+_TWO_PATHWAYS = {
+    key: {**STOCK['ResNet3dSlowFast'][0][key], **_TWO, 'inflate': (0, 1)}
+    for key in ('slow_pathway', 'fast_pathway')
+}
+SHORT: dict[str, dict[str, Any]] = {
+    **{name: {} for name in STOCK},
+    **{name: _TWO for name in ('ResNet3d', 'ResNet3dCSN')},
+    'ResNet2Plus1d': {**_TWO, 'temporal_strides': (1, 2)},
+    'X3D': {'num_stages': 2, 'spatial_strides': (2, 2), 'gamma_d': 1},
+    'ResNet3dSlowOnly': {**_TWO, 'inflate': (0, 1)},
+    'ResNet3dSlowFast': _TWO_PATHWAYS,
+}
+"""Arguments that leave two stages, with blocks of all kinds, wherever there are four."""
 NAMED = ('ResNet', 'ResNet3d', 'ResNet2Plus1d', 'X3D')
 
 
 def stock(name: str, **kwargs: Any) -> nn.Module:
     """A stock backbone, initialised."""
     config, _ = STOCK[name]
-    backbone = MODELS.build({'type': f'mmaction.{name}', **config, **kwargs})
+    with torch.device('meta' if name in ('ResNetTSM', 'C3D') else 'cpu'):
+        backbone = MODELS.build({'type': f'mmaction.{name}', **config, **kwargs})
+    if name in NARROWED:
+        narrow(backbone)
     MMLogger.get_current_instance().setLevel('ERROR')
     backbone.init_weights()
     return backbone
+
+
+def narrow(net: nn.Module) -> nn.Module:
+    """The network with an eighth of the channels wherever there are 64 or more, not initialised."""
+    for module in net.modules():
+        for key in ('in_channels', 'out_channels', 'num_features', 'in_features', 'out_features'):
+            if hasattr(module, key):
+                setattr(module, key, _narrowed(getattr(module, key)))
+        for key, p in module.named_parameters(recurse=False):
+            setattr(module, key, nn.Parameter(torch.empty([_narrowed(n) for n in p.shape])))
+        for key, b in module.named_buffers(recurse=False):
+            setattr(module, key, torch.empty([_narrowed(n) for n in b.shape], dtype=b.dtype))
+        if hasattr(module, 'reset_parameters'):
+            module.reset_parameters()
+    return net
+
+
+def _narrowed(number: int) -> int:
+    return number // 8 if number >= 64 else number
 
 
 def dynamic(name: str, options: dict[str, Any] | None = None, **kwargs: Any) -> nn.Module:

@@ -15,13 +15,14 @@ from vared2_mmaction.models import accelerate, dynamic_layers, force_policies, t
 from vared2_mmaction.models.dynamize import is_own_parameter
 
 from ..compiling import needs_compiler
-from .backbones import NAMED, STOCK, dynamic, listed, stock
+from .backbones import NAMED, SHORT, STOCK, dynamic, listed, stock
 from .comparing import clips, randomise, relative
 
 
 @pytest.mark.parametrize('name', STOCK)
 def test_full_policy_is_the_stock_network(name):
-    twin, net, x = stock(name).double(), dynamic(name).double(), clips(name, torch.float64)
+    twin, net = (make(name, **SHORT[name]).double() for make in (stock, dynamic))
+    x = clips(name, torch.float64)
     keys = net.load_state_dict(twin.state_dict(), strict=False)
     assert keys.unexpected_keys == []
     assert keys.missing_keys
@@ -44,7 +45,8 @@ def test_full_policy_is_the_stock_network(name):
 
 @pytest.mark.parametrize('name', STOCK)
 def test_full_policy_is_the_accelerated_stock_network_to_the_last_bit(name):
-    twin, net, x = accelerate(stock(name)), accelerate(dynamic(name)), clips(name)
+    twin, net = (accelerate(make(name, **SHORT[name])) for make in (stock, dynamic))
+    x = clips(name)
     net.load_state_dict(twin.state_dict(), strict=False)
     for training in (True, False):
         net.train(training)
@@ -97,7 +99,7 @@ def counted(net, x):
 def test_compute_equals_what_is_executed(name):
     """Convolutions for convolutions, to the last multiply-add: all of them by the dearest options
     in use, and what was decided is charged."""
-    net, shape = dynamic(name), STOCK[name][1]
+    net, shape = dynamic(name, **SHORT[name]), STOCK[name][1]
     randomise(net)
     clip = torch.randn(shape[0] // 2, *shape[1:])
     (_, decisions), counter = counted(net, clip)
@@ -111,7 +113,7 @@ def test_compute_equals_what_is_executed(name):
     (_, decisions), counter = counted(net, clip)
     executed, charged_static, *_ = decisions[0].sum(0).tolist()
     assert executed == of_convolutions(counter)['Global'] < static == charged_static
-    twin = stock(name)
+    twin = stock(name, **SHORT[name])
     _, counter = counted(twin, clip)
     assert of_convolutions(counter)['Global'] == static
     counts = counter.get_flop_counts()['Global']
@@ -130,7 +132,7 @@ def test_transposed_convolutions_are_charged(groups):
 
 @pytest.mark.parametrize('name', STOCK)
 def test_gradient_of_the_cost_reaches_every_gate(name):
-    net, x = dynamic(name), torch.randn(STOCK[name][1])
+    net, x = dynamic(name, **SHORT[name]), torch.randn(STOCK[name][1])
     net.train()
     features, decisions = net(x)
     decisions[..., 0].sum().backward(retain_graph=True)

@@ -9,7 +9,7 @@ from mmaction.registry import MODELS
 from mmaction.utils import register_all_modules
 from mmengine.analysis import get_model_complexity_info
 
-from vared2_mmaction import static_cost
+from vared2_mmaction import dynamize, static_cost
 from vared2_mmaction.models import dynamic_layers
 
 from ..engine.training import config, train
@@ -56,8 +56,7 @@ def gradients(net, found):
 
 # Of what is traced gradients are made in the same way for all networks.
 @pytest.mark.parametrize(
-    ('name', 'backend'),
-    [(n, 'aot_eager' if n in ('ResNet', 'ResNet2Plus1d') else 'eager') for n in NETWORKS],
+    ('name', 'backend'), [(n, 'aot_eager' if n == 'ResNet3d' else 'eager') for n in NETWORKS]
 )
 def test_compiled_whole_networks_train_alike(name, backend):
     torch._dynamo.reset()
@@ -98,7 +97,9 @@ def test_exported_and_traced_networks_answer_alike(name):
 
 def test_a_compiled_network_knows_what_is_in_use():
     torch._dynamo.reset()
-    net, x = network('ResNet2Plus1d')
+    stem = torch.nn.Sequential(torch.nn.Conv3d(3, 4, 1), torch.nn.Conv3d(4, 6, 3, padding=1))
+    net, x = dynamize(stem), torch.randn(2, 3, 8, 6, 6)
+    randomise(net)
     net.eval()
     compiled = torch.compile(net, fullgraph=True, backend='eager')
     with torch.no_grad():
@@ -145,11 +146,13 @@ def test_the_counter_counts_2d_backbones():
 def test_mmengine_compiles_what_a_config_asks_for(videos, tmp_path):
     torch._dynamo.reset()
     register_all_modules()
-    cfg = config(videos, tmp_path, [], compile={'backend': 'aot_eager'})
+    cfg = config(videos, tmp_path, [], compile={'backend': 'eager'})
     cfg.train_cfg = {'type': 'IterBasedTrainLoop', 'max_iters': 2}
-    cfg.model.backbone.dynamic = {'layers': LAYERS}
-    cfg.model.backbone.update(_TINY)
-    cfg.model.cls_head.in_channels = 8
+    # MMAction2's own code breaks the graph, and what calls it is traced anew each time.
+    one = dict.fromkeys(('spatial_strides', 'temporal_strides', 'dilations', 'stage_blocks'), (1,))
+    cfg.model.backbone.update(one, num_stages=1, out_indices=(0,))
+    cfg.model.backbone.dynamic = {'layers': r'layer1\.0\.conv2'}
+    cfg.model.cls_head.in_channels = 4
     cfg.optim_wrapper.optimizer.lr = 0.1
     cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
     training = train(cfg)

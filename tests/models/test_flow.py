@@ -179,7 +179,7 @@ def test_clips_of_another_length_are_refused(clips, frames):
 def test_pooled_segments_are_refused():
     model, data = recognizer('ResNet'), batch('ResNet', 2)
     model.backbone = dynamic('ResNetTSM', temporal_pool=True)
-    with pytest.raises(ValueError, match=r'of 2 clips, got \(1, 512, 4, .*\(temporal_pool\)'):
+    with pytest.raises(ValueError, match=r'of 2 clips, got \(1, 64, 4, .*\(temporal_pool\)'):
         train_step(model, data)
 
 

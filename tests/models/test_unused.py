@@ -20,7 +20,10 @@ from vared2_mmaction.ops import Modulation
 from ..compiling import needs_compiler
 from .backbones import STOCK, dynamic, listed
 
-SMALL = {'stage_blocks': (1, 1, 1, 1)}
+SMALL = {
+    **{'num_stages': 2, 'stage_blocks': (1, 1), 'out_indices': (1,), 'dilations': (1, 1)},
+    **{'spatial_strides': (1, 2), 'temporal_strides': (1, 2)},
+}
 
 
 class PartlyUsedGate(nn.Module):
@@ -155,7 +158,7 @@ def test_drawn_policies():
 
 @pytest.mark.parametrize('policy', ['free', 'channel 1 temporal 0'])
 def test_what_is_frozen_gets_no_gradient(policy):
-    net = dynamic('ResNet2Plus1d', frozen_stages=2, **SMALL)
+    net = dynamic('ResNet2Plus1d', frozen_stages=1, **SMALL)
     for number, layer in enumerate(dynamic_layers(net).values()):
         layer.gate.fc1.requires_grad_(number % 2 == 0)
         layer.channel_options.requires_grad_(number % 3 == 0)
@@ -198,9 +201,7 @@ def test_only_what_is_unused_has_a_gradient_of_zero(policy):
     net, x = dynamic('ResNet2Plus1d', **SMALL), torch.randn(2, 3, 8, 16, 16)
     with POLICIES[policy](net):
         assert step(net, x) == []
-        for name, layer in dynamic_layers(net).items():
-            if name.startswith(('layer3', 'layer4')):
-                continue  # whose clips are shorter than the options in use
+        for layer in dynamic_layers(net).values():
             for part, in_use in zip(
                 (layer.channel_options, layer.temporal_options), layer.in_use, strict=True
             ):

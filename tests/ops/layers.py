@@ -95,7 +95,7 @@ def build(case: Case, dtype: torch.dtype = torch.float64) -> DynamicConv:
 
 def clips(case: Case, n: int, dtype: torch.dtype = torch.float64) -> Tensor:
     """Random input, (N, C, T, H, W)."""
-    return torch.randn(n, case.conv['in_channels'], case.frames, 7, 8, dtype=dtype)
+    return torch.randn(n, case.conv['in_channels'], case.frames, 5, 6, dtype=dtype)
 
 
 def as_input(case: Case, x: Tensor) -> Tensor:

@@ -33,10 +33,11 @@ model = dict(
     type='Recognizer3D',
     backbone=dict(
         type='VARED2ResNet2Plus1d', depth=18, base_channels=8, pretrained=None, pretrained2d=False,
-        num_stages=2, stage_blocks=(1, 1), out_indices=(1,), conv_cfg=dict(type='Conv2plus1d'),
-        spatial_strides=(1, 2), temporal_strides=(1, 2), dilations=(1, 1), dynamic=dict()),
+        num_stages=1, stage_blocks=(1,), out_indices=(0,), conv_cfg=dict(type='Conv2plus1d'),
+        spatial_strides=(1,), temporal_strides=(1,), dilations=(1,), dynamic=dict(),
+        conv1_kernel=(1, 3, 3)),
     neck=dict(type='SoftModulationGateNeck'),
-    cls_head=dict(type='VARED2I3DHead', num_classes=5, in_channels=16))
+    cls_head=dict(type='VARED2I3DHead', num_classes=5, in_channels=8))
 load_from = 'work_dirs/not/trained/yet.pth'
 """ + PIPELINE.format(4, 1)
 TSN = """
@@ -45,9 +46,9 @@ model = dict(
     type='Recognizer2D',
     backbone=dict(
         type='VARED2ResNet', depth=18, pretrained=None, num_segments=4,
-        num_stages=2, strides=(1, 2), dilations=(1, 1), out_indices=(1,)),
+        num_stages=1, strides=(2,), dilations=(1,), out_indices=(0,)),
     neck=dict(type='SoftModulationGateNeck'),
-    cls_head=dict(type='VARED2TSNHead', num_classes=5, in_channels=128))
+    cls_head=dict(type='VARED2TSNHead', num_classes=5, in_channels=64))
 """ + PIPELINE.format(1, 4)
 STATIC = R2PLUS1D.replace('VARED2', '').replace(', dynamic=dict()', '')
 STATIC = STATIC.replace("dict(type='SoftModulationGateNeck')", 'None')
@@ -390,6 +391,7 @@ def on_videos(request, videos):
 
 
 def save_randomised(text, path):
+    torch.manual_seed(23)  # gates of few layers that answer each video otherwise
     model = build(text)
     randomise(model)
     for layer in dynamic_layers(model).values():
