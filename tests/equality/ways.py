@@ -172,7 +172,7 @@ def naive_charges(layer: DynamicConv, weights: Modulation, options: Options, sha
         on_c = [i for i, w in zip(options.channel, v_c, strict=True) if w > 0]
         on_t = [j for j, w in zip(options.temporal, v_t, strict=True) if w > 0]
         computed = len(range(0, frames, 2 ** on_t[0]))
-        overhead = layer.gate.macs()
+        overhead = layer.gate.macs() if max(map(len, options)) > 1 else 0  # asked or not
         for i in on_c:
             overhead += (channels - kept[i]) * computed * area
         for j in on_t:

@@ -143,9 +143,9 @@ def _equal_compute(results: Results) -> Iterator[str]:
         'those of VA-RED² with gates and cheap operations; widths are whole numbers. The fixed '
         'network starts from the static one as VA-RED² does, and is trained for as many epochs, '
         'pruned to one option a layer: that which suffices for a share of the training clips, the '
-        'share with which compute is nearest to that of VA-RED² of the same seed on them; its '
-        'gates are counted, though nothing asks them. The pruned network is one training: gates '
-        'learn until the budget has fallen, and then every layer keeps one option.'
+        'share with which compute is nearest to that of VA-RED² of the same seed on them. The '
+        'pruned network is one training: gates learn until the budget has fallen, and then every '
+        'layer keeps one option.'
     )
     yield ''
     others = ('random', 'fixed', 'pruned', 'slimmed')

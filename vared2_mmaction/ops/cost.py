@@ -39,10 +39,11 @@ class LayerCost(NamedTuple):
 
     def whole(self) -> tuple[int, int, int]:
         """Multiply-adds of one output channel of one output frame of the convolution, of the static
-        convolution, and of the gate."""
+        convolution, and of the gate, which nobody asks where there is nothing to choose."""
         constants = self.constants
         unit = constants.kernel * self.area
-        return unit, unit * constants.channels[0] * self.frames[0], constants.gate
+        gate = constants.gate if max(map(len, self.options)) > 1 else 0
+        return unit, unit * constants.channels[0] * self.frames[0], gate
 
     def computed(self) -> tuple[list[int], list[int]]:
         """Channels and frames that each of the options computes."""

@@ -151,6 +151,10 @@ def weigh(choice: Choice, clips: Tensor, frames: int) -> list[tuple[list[float],
     """
     number = len(kept(frames, len(choice.tables[0])))
     which = choice.in_use.channel, available(choice.in_use.temporal, number)
+    sizes = len(choice.constants.channels), number
+    if max(map(len, which)) == 1:  # nothing to choose
+        only = [[float(i == o) for i in range(n)] for n, (o,) in zip(sizes, which, strict=True)]
+        return [(only[0], only[1])] * len(clips)
     weights: Modulation = choice.gate(clips, number)
     every = []
     for v, options in zip(weights, which, strict=True):
