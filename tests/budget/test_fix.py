@@ -1,14 +1,21 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """The same options for every clip, at a budget."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from mmaction.registry import MODELS
+from mmaction.utils import register_all_modules
+from mmengine.config import Config
 
 from vared2_mmaction.budget import common_options
 from vared2_mmaction.budget.observe import observe
 from vared2_mmaction.models import dynamic_layers
 
 from .test_calibration import clips, network
+
+CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 
 
 def leave(model, options):
@@ -60,3 +67,20 @@ def test_only_options_in_use_are_left():
     assert {temporal for _, temporal in options.values()} == {1}
     assert {channel for channel, _ in options.values()} == {0}
     assert 0.4 < ratio < 0.7
+
+
+@pytest.mark.parametrize(
+    ('recipe', 'shape'),
+    [('study/vared2_r2plus1d.py', (3, 32, 32, 32)), ('demo/vared2_r2plus1d.py', (3, 8, 48, 48))],
+)
+@pytest.mark.parametrize('std', [0.0, 0.3])
+def test_recipes_come_near_to_any_budget(recipe, shape, std):
+    register_all_modules()
+    torch.manual_seed(0)
+    model = MODELS.build(Config.fromfile(CONFIGS / recipe).model.backbone)
+    model.eval()  # does not return the module
+    for layer in dynamic_layers(model).values():  # as they start, and as if they had learned
+        layer.gate.fc2.bias.data += std * torch.randn_like(layer.gate.fc2.bias)
+    loader = [torch.randn(2, *shape)]
+    for budget in (0.3, 0.4, 0.6, 0.8):
+        assert abs(common_options(model, loader, budget)[1] - budget) <= 0.02, budget
