@@ -18,7 +18,7 @@ from .comparing import randomise, relative
 
 _TINY = {'base_channels': 4, 'stage_blocks': (1, 1), 'num_stages': 2, 'out_indices': (1,)}
 _TINY |= {'spatial_strides': (1, 2), 'temporal_strides': (1, 2), 'dilations': (1, 1)}
-_FLAT = {'num_stages': 2, 'strides': (1, 2), 'dilations': (1, 1), 'out_indices': (1,)}
+_FLAT = {'num_stages': 1, 'strides': (1,), 'dilations': (1,), 'out_indices': (0,)}
 _PATHWAYS = {
     key: {
         **STOCK['ResNet3dSlowFast'][0][key],
@@ -42,7 +42,8 @@ LAYERS = r'layer2\.0\.conv2'
 
 def network(name):
     kwargs, shape = NETWORKS[name]
-    net = dynamic(name, {'layers': LAYERS}, **kwargs)
+    layers = r'layer1\.0\.conv2' if name == 'ResNet' else LAYERS
+    net = dynamic(name, {'layers': layers}, **kwargs)
     randomise(net)
     assert len(dynamic_layers(net)) in (1, 2)
     return net, torch.randn(shape)

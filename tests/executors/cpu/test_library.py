@@ -48,9 +48,23 @@ def built_file():
     return folder / f'{folder.name}.so'
 
 
+@pytest.fixture(scope='module')
+def built_once(tmp_path_factory):
+    """A cache of what the sources, which lie elsewhere in each test, are compiled to."""
+    folder = tmp_path_factory.mktemp('built')
+    (folder / 'sources').mkdir()
+    (folder / 'sources' / 'tiny.cpp').write_text(SOURCE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, 'SOURCES', folder / 'sources')
+        patch.setenv('TORCH_EXTENSIONS_DIR', str(folder / 'cache'))
+        library()
+    return folder / 'cache'
+
+
 @pytest.fixture
-def built():
+def built(built_once, sources):
     """The file of compiled code that is there already."""
+    shutil.copytree(built_once, os.environ['TORCH_EXTENSIONS_DIR'])
     assert library().answer == 42
     return built_file()
 
