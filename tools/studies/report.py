@@ -151,9 +151,10 @@ def _equal_compute(results: Results) -> Iterator[str]:
     others = ('random', 'fixed', 'pruned', 'slimmed')
     yield from _differences(results, [(DYNAMIC, other) for other in others])
     yield ''
-    yield 'Minus the static network that is trained for as many epochs as VA-RED² in both phases:'
+    yield 'Minus the static network that they start from, and one trained for as many epochs:'
     yield ''
-    yield from _differences(results, [(DYNAMIC, 'longer')])
+    pairs = [(name, other) for name in (DYNAMIC, 'pruned') for other in (STATIC, 'longer')]
+    yield from _differences(results, pairs)
 
 
 def _controls(results: Results) -> Iterator[str]:
