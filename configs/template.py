@@ -44,9 +44,8 @@ train_dataloader = dict(dataset=train, **loader)
 val_dataloader, test_dataloader = dict(dataset=val, **loader), dict(dataset=test, **loader)
 train_cfg = dict(max_epochs=max_epochs, val_interval=1)
 custom_hooks = [
-    dict(type='BudgetScheduleHook', begin=max_epochs / 20, fall=max_epochs / 2),
-    dict(type='FreezeGatesHook', begin=max_epochs * 3 / 4),
-    dict(type='PruneOptionsHook', unused_for=200, begin=max_epochs * 3 / 4),
+    dict(type='BudgetScheduleHook', fall=max_epochs / 4),
+    dict(type='FixOptionsHook', begin=max_epochs / 4),
     dict(type='PolicyUsageHook'),
 ]
 gate, bias = dict(lr_mult=0.1, decay_mult=0.0), dict(lr_mult=3.0, decay_mult=0.0)

@@ -18,9 +18,8 @@ test_dataloader = dict(dataset=dict(pipeline=_base_.test_pipeline))
 
 max_epochs = 40
 custom_hooks = [
-    dict(type='BudgetScheduleHook', begin=max_epochs / 20, fall=max_epochs / 2),
-    dict(type='FreezeGatesHook', begin=max_epochs * 3 / 4),
-    dict(type='PruneOptionsHook', unused_for=2000, begin=max_epochs * 3 / 4),
+    dict(type='BudgetScheduleHook', fall=max_epochs / 4),
+    dict(type='FixOptionsHook', begin=max_epochs / 4),
     dict(type='PolicyUsageHook'),
 ]
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_begin=1, val_interval=5)

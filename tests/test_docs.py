@@ -143,6 +143,7 @@ OPTIONS = {
     'SoftModulationGate': '`dynamic.gate`',
     'ComputationBudgetLoss': '`loss_budget`',
     'BudgetScheduleHook': 'Hooks',
+    'FixOptionsHook': 'Hooks',
     'FreezeGatesHook': 'Hooks',
     'PruneOptionsHook': 'Hooks',
     'PolicyUsageHook': 'Hooks',

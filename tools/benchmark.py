@@ -26,9 +26,9 @@ import vared2_mmaction
 from benchmarking import benchmark
 from benchmarking.batches import Batch, clip_of, read_batches
 from benchmarking.environment import processor
+from commands.cli import add_config_options, run_tool
 from counting.clips import views_of_split
 from vared2_mmaction.apis import load_model
-from vared2_mmaction.apis.cli import add_config_options, run_tool
 from vared2_mmaction.apis.config_file import read_config_file
 from vared2_mmaction.deploy import keep_freed_memory
 from vared2_mmaction.executors import BACKENDS

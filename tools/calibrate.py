@@ -18,16 +18,16 @@ from rich.table import Table
 from torch.utils.data import DataLoader, Subset
 
 import vared2_mmaction  # noqa: F401  (registers the models and mends the OpenMMLab releases)
-from vared2_mmaction import force_policy
-from vared2_mmaction.apis.check import check_config
-from vared2_mmaction.apis.cli import (
+from commands.check_data import check_run
+from commands.cli import (
     add_config_options,
     add_optimize_option,
     build_runner,
     run_tool,
 )
+from commands.testing import OptimizeHook, metrics_of
+from vared2_mmaction import force_policy
 from vared2_mmaction.apis.config_file import read_config_file
-from vared2_mmaction.apis.optimizing import OptimizeHook
 from vared2_mmaction.apis.weights import check_checkpoint, load_weights
 from vared2_mmaction.budget import Calibration, start_from_static
 
@@ -94,11 +94,10 @@ def calibrate_and_test(cfg: Config, args: argparse.Namespace) -> list[Point]:
     checkpoint, out = args.checkpoint, Path(args.out)
     check_checkpoint(checkpoint)
     cfg.load_from, cfg.resume = None, False
-    check_config(cfg, 'train', 'test')
+    check_run(cfg, 'train', 'test')
     out.mkdir(parents=True, exist_ok=True)
     cfg.work_dir = str(out)
-    evaluator: Any = cfg.test_evaluator
-    metrics = list(evaluator) if isinstance(evaluator, list | tuple) else [evaluator]
+    metrics = metrics_of(cfg)
     if 'ComputeMetric' not in [metric['type'] for metric in metrics]:
         cfg.test_evaluator = [*metrics, {'type': 'ComputeMetric'}]
     loader = calibration_loader(cfg, args.num_videos)

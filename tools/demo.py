@@ -10,20 +10,19 @@ from typing import NamedTuple
 import numpy as np
 
 import vared2_mmaction  # noqa: F401  (registers the models and mends the OpenMMLab releases)
+from commands.cli import add_optimize_option, run_tool
+from commands.people import find_people
 from policy_report import boxes, decisions
 from vared2_mmaction.apis import (
     Detection,
     Recognition,
     detect,
-    find_people,
     load_detector,
     load_inferencer,
     recognize,
 )
-from vared2_mmaction.apis.cli import add_optimize_option, run_tool
 from vared2_mmaction.apis.clips import Video, check_box, open_video
-from vared2_mmaction.apis.detection import is_detection_config
-from vared2_mmaction.apis.inference import Computation, check_video
+from vared2_mmaction.apis.inference import Computation, check_video, read_config
 
 TOP = 5
 HEIGHT = 240
@@ -198,7 +197,7 @@ def show(args: argparse.Namespace) -> None:
     if args.out:
         check_out(args.out)
     check_video(args.video)  # before the network is built
-    detection = is_detection_config(args.config)
+    detection = 'roi_head' in read_config(args.config).model
     answer = answer_detection(args) if detection else answer_recognition(args)
     found = answer.found
     print(f'{answer.text}\n{describe_compute(found)}')

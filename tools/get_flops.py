@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 import vared2_mmaction  # noqa: F401  (registers the models and mends the OpenMMLab releases)
+from commands.cli import add_config_options, run_tool
 from counting.clips import random_clip, read_videos, views_of_split
 from counting.flops import CostMismatchError, measure
 from vared2_mmaction.apis import load_model
-from vared2_mmaction.apis.cli import add_config_options, run_tool
 from vared2_mmaction.apis.config_file import read_config_file
 
 

@@ -27,7 +27,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from vared2_mmaction.apis.cli import run_tool
+from commands.cli import run_tool
 
 ROOT = Path(__file__).resolve().parent.parent
 SECTIONS = ('tests', 'fullgraph', 'mixing', 'infer', 'train', 'demo')

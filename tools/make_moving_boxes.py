@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from commands.cli import run_tool
 from synthetic.moving_boxes import MovingBoxes, make_moving_boxes
-from vared2_mmaction.apis.cli import run_tool
 
 HELP = dict(
     train='training videos',

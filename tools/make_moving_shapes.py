@@ -6,9 +6,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import fields
 
+from commands.cli import run_tool
 from synthetic.motions import MOTIONS
 from synthetic.moving_shapes import MovingShapes, make_moving_shapes
-from vared2_mmaction.apis.cli import run_tool
 
 
 def build_parser() -> argparse.ArgumentParser:

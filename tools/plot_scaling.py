@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 
 from benchmarking import scaling
-from vared2_mmaction.apis.cli import run_tool
+from commands.cli import run_tool
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from rich.console import Console
 
+from commands.cli import run_tool
 from studies import report, study
 from studies.footage import Footage
 from studies.schedule import RESULTS, STALE, Resources, RunFailedError, Scheduler
 from synthetic.moving_shapes import MovingShapes
-from vared2_mmaction.apis.cli import run_tool
 
 CONFIGS = Path(__file__).resolve().parent.parent / 'configs' / 'study'
 

@@ -17,12 +17,12 @@ from rich.console import Console
 from rich.table import Table
 
 import vared2_mmaction  # noqa: F401  (registers the models and mends the OpenMMLab releases)
+from commands import cli
+from commands.check_data import check_run
+from commands.testing import OptimizeHook, metrics_of
 from controls.answers import MEAN, OTHER, OWN
 from controls.measure import KINDS, check_controls, measure_controls
-from vared2_mmaction.apis import cli
-from vared2_mmaction.apis.check import check_config
 from vared2_mmaction.apis.config_file import merge_options, read_config_file
-from vared2_mmaction.apis.optimizing import OptimizeHook
 from vared2_mmaction.checkpoints.loading import whole_networks
 from vared2_mmaction.engine.network import network_of
 
@@ -91,17 +91,15 @@ def enable_drawing(cfg: Config, args: argparse.Namespace) -> None:
 def dump_predictions(cfg: Config, path: str) -> None:
     if not path.endswith(('.pkl', '.pickle')):
         raise ValueError(f'--dump writes a pickle: {path!r} must end in .pkl or .pickle')
-    evaluator: Any = cfg.get('test_evaluator')
-    if evaluator is None:
+    if cfg.get('test_evaluator') is None:
         raise ValueError('--dump needs a `test_evaluator` in the config')
-    metrics = list(evaluator) if isinstance(evaluator, (list, tuple)) else [evaluator]
-    cfg.test_evaluator = [*metrics, {'type': 'DumpResults', 'out_file_path': path}]
+    cfg.test_evaluator = [*metrics_of(cfg), {'type': 'DumpResults', 'out_file_path': path}]
 
 
 def test(args: argparse.Namespace) -> None:
     cfg = read_config_file(args.config)
     merge_args(cfg, args)
-    check_config(cfg, 'test')
+    check_run(cfg, 'test')
     if args.controls:
         cfg.compile = False  # compiled code does not see what takes the place of answers
     runner = cli.build_runner(cfg)

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from mmengine.config import Config
 
 import vared2_mmaction  # noqa: F401  (registers the models and mends the OpenMMLab releases)
-from vared2_mmaction.apis import cli
-from vared2_mmaction.apis.check import check_config
+from commands import cli
+from commands.check_data import check_run
 from vared2_mmaction.apis.config_file import merge_options, read_config_file
 from vared2_mmaction.checkpoints.resuming import newest_checkpoint
 
@@ -102,7 +102,7 @@ def set_randomness(cfg: Config, args: argparse.Namespace) -> None:
 def train(args: argparse.Namespace) -> None:
     cfg = read_config_file(args.config)
     merge_args(cfg, args)
-    check_config(cfg, 'train', 'val')
+    check_run(cfg, 'train', 'val')
     cli.build_runner(cfg).train()
     cli.leave_process_group()
 

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.progress import track
 
 import vared2_mmaction  # noqa: F401  (registers the models and mends the OpenMMLab releases)
+from commands.cli import add_config_options, run_tool
 from policy_report import visualize
-from vared2_mmaction.apis.cli import add_config_options, run_tool
 from vared2_mmaction.apis.config_file import read_config_file
 
 

@@ -34,11 +34,6 @@ SHARE = Expected(float, 'a number between 0 and 1', lambda x: 0 < x < 1)
 OPTIONS = Expected(dict, 'options, dict(...)')
 
 
-def one_of(words: Collection[str]) -> Expected:
-    """One of some words."""
-    return Expected(str, f'one of {list(words)}', lambda word: word in words)
-
-
 def check(key: str, value: Any, expected: Expected) -> None:
     """Refuse the value of an option with a ValueError that names key, value and what was expected.
 

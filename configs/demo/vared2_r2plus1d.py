@@ -1,23 +1,23 @@
-# VA-RED2 of the static twin, from its weights: the budget falls, then gates are frozen.
+# VA-RED2 of the static twin, from its weights: the budget falls while gates learn, then every layer
+# keeps the options that they want, and the network settles.
 _base_ = 'static_r2plus1d.py'
+max_epochs = 16
 custom_hooks = [
-    dict(type='BudgetScheduleHook', fall=5),
-    dict(type='FreezeGatesHook', begin=7),
+    dict(type='BudgetScheduleHook', fall=max_epochs / 4),
+    dict(type='FixOptionsHook', begin=max_epochs / 4),
     dict(type='PolicyUsageHook'),
 ]
 
+budget = dict(loss_weight=100.0, budget=0.5, correct_only=False, per_clip=False)
+layers = r'^conv1|layer\d+\.\d+\.conv'  # the stem is a quarter of so small a network
 model = dict(
-    backbone=dict(
-        type='VARED2ResNet2Plus1d',
-        dynamic=dict(channel=2, temporal=2, gate=dict(initial=(0.8, 0.2))),
-    ),
+    backbone=dict(type='VARED2ResNet2Plus1d', dynamic=dict(layers=layers)),
     neck=dict(type='SoftModulationGateNeck'),
-    cls_head=dict(type='VARED2I3DHead', loss_budget=dict(loss_weight=10.0, budget=0.6)),
+    cls_head=dict(type='VARED2I3DHead', loss_budget=budget),
 )
 load_from = 'work_dirs/demo/static_r2plus1d/epoch_24.pth'
 
-max_epochs = 20
-train_cfg = dict(max_epochs=max_epochs, val_begin=2)
+train_cfg = dict(max_epochs=max_epochs, val_begin=max_epochs)
 # Adam gives every parameter the same pace: a gate's many weights would shift its answers far
 # faster than its biases do, which close options for all clips.
 gate = dict(lr_mult=0.1, decay_mult=0.0)
@@ -29,7 +29,7 @@ optim_wrapper = dict(
 param_scheduler = [
     dict(
         type='CosineAnnealingLR',
-        begin=0,
+        begin=max_epochs / 4,
         end=max_epochs,
         eta_min=1e-5,
         by_epoch=True,
@@ -38,4 +38,5 @@ param_scheduler = [
 ]
 val_evaluator = [dict(type='AccMetric'), dict(type='ComputeMetric')]
 test_evaluator = val_evaluator
+default_hooks = dict(checkpoint=dict(save_best=None))  # the best one had not met its budget yet
 work_dir = 'work_dirs/demo/vared2_r2plus1d'

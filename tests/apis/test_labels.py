@@ -3,8 +3,8 @@
 
 import pytest
 
+from annotations.ava_format import write_label_map
 from vared2_mmaction.apis.labels import BACKGROUND, read_actions, read_classes
-from vared2_mmaction.datasets.ava_format import write_label_map
 
 pytestmark = pytest.mark.fast
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 
-from vared2_mmaction.visualization.dump import load_dump
+from policy_report.dump import load_dump
 
 pytestmark = pytest.mark.fast
 

@@ -13,10 +13,10 @@ from mmengine.runner import load_checkpoint
 from mmengine.structures import BaseDataElement, InstanceData
 from torch import nn
 
+from policy_report.dump import load_dump
 from vared2_mmaction.apis.weights import load_weights
 from vared2_mmaction.checkpoints import arrays
 from vared2_mmaction.checkpoints.reading import CheckpointError, read_progress
-from vared2_mmaction.visualization.dump import load_dump
 
 from . import hostile
 from .files import content

@@ -97,11 +97,9 @@ def test_parts_outside_the_model_build(name):
     hooks = [HOOKS.build(hook) for hook in cfg.get('custom_hooks', [])]
     metrics = [Evaluator(cfg[f'{split}_evaluator']).metrics for split in ('val', 'test')]
     if name in DYNAMIC:
-        named = {type(hook).__name__: hook for hook in hooks}
-        last = {'FreezeGatesHook', 'PruneOptionsHook'}
-        assert named.keys() - last == {'BudgetScheduleHook', 'PolicyUsageHook'}
-        if 'PruneOptionsHook' in named:  # an option that is closed may open again before
-            assert named['PruneOptionsHook'].begin == named['FreezeGatesHook'].begin
+        last = 'FreezeGatesHook' if name.startswith('study') else 'FixOptionsHook'
+        named = {type(hook).__name__ for hook in hooks}
+        assert named == {'BudgetScheduleHook', last, 'PolicyUsageHook'}
         for split in metrics:
             assert {type(metric).__name__ for metric in split} >= {'AccMetric', 'ComputeMetric'}
 
@@ -109,14 +107,12 @@ def test_parts_outside_the_model_build(name):
 @pytest.mark.fast
 @pytest.mark.parametrize('name', DYNAMIC)
 def test_recipes_share_their_settings_but_those_that_say_why(name):
-    """docs/training.md says why the demo and the study have others."""
+    """docs/training.md says why others have others."""
     cfg = load(name)
+    epochs, (schedule, last, _) = cfg.train_cfg.max_epochs, cfg.custom_hooks
+    assert schedule.fall == last.begin == epochs / 4
     if Path(name).parent.name in ('demo', 'study'):
         return
-    epochs, hooks = cfg.train_cfg.max_epochs, {hook.type: hook for hook in cfg.custom_hooks}
-    assert hooks['BudgetScheduleHook'].begin == epochs / 20
-    assert hooks['BudgetScheduleHook'].fall == epochs / 2
-    assert hooks['FreezeGatesHook'].begin == epochs * 3 / 4
     assert cfg.model.cls_head.loss_budget.budget == 0.6
     assert cfg.param_scheduler[-1].T_max == epochs
     with_adam = cfg.optim_wrapper.optimizer.type == 'AdamW'

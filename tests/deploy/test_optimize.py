@@ -17,19 +17,12 @@ from ..compiling import EXECUTORS, needs_compiler
 from ..models.backbones import SHORT, STOCK, dynamic, stock
 from ..models.comparing import clips, randomise, randomise_norms, relative
 
-KINDS = ('affine', 'depthwise')
 
-
-@pytest.mark.parametrize(
-    ('kind', 'executor'),
-    # What is depthwise the definition executes, and stock convolutions beside it the executor.
-    [('affine', 'eager'), *(pytest.param(k, 'cpu', marks=needs_compiler) for k in KINDS)],
-)
+@pytest.mark.parametrize('executor', ['eager', pytest.param('cpu', marks=needs_compiler)])
 @pytest.mark.parametrize('name', STOCK)
-def test_optimised_networks_equal_those_that_are_not(name, kind, executor):
-    operations = {'channel_operation': kind, 'temporal_operation': kind}
+def test_optimised_networks_equal_those_that_are_not(name, executor):
     twin, x = stock(name, **SHORT[name]), clips(name)
-    net = dynamic(name, operations, **SHORT[name])
+    net = dynamic(name, **SHORT[name])
     randomise(net)
     for model in (twin, net):
         randomise_norms(model)
@@ -41,13 +34,11 @@ def test_optimised_networks_equal_those_that_are_not(name, kind, executor):
         for model in (net, fast, fast_twin)
     )
     assert all('.tam.G.' in n for n in left_in_twin)  # behind a linear layer
-    behind = {
+    behind = [
         n for n in before if any(key.startswith(f'{n.rpartition(".")[0]}.') for key in layers)
-    }
-    assert bool(behind) == (name != 'C3D')
-    if kind == 'affine':
-        behind = set()  # folded
-    assert left == [n for n in before if n in behind or n in left_in_twin]
+    ]
+    assert bool(behind) == (name != 'C3D')  # and all are folded
+    assert left == [n for n in before if n in left_in_twin]
     assert list(dynamic_layers(fast)) == list(layers)
     policy = torch.randint(0, 3, (2, len(layers), 2))
     with torch.no_grad():
@@ -62,7 +53,7 @@ def test_optimised_networks_equal_those_that_are_not(name, kind, executor):
     kept = any(layer.tensors() for layer in dynamic_layers(fast).values())
     if name == 'C3D':  # whose kernels are 3 x 3 x 3: only tiles pack them
         assert kept == any(layer.executor for layer in dynamic_layers(fast).values())
-    elif kind == 'affine':
+    else:
         assert kept == torch.backends.mkldnn.is_available()
 
 

@@ -13,9 +13,10 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.structures import InstanceData
 
+from commands.people import find_people
 from synthetic.moving_boxes import ACTIONS
 from vared2_mmaction import static_cost
-from vared2_mmaction.apis import detect, find_people, load_detector
+from vared2_mmaction.apis import detect, load_detector
 
 from ..networks import change, write_network
 from ..videos import HEIGHT, WIDTH, write_video

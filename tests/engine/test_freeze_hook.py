@@ -49,8 +49,9 @@ def test_gates_stand_still_and_the_network_goes_on(videos, tmp_path, optimizer):
     changes = {
         'optim_wrapper__optimizer': {'type': optimizer, 'lr': 0.01, 'weight_decay': 0.1},
         'train_cfg__max_epochs': 3,
+        'model__cls_head__loss_budget__budget': 0.0,  # the loss of VA-RED2, without a budget
     }
-    hooks = [{'type': 'FreezeGatesHook', 'begin': 1, 'clips': 0}, {'type': 'StateKeeper'}]
+    hooks = [{'type': 'FreezeGatesHook', 'begin': 1}, {'type': 'StateKeeper'}]
     train(config(videos, tmp_path, hooks, **changes))
     open_phase, first, second = STATES
     gates = [name for name in first if '.gate.' in name]
@@ -81,30 +82,25 @@ def test_gates_are_trained_before(videos, tmp_path):
 @pytest.mark.parametrize(
     ('gates', 'budget', 'off'),
     [
-        (OPEN, 0.97, 'off the budget 0.97: compute ratio 1.000 of the clips of iterations 2 to 2'),
+        (OPEN, 0.97, 'off the budget 0.97: compute ratio 1.000 is as near as one shift'),
         (OPEN, 0.99, None),
-        (CLOSED, 0.9, 'off the budget 0.9: compute ratio 0.'),
-        (OPEN, 0.0, None),  # the loss of VA-RED2, without a budget
+        (CLOSED, 0.9, 'off the budget 0.9: compute ratio '),
+        (OPEN, 0.0, None),
     ],
 )
 def test_frozen_gates_off_their_budget_are_named_once(videos, tmp_path, gates, budget, off):
-    """Gates are frozen in the last three epochs of four."""
+    """Those that say the same of all clips cannot be brought to most budgets."""
     register_all_modules()
     changes = {
         'train_cfg__max_epochs': 4,
         'train_dataloader__dataset__indices': 2,  # one batch
         'model__cls_head__loss_budget__budget': budget,
     }
-    # At the end of the fall the budget is that of the config; it is compared from the start.
-    schedule = {'type': 'BudgetScheduleHook', 'fall': 3}
-    hooks = [schedule, {'type': 'FreezeGatesHook', 'begin': 1, 'clips': 0}, gates]
+    hooks = [{'type': 'FreezeGatesHook', 'begin': 1}, gates]
     training = train(config(videos, tmp_path, hooks, **changes))
-    said = [line for line in training.log.splitlines() if 'FreezeGatesHook:' in line]
+    said = [line for line in training.log.splitlines() if 'WARNING - FreezeGatesHook:' in line]
     assert len(said) == (off is not None)
-    if off is not None:
-        assert 'WARNING' in said[0]
-        assert off in said[0]
-        assert 'freeze later (begin=1 now)' in said[0]
+    assert off is None or off in said[0]
 
 
 def test_frozen_gates_keep_their_budget(videos, tmp_path):
@@ -138,29 +134,14 @@ def test_frozen_gates_keep_their_budget(videos, tmp_path):
     assert torch.allclose(steps, steps[0], atol=1e-5)
 
 
-def test_gates_that_say_the_same_of_all_clips_cannot_keep_a_budget(videos, tmp_path):
-    register_all_modules()
-    changes = {'train_cfg__max_epochs': 4, 'model__cls_head__loss_budget__budget': 0.9}
-    hooks = [{'type': 'FreezeGatesHook', 'begin': 1}, OPEN]
-    said = train(config(videos, tmp_path, hooks, **changes)).log.splitlines()
-    assert len([line for line in said if 'WARNING' in line and 'off the budget 0.9' in line]) == 1
-
-
-def test_gates_that_learn_may_be_off_their_budget(videos, tmp_path):
-    register_all_modules()
-    # Two epochs, of which no whole one is frozen.
-    hooks = [{'type': 'FreezeGatesHook', 'begin': 1.5, 'clips': 0}, OPEN]
-    assert 'FreezeGatesHook:' not in train(config(videos, tmp_path, hooks)).log
-
-
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match='begin=-1'):
         FreezeGatesHook(-1)
     for wrong in ('1', None, True, math.nan, math.inf):
         with pytest.raises(ValueError, match='FreezeGatesHook: begin=.*: expected a number of ep'):
             FreezeGatesHook(wrong)
-    with pytest.raises(ValueError, match='FreezeGatesHook: clips=-1: expected a number of clips'):
-        FreezeGatesHook(1, clips=-1)
+    with pytest.raises(ValueError, match='FreezeGatesHook: clips=0: expected a whole num'):
+        FreezeGatesHook(1, clips=0)
     training = SimpleNamespace(model=nn.Linear(1, 1), train_dataloader=range(3), max_iters=6)
     with pytest.raises(ValueError, match='no dynamic layer'):
         FreezeGatesHook(0).before_train(training)

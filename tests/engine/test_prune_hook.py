@@ -11,7 +11,7 @@ from mmengine.hooks import Hook
 from torch import multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
-from vared2_mmaction.apis.cli import leave_process_group
+from commands.cli import leave_process_group
 from vared2_mmaction.engine import PruneOptionsHook
 from vared2_mmaction.engine.network import network_of
 from vared2_mmaction.engine.prune_hook import _left

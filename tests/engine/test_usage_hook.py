@@ -10,7 +10,7 @@ from mmaction.utils import register_all_modules
 from mmengine.hooks import Hook
 from torch import multiprocessing, nn
 
-from vared2_mmaction.apis.cli import leave_process_group
+from commands.cli import leave_process_group
 from vared2_mmaction.engine import PolicyUsageHook
 from vared2_mmaction.engine.network import network_of
 from vared2_mmaction.engine.usage import Usage, shorten

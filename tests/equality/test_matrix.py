@@ -2,8 +2,8 @@
 """Every way to execute a dynamic convolution answers what the reference does: outputs, policies and
 charges, and gradients where there are any.
 
-Cases are those of tests/ops/layers.py: shapes, strides, groups, odd channels, one frame, depthwise
-and unnormalised layers, in 2-D and 3-D, with all options in use and with fewer.
+Cases are those of tests/ops/layers.py: shapes, strides, groups, odd channels, one frame, in 2-D and
+3-D, with all options in use and with fewer.
 """
 
 import copy
@@ -95,7 +95,7 @@ def test_every_policy_in_use(name, way):
         run(case, module, x[:2], forced[:1].repeat(3, 1))
 
 
-@pytest.mark.parametrize('name', ['plain', 'vectors', 'not normalised', '2d', 'in use: outer ones'])
+@pytest.mark.parametrize('name', ['plain', 'vectors', '2d', 'in use: outer ones'])
 @every_way
 @torch.no_grad()
 def test_one_clip_that_is_not_finite(name, way):

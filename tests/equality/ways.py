@@ -15,7 +15,6 @@ from vared2_mmaction.executors import BACKENDS, ExecutedConv
 from vared2_mmaction.executors.cpu.training import mix_compiled
 from vared2_mmaction.executors.cuda import is_interpreted
 from vared2_mmaction.ops import Modulation, Options, charge
-from vared2_mmaction.ops.mixing import mix, needs_factors_alone
 from vared2_mmaction.ops.reference import reference
 
 from ..compiling import needs_compiler
@@ -35,14 +34,10 @@ def compiled_mix(layer: DynamicConv) -> Any:
 
 def mix_by_kernels(layer: DynamicConv) -> Any:
     """The layer, with options mixed by the kernels for GPUs, which are interpreted."""
-    layer.mix = _mix_by_kernels
-    return layer
-
-
-def _mix_by_kernels(z: Tensor, *what: Any) -> Tensor:
     from vared2_mmaction.executors.cuda import training
 
-    return (training.mix_by_kernels if needs_factors_alone(*what[:-1]) else mix)(z, *what)
+    layer.mix = training.mix_by_kernels
+    return layer
 
 
 def executed(name: str, layer: DynamicConv) -> Any:
@@ -172,18 +167,17 @@ def naive_charges(layer: DynamicConv, weights: Modulation, options: Options, sha
     area = area[0] * area[1]
     kernel = layer.weight[0].numel()
     kept = layer.channel_options.kept
-    cheap = layer.channel_options.macs_per_element, layer.temporal_options.macs_per_element
     rows = []
     for v_c, v_t in zip(*weights, strict=True):
         on_c = [i for i, w in zip(options.channel, v_c, strict=True) if w > 0]
         on_t = [j for j, w in zip(options.temporal, v_t, strict=True) if w > 0]
         computed = len(range(0, frames, 2 ** on_t[0]))
-        overhead = layer.gate.macs()
+        overhead = layer.gate.macs() if max(map(len, options)) > 1 else 0  # asked or not
         for i in on_c:
-            overhead += (channels - kept[i]) * computed * area * cheap[0]
+            overhead += (channels - kept[i]) * computed * area
         for j in on_t:
             rebuilt = frames - len(range(0, frames, 2**j))
-            overhead += channels * rebuilt * area * cheap[1]
+            overhead += channels * rebuilt * area
         unit = kernel * area
         rows.append(
             [unit * kept[on_c[0]] * computed, unit * channels * frames, overhead, on_c[0], on_t[0]]

@@ -289,7 +289,6 @@ def test_one_dimension_alone(key, column):
         ({'channel': 1, 'temporal': 1}, 'nothing is dynamic'),
         ({'channel_multiple': 0}, r'dynamic\.channel_multiple=0.*from 1 on'),
         ({'channel_multiple': 1.5}, r'dynamic\.channel_multiple=1\.5.*from 1 on'),
-        ({'channel_operation': 'magic'}, r"dynamic\.channel_operation='magic'.*affine"),
         ({'gate': {'hidden': 3}}, r"dynamic\.gate.*unknown option 'hidden'.*hidden_channels"),
         ({'gate': {'initial': (2, 1, 1)}}, r'dynamic\.gate\.initial\[0\]=2: expected a number'),
     ],

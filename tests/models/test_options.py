@@ -28,9 +28,6 @@ WRONG = {
     'layers': [['a'], '(', '*', 3, True, {}],
     'gate': ['big', True, ['x'], 3, None],
     'channel_multiple': [*WHOLE, 0, -1],
-    'channel_operation': ['linear', None, 1, ['affine'], True],
-    'temporal_operation': ['linear', None, 1, ['affine'], True],
-    'normalise': FLAGS,
     'num_segments': [*(value for value in WHOLE if value is not None), 0, -1],
     'compiled': FLAGS,
 }
@@ -146,6 +143,11 @@ def test_unknown_options_are_named():
         ('saturation', 0.5, 'over their sum'),
         ('saturation', math.inf, 'over their sum'),
         ('recompute', True, 'compile=True'),
+        ('normalise', False, 'over their sum'),
+        ('normalise', True, 'over their sum'),
+        ('channel_operation', 'depthwise', 'a scale and a shift for every map'),
+        ('channel_operation', 'affine', 'a scale and a shift for every map'),
+        ('temporal_operation', 'depthwise', 'a scale and a shift for every map'),
     ],
 )
 def test_options_that_are_gone_say_what_to_do(key, value, now):
@@ -176,7 +178,7 @@ def test_thrift_of_random_gates(thrift):
 
 
 def test_right_values_are_taken():
-    right = DynamicOptions.parse(
+    DynamicOptions.parse(
         dict(
             channel=1,
             temporal=4,
@@ -189,11 +191,9 @@ def test_right_values_are_taken():
                 floor=0.5,
             ),
             channel_multiple=16,
-            normalise=False,
             num_segments=8,
         )
     )
-    assert not right.normalise
     assert DynamicOptions.parse(None) == DynamicOptions.parse({}) == DynamicOptions()
     loss = ComputationBudgetLoss(loss_weight=1, budget=0, correct_only=False, per_clip=False)
     assert (loss.loss_weight, loss.budget) == (1, 0)

@@ -92,9 +92,6 @@ POLICIES = {
 }
 OPTIONS = {
     'default': {},
-    'not normalised': {'normalise': False},
-    'depthwise channels': {'channel_operation': 'depthwise'},
-    'depthwise frames': {'temporal_operation': 'depthwise'},
     'channel only': {'temporal': 1},
     'temporal only': {'channel': 1},
 }

@@ -31,8 +31,6 @@ class Case:
     rank: int = 3
     channel: int = 3
     temporal: int = 3
-    kinds: tuple[str, str] = ('affine', 'affine')
-    normalised: bool = True
     multiple: int = 1
     in_use: tuple[tuple[int, ...], tuple[int, ...]] | None = None
     """Channel and temporal options in use; None for all."""
@@ -43,7 +41,6 @@ def _conv(in_channels: int, out_channels: int, kernel_size: Any, **more: Any) ->
     return {**sizes, 'kernel_size': kernel_size, **more}
 
 
-BOTH_DEPTHWISE = ('depthwise', 'depthwise')
 CASES = [
     Case('plain', _conv(4, 8, 3, padding=1), frames=8),
     Case('odd', _conv(3, 7, 3, bias=False), frames=9),
@@ -55,28 +52,20 @@ CASES = [
     Case('one channel', _conv(3, 1, 1), frames=4),
     Case('vectors', _conv(3, 27, 1), multiple=4),
     Case('depthwise', _conv(10, 10, 3, padding=1, groups=10), frames=5),
-    Case('depthwise operations', _conv(4, 7, 3, padding=1), frames=5, kinds=BOTH_DEPTHWISE),
-    Case('groups', _conv(6, 9, (1, 3, 3), groups=3), kinds=('depthwise', 'affine')),
+    Case('groups', _conv(6, 9, (1, 3, 3), groups=3)),
     Case('same padding', _conv(2, 4, (2, 3, 3), padding='same')),
     Case('circular', _conv(2, 4, 3, padding=1, padding_mode='circular')),
     Case('four options', _conv(2, 16, 1), frames=16, channel=4, temporal=4),
     Case('channel only', _conv(2, 6, 3), temporal=1),
     Case('temporal only', _conv(2, 6, 3), channel=1),
-    Case('not normalised', _conv(2, 6, 3, padding=1), normalised=False),
     Case('2d', _conv(4, 7, 3, stride=2), rank=2),
-    Case('2d groups', _conv(4, 6, 3, groups=2), frames=5, rank=2, kinds=BOTH_DEPTHWISE),
+    Case('2d groups', _conv(4, 6, 3, groups=2), frames=5, rank=2),
     Case('in use: cheaper ones', _conv(4, 8, 3, padding=1), frames=8, in_use=((1, 2), (1, 2))),
     Case('in use: outer ones', _conv(4, 9, 1), in_use=((0, 2), (0, 2))),
     Case('in use: one each', _conv(4, 8, 3, padding=1), in_use=((1,), (2,))),
     Case('in use: one frame', _conv(3, 4, 1), frames=1, in_use=((0, 1), (2,))),
     Case('in use: 2d', _conv(4, 8, 1), rank=2, in_use=((1,), (0, 2))),
-    Case(
-        'in use: not normalised',
-        _conv(2, 6, 1),
-        kinds=('affine', 'depthwise'),
-        normalised=False,
-        in_use=((1,), (1, 2)),
-    ),
+    Case('in use: one channel option', _conv(2, 6, 1), in_use=((1,), (1, 2))),
 ]
 NAMES = [case.name for case in CASES]
 
@@ -90,10 +79,10 @@ def build(case: Case, dtype: torch.dtype = torch.float64) -> DynamicConv:
     """A dynamic layer with random weights everywhere, in evaluation mode."""
     stock, dynamic = (nn.Conv3d, DynamicConv3d) if case.rank == 3 else (nn.Conv2d, DynamicConv2d)
     conv = stock(**case.conv)
-    channel = ChannelOptions(conv.out_channels, case.channel, case.kinds[0], case.multiple)
-    temporal = TemporalOptions(conv.out_channels, case.temporal, case.kinds[1])
+    channel = ChannelOptions(conv.out_channels, case.channel, case.multiple)
+    temporal = TemporalOptions(conv.out_channels, case.temporal)
     gate = SoftModulationGate(conv.in_channels, len(channel.kept), case.temporal, 5)
-    layer: Any = dynamic.convert_from(conv, gate, channel, temporal, case.normalised, case.name)
+    layer: Any = dynamic.convert_from(conv, gate, channel, temporal, case.name)
     if case.rank == 2:
         layer.num_segments = case.frames
     for parameter in (*channel.parameters(), *temporal.parameters()):

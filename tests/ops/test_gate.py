@@ -9,11 +9,16 @@ import torch
 from vared2_mmaction.ops import Modulation, Options, SoftModulationGate, kept
 from vared2_mmaction.ops.conv import forced_weights, of_options
 from vared2_mmaction.ops.cost import dearest_option
-from vared2_mmaction.ops.gate import INITIAL, descriptor, only_the_cheapest, open_options
+from vared2_mmaction.ops.gate import INITIAL, descriptor, open_options
 from vared2_mmaction.ops.mixing import shares
 from vared2_mmaction.ops.options import available
 
 pytestmark = pytest.mark.fast
+
+
+def floor_of(floor, number):
+    """Weights of options of which only the cheapest is on."""
+    return torch.eye(number)[-1] * floor
 
 
 def test_starts_with_all_options_open():
@@ -87,15 +92,13 @@ def test_descriptor_tells_a_still_clip_from_a_moving_one_at_any_length():
     assert (descriptor(frame, True)[:, 3:] == 0).all()
 
 
-def test_shares_are_weights_over_their_sum_if_normalised():
+def test_shares_are_weights_over_their_sum():
     v = Modulation(torch.rand(4, 3).double(), torch.tensor([[0.2, 0, 0.1]] * 4).double())
-    for share, weights in zip(shares(v, True), v, strict=True):
+    for share, weights in zip(shares(v), v, strict=True):
         torch.testing.assert_close(share.sum(1), torch.ones(4).double())
         torch.testing.assert_close(share * weights.sum(1, keepdim=True), weights)
-    for share, weights in zip(shares(v, False), v, strict=True):
-        assert torch.equal(share, weights)
     alone = Modulation(torch.rand(4, 1), torch.rand(4, 1))
-    assert shares(alone, True) == (None, None)  # one option has all
+    assert shares(alone) == (None, None)  # one option has all
 
 
 def test_of_options_in_use_one_is_always_on():
@@ -109,7 +112,7 @@ def test_of_options_in_use_one_is_always_on():
     assert v.grad.tolist() == [[0, 1, 1, 0], [0, 1, 1, 0], [1, 0, 0, 0]]
     for _ in range(20):
         given = (torch.randn(30, 4).tanh() - 0.5).relu()
-        v = open_options(given, only_the_cheapest(0.05, 4)).double()
+        v = open_options(given, floor_of(0.05, 4)).double()
         for which in itertools.chain(*(itertools.combinations(range(4), n) for n in range(1, 5))):
             chosen = of_options(v, which)
             assert (chosen > 0).any(1).all()
@@ -175,14 +178,14 @@ def test_gates_are_evaluated_in_full_precision_in_both_directions():
 def test_where_all_options_would_be_off_the_cheapest_has_the_floor():
     for number, floor in ((3, 0.05), (2, 0.1), (4, 0.3)):
         given = (torch.randn(50, number).tanh() - 0.4).relu()
-        weights = open_options(given, only_the_cheapest(floor, 4))  # more than there are
+        weights = open_options(given, floor_of(floor, 4))  # more than there are
         closed = (given == 0).all(1)
         assert closed.any()
         cheapest = torch.eye(number)[-1] * floor
         assert torch.equal(weights[closed], cheapest.expand(int(closed.sum()), number))
         assert torch.equal(weights[~closed], given[~closed])
-    assert (open_options(torch.rand(5, 1), only_the_cheapest(0.1, 1)) == 1).all()
-    assert open_options(torch.tensor([[torch.nan, 0]]), only_the_cheapest(0.1, 2)).isnan().any()
+    assert (open_options(torch.rand(5, 1), floor_of(0.1, 1)) == 1).all()
+    assert open_options(torch.tensor([[torch.nan, 0]]), floor_of(0.1, 2)).isnan().any()
 
 
 def test_both_dimensions_at_once_weigh_as_each_alone():
@@ -196,7 +199,7 @@ def test_both_dimensions_at_once_weigh_as_each_alone():
     own = gate.weigh(descriptor(x, motion=True)).relu()[:, 3:]
     assert torch.equal(both.temporal, open_options(own, gate.cheapest))
     apart = [v / v.sum(1, keepdim=True) for v in both]
-    for share, expected in zip(shares(both, True), apart, strict=True):
+    for share, expected in zip(shares(both), apart, strict=True):
         assert torch.equal(share, expected)
 
 

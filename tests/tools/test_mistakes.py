@@ -11,7 +11,7 @@ from mmaction.registry import MODELS
 from mmengine.registry import init_default_scope
 from torch.utils.data import DataLoader, Dataset
 
-from vared2_mmaction.apis.cli import run_tool
+from commands.cli import run_tool
 from vared2_mmaction.errors import FileError
 
 from ..loading import SCRIPTS, TOOLS, load_tool

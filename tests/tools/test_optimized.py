@@ -13,11 +13,11 @@ from mmengine.config import Config
 from mmengine.model import BaseTTAModel, MMDistributedDataParallel, revert_sync_batchnorm
 from torch import nn
 
+from commands.testing import OptimizeHook
 from vared2_mmaction.apis import load_model, optimizing
-from vared2_mmaction.apis.optimizing import OptimizeHook, try_to_optimize
+from vared2_mmaction.apis.optimizing import try_to_optimize
 from vared2_mmaction.executors import ExecutedConv
 
-from ..loading import load_tool
 from ..networks import make_static, write_network, write_test_config
 
 KINDS = ('Recognizer3D', 'Recognizer2D')
@@ -38,13 +38,6 @@ def project(tmp_path_factory, videos):
     return found
 
 
-@pytest.fixture
-def tool(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv('LOCAL_RANK', '0')
-    return load_tool('test')
-
-
 def log(work_dir):
     (path,) = work_dir.rglob('*.log')
     return path.read_text()
@@ -52,12 +45,12 @@ def log(work_dir):
 
 @pytest.mark.parametrize('name', ['dynamic', 'static'])
 @pytest.mark.parametrize('kind', KINDS)
-def test_scores_and_policies_are_those_of_the_network(kind, name, project, tool, tmp_path):
+def test_scores_and_policies_are_those_of_the_network(kind, name, project, tester, tmp_path):
     argv = project[kind, name]
     # MMEngine calls an experiment after the second: two within one would share a log.
     for how, flags in (('fast', []), ('slow', ['--no-optimize'])):
         named = ['--cfg-options', f'experiment_name={how}_{kind}_{name}']
-        tool.main([*argv, '--dump', f'{how}.pkl', '--work-dir', how, *flags, *named])
+        tester.main([*argv, '--dump', f'{how}.pkl', '--work-dir', how, *flags, *named])
     assert log(tmp_path / 'fast').count('executed: ') == 1
     assert 'optimised' not in log(tmp_path / 'fast')
     assert 'executed: ' not in log(tmp_path / 'slow')
@@ -72,21 +65,21 @@ def test_scores_and_policies_are_those_of_the_network(kind, name, project, tool,
             assert found['overhead_gmacs'] == pytest.approx(expected['overhead_gmacs'])
 
 
-def test_what_cannot_be_optimised_is_tested_as_it_is(project, tool, tmp_path, monkeypatch):
+def test_what_cannot_be_optimised_is_tested_as_it_is(project, tester, tmp_path, monkeypatch):
     argv = project['Recognizer3D', 'dynamic']
 
     def fail(model):
         raise TypeError('some module\ncannot be copied')
 
     monkeypatch.setattr(optimizing, 'optimize', fail)
-    tool.main([*argv, '--dump', 'fast.pkl', '--work-dir', 'fast'])
+    tester.main([*argv, '--dump', 'fast.pkl', '--work-dir', 'fast'])
     assert 'not optimised: TypeError: some module\n' in log(tmp_path / 'fast')
-    tool.main([*argv, '--dump', 'slow.pkl', '--work-dir', 'slow', '--no-optimize'])
+    tester.main([*argv, '--dump', 'slow.pkl', '--work-dir', 'slow', '--no-optimize'])
     for found, expected in zip(mmengine.load('fast.pkl'), mmengine.load('slow.pkl'), strict=True):
         assert torch.equal(found['pred_score'], expected['pred_score'])
 
 
-def test_a_test_says_what_is_executed_for_every_clip(project, tool, tmp_path, monkeypatch):
+def test_a_test_says_what_is_executed_for_every_clip(project, tester, tmp_path, monkeypatch):
     """Where an executor computes the dearest options in use, as on GPUs; here interpreted."""
     config, checkpoint = project['Recognizer3D', 'dynamic']
     content = torch.load(checkpoint)
@@ -99,7 +92,7 @@ def test_a_test_says_what_is_executed_for_every_clip(project, tool, tmp_path, mo
     for name, weights in (('whole', checkpoint), ('pruned', 'pruned.pth')):
         named = ['--cfg-options', f'experiment_name=executes_{name}']
         named += ['test_dataloader.dataset.indices=1']  # the interpreter takes seconds for a video
-        tool.main([config, weights, '--work-dir', name, '--dump', f'{name}.pkl', *named])
+        tester.main([config, weights, '--work-dir', name, '--dump', f'{name}.pkl', *named])
         first, second = re.findall('executed: (.*)', log(tmp_path / name))
         assert 'by cuda (cuDNN and Triton)' in first
         share = float(second.partition('%')[0]) / 100

@@ -10,8 +10,8 @@ import torch
 from mmengine import runner
 from torch import nn
 
+from commands import cli
 from studies import run as study_run
-from vared2_mmaction.apis import cli
 
 from ..checkpoints.files import content
 from ..loading import load_tool
@@ -70,7 +70,7 @@ def test_a_network_without_its_head_is_not_tested(tmp_path, monkeypatch, capsys)
     )
     monkeypatch.setattr(cli, 'build_runner', lambda cfg: stub)
     tool = load_tool('test')
-    monkeypatch.setattr(tool, 'check_config', lambda *_: None)
+    monkeypatch.setattr(tool, 'check_run', lambda *_: None)
     (tmp_path / 'config.py').write_text('model = dict()')
     monkeypatch.setattr(sys, 'argv', ['test.py', str(tmp_path / 'config.py'), str(path)])
     with pytest.raises(SystemExit, match='2'):

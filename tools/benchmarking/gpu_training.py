@@ -176,7 +176,7 @@ def mixing_rows(dtype: str, scale: Scale) -> Iterator[dict[str, Any]]:
         'compiled definition': torch.compile(mix, dynamic=False),
     }
     for channels, frames, size in MIXED:
-        own, over = (kind(channels, 3, 'affine') for kind in (ChannelOptions, TemporalOptions))
+        own, over = (kind(channels, 3) for kind in (ChannelOptions, TemporalOptions))
         number = len(kept(frames, 3))
         options = Options((0, 1, 2), tuple(range(number)))
         shape = scale.clips, channels, frames, size, size

@@ -12,7 +12,7 @@ from mmaction.structures import ActionDataSample
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from vared2_mmaction.apis.check import check_config
+from commands.check_data import check_run
 from vared2_mmaction.models.kinds import Convolution
 from vared2_mmaction.models.static import is_detector
 
@@ -104,7 +104,7 @@ def read_clips(
     """
     if (loader := cfg.get(f'{split}_dataloader')) is None:
         raise ValueError(f'--split {split}: the config has no {split}_dataloader')
-    check_config(cfg, split)
+    check_run(cfg, split)
     dataset = DATASETS.build(loader.dataset)
     views = views_of_split(cfg, model, split)
     for index in np.linspace(0, len(dataset) - 1, min(number, len(dataset))).round():

@@ -2,11 +2,14 @@
 """Makes MMAction2's video lists of Mini-Kinetics-200 from its published split files."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # what tools import
+
 from annotations.mini_kinetics import DELIMITERS, build_lists, print_report
-from vared2_mmaction.apis.cli import run_tool
+from commands.cli import run_tool
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -2,11 +2,14 @@
 """Converts the annotation of J-HMDB-21 to the format of AVA."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # what tools import
+
 from annotations import jhmdb
-from vared2_mmaction.apis.cli import run_tool
+from commands.cli import run_tool
 
 
 def build_parser() -> argparse.ArgumentParser:

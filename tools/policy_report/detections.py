@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from mmaction.evaluation.functional.ava_evaluation import np_box_ops
 
-from vared2_mmaction.datasets.ava_format import Keyframe
-from vared2_mmaction.visualization.dump import as_array
+from annotations.ava_format import Keyframe
+
+from .dump import as_array
 
 OVERLAP = 0.5
 """Intersection over union from which on a predicted box is that of the annotation."""

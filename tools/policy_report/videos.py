@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vared2_mmaction.datasets.ava_format import Keyframe
-from vared2_mmaction.visualization.dump import as_array
+from annotations.ava_format import Keyframe
 
 from .detections import Detections, found_share, read_detections
+from .dump import as_array
 
 COMPUTE = ('compute_ratio', 'compute_gmacs', 'overhead_gmacs')
 MOST_OPTIONS = 4
@@ -96,7 +96,7 @@ def read_videos(samples: Sequence[Mapping[str, Any]], sources: Sequence[Source])
     """Bring the data samples of a test and the videos they are of together.
 
     Args:
-        samples: Predictions, as :func:`~vared2_mmaction.visualization.dump.load_dump` gives them.
+        samples: Predictions, as :func:`~policy_report.dump.load_dump` gives them.
         sources: The videos of the data set, in the same order.
 
     Raises:

@@ -11,13 +11,13 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import init_default_scope
 
+from annotations.ava_format import Keyframe
 from vared2_mmaction.apis.check import check_config
 from vared2_mmaction.apis.labels import read_actions, read_classes
-from vared2_mmaction.datasets.ava_format import Keyframe
 from vared2_mmaction.models.policy import dynamic_layers
-from vared2_mmaction.visualization.dump import as_array, load_dump
 
 from . import categories, figures
+from .dump import as_array, load_dump
 from .keyframes import KeyframeReader
 from .page import Page, write_page
 from .strips import Strip, StripReader

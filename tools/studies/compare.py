@@ -15,8 +15,8 @@ from mmengine.runner import Runner
 from rich.table import Table
 from torch import nn
 
+from policy_report.dump import load_dump
 from vared2_mmaction.apis import load_model
-from vared2_mmaction.visualization.dump import load_dump
 
 from .statistics import Spread
 

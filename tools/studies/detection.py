@@ -9,7 +9,8 @@ from mmaction.registry import METRICS
 from mmengine.config import Config
 from rich.table import Table
 
-from vared2_mmaction.visualization.dump import load_dump
+from commands.testing import metrics_of
+from policy_report.dump import load_dump
 
 from .statistics import Spread
 
@@ -37,8 +38,7 @@ def score(cfg: Config, dump: str) -> Score:
         dump: The pickle file.
     """
     samples = load_dump(dump)
-    metrics = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
-    (config,) = [metric for metric in metrics if metric['type'] == 'AVAMetric']
+    (config,) = [metric for metric in metrics_of(cfg) if metric['type'] == 'AVAMetric']
     metric = METRICS.build(config)
     metric.process(None, samples)
     ratios = [sample.get('compute_ratio', 1.0) for sample in samples]

@@ -143,15 +143,18 @@ def _equal_compute(results: Results) -> Iterator[str]:
         'those of VA-RED² with gates and cheap operations; widths are whole numbers. The fixed '
         'network starts from the static one as VA-RED² does, and is trained for as many epochs, '
         'pruned to one option a layer: that which suffices for a share of the training clips, the '
-        'share with which compute is nearest to that of VA-RED² of the same seed on them; its '
-        'gates are counted, though nothing asks them.'
+        'share with which compute is nearest to that of VA-RED² of the same seed on them. The '
+        'pruned network is one training: gates learn until the budget has fallen, and then every '
+        'layer keeps one option.'
     )
     yield ''
-    yield from _differences(results, [(DYNAMIC, other) for other in ('random', 'fixed', 'slimmed')])
+    others = ('random', 'fixed', 'pruned', 'slimmed')
+    yield from _differences(results, [(DYNAMIC, other) for other in others])
     yield ''
-    yield 'Minus the static network that is trained for as many epochs as VA-RED² in both phases:'
+    yield 'Minus the static network that they start from, and one trained for as many epochs:'
     yield ''
-    yield from _differences(results, [(DYNAMIC, 'longer')])
+    pairs = [(name, other) for name in (DYNAMIC, 'pruned') for other in (STATIC, 'longer')]
+    yield from _differences(results, pairs)
 
 
 def _controls(results: Results) -> Iterator[str]:
@@ -182,7 +185,7 @@ def _controls(results: Results) -> Iterator[str]:
 
 
 def _choices(results: Results) -> Iterator[str]:
-    compared = (STATIC, DYNAMIC, 'random', 'fixed', 'slimmed', 'longer')
+    compared = (STATIC, DYNAMIC, 'random', 'fixed', 'pruned', 'slimmed', 'longer')
     others = [name for name in VARIANTS if name not in compared]
     yield '## Choices'
     yield ''

@@ -31,13 +31,14 @@ from torch import Tensor
 
 import vared2_mmaction
 from benchmarking.environment import processor
+from commands import cli
+from commands.check_data import check_run
+from commands.testing import metrics_of
 from controls.measure import measure_controls
-from vared2_mmaction.apis import cli
-from vared2_mmaction.apis.check import check_config
+from policy_report.dump import load_dump
 from vared2_mmaction.checkpoints.loading import whole_networks
 from vared2_mmaction.checkpoints.resuming import newest_checkpoint
 from vared2_mmaction.models import static_cost
-from vared2_mmaction.visualization.dump import load_dump
 
 from . import compare
 from .fixed import usage_in_training
@@ -93,13 +94,13 @@ def run(folder: Path, task: Mapping[str, Any]) -> None:
         training = copy.deepcopy(cfg)
         if last is not None:
             training.resume, training.load_from = True, str(last)
-        check_config(training, 'train', 'test')
+        check_run(training, 'train', 'test')
         cli.build_runner(training).train()
     dump = folder / 'test.pkl'
     testing = copy.deepcopy(cfg)
     testing.load_from = str(checkpoint)
     testing.test_evaluator = [
-        *_as_list(cfg.test_evaluator),
+        *metrics_of(cfg),
         {'type': 'DumpResults', 'out_file_path': str(dump)},
     ]
     with whole_networks():
@@ -236,10 +237,6 @@ def write_json(path: Path, content: object) -> None:
     part = path.with_name(f'{path.name}.part')
     part.write_text(json.dumps(content, indent=1, allow_nan=False) + '\n')
     os.replace(part, path)
-
-
-def _as_list(value: Any) -> list:
-    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _end_with_stdin() -> None:

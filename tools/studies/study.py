@@ -55,7 +55,6 @@ class Variant:
     both_phases: bool = False
 
 
-_DEPTHWISE = {f'{_DYNAMIC}.{d}_operation': 'depthwise' for d in ('channel', 'temporal')}
 VARIANTS: dict[str, Variant] = {
     STATIC: Variant('the static network, from scratch', base=STATIC, needs=None),
     DYNAMIC: Variant('VA-RED², from the static network'),
@@ -74,6 +73,16 @@ VARIANTS: dict[str, Variant] = {
         needs=DYNAMIC,
         equal_compute='options',
     ),
+    'pruned': Variant(
+        'the same options for every clip from the end of the fall on, which the gates chose until '
+        'then (FixOptionsHook), in one training',
+        options={
+            'custom_hooks': [
+                dict(type='BudgetScheduleHook', fall=3),
+                dict(type='FixOptionsHook', begin=3),
+            ]
+        },
+    ),
     'slimmed': Variant(
         'the static network with fewer channels everywhere, at the compute of VA-RED²',
         base=STATIC,
@@ -90,8 +99,6 @@ VARIANTS: dict[str, Variant] = {
         # With the slope that the lower starts allow.
         options={f'{_GATE}.initial': (0.9, 0.067, 0.033), f'{_GATE}.motion_slope': 0.05},
     ),
-    'not_normalised': Variant('weights V not normalised', options={f'{_DYNAMIC}.normalise': False}),
-    'depthwise': Variant('depthwise cheap operations', options=_DEPTHWISE),
     'lambda_low': Variant('a tenth of the weight of the budget loss', loss_weight=0.1),
     'longer': Variant(
         'the static network, trained for as many epochs as both phases have',

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from rich.progress import track
 
-from vared2_mmaction.datasets.ava_format import (
+from annotations.ava_format import (
     Keyframe,
     write_annotations,
     write_excluded,

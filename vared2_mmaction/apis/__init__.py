@@ -1,7 +1,7 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
-"""What the command-line tools call, and inference on one video."""
+"""Inference on one video, and networks of a config."""
 
-from .detection import Detection, detect, find_people, load_detector
+from .detection import Detection, detect, load_detector
 from .inference import Recognition, load_inferencer, recognize
 from .weights import load_model
 
@@ -9,7 +9,6 @@ __all__ = [
     'Detection',
     'Recognition',
     'detect',
-    'find_people',
     'load_detector',
     'load_inferencer',
     'load_model',

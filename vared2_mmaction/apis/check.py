@@ -1,5 +1,5 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
-"""Find the mistakes of a config before anything is built or trained."""
+"""Find the mistakes of a config before its network is built."""
 
 import inspect
 import os
@@ -14,32 +14,23 @@ from ..models.dynamize import DynamicBackbone, build_dynamic_backbone
 from ..models.heads import BudgetPart, FeatureHead, build_budget_head
 from ..models.layers import DynamicOptions
 from ..models.neck import SoftModulationGateNeck
-from .check_data import check_data
 
 _BUILT_ELSEWHERE = ('mmcls.', 'mmpretrain.', 'torchvision.', 'timm.')
 """Packages that a recognizer may take a backbone from, without a registry."""
 
 
-def check_config(cfg: Config, *splits: str) -> None:
-    """Check model and checkpoint of a config, and the data of some splits: 'train', 'val', 'test'.
+def check_config(cfg: Config) -> None:
+    """Check model and checkpoint of a config.
 
     Raises:
-        ValueError: If backbone, neck and head do not belong together, a dynamic option is wrong, or
-            there is no such data.
-        FileNotFoundError: If a checkpoint, an annotation file or a video is missing.
+        ValueError: If backbone, neck and head do not belong together, or a dynamic option is wrong.
+        FileNotFoundError: If a checkpoint is missing.
     """
     register_all_modules(init_default_scope=False)
     if not isinstance(cfg.get('model'), dict):
         raise ValueError(f'model={cfg.get("model")!r}: expected the config of a network')
     _check_model(cfg.model)
     _check_checkpoint(cfg.get('load_from'))
-    for split in splits:
-        loader = cfg.get(f'{split}_dataloader')
-        if loader is None and split != 'val':
-            raise ValueError(f'the config has no {split}_dataloader')
-        if isinstance(loader, dict):
-            scope = cfg.get('default_scope') or 'mmaction'
-            check_data(loader.get('dataset'), f'{split}_dataloader.dataset', scope)
 
 
 def _check_model(model: dict) -> None:

@@ -13,11 +13,9 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
-from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
-from ..installation import DETECTION_MISSING, has_detection
-from .clips import Video, check_box, open_video, read_frame
+from .clips import Video, check_box, open_video
 from .config_file import first_line
 from .inference import (
     Computation,
@@ -31,8 +29,6 @@ from .inference import (
 from .labels import read_actions
 from .optimizing import optimize_and_log
 from .weights import check_checkpoint, load_model
-
-_LEAST_SCORE = 0.9  # of a person, as in MMAction2's demo
 
 
 @dataclass(frozen=True)
@@ -58,11 +54,6 @@ class Detection(Computation):
     """For each box all actions, best first."""
     scores: tuple[tuple[float, ...], ...]
     """Their scores."""
-
-
-def is_detection_config(config: str) -> bool:
-    """Whether a config, which is read by :func:`~.inference.read_config`, is one of detection."""
-    return 'roi_head' in read_config(config).model
 
 
 def load_detector(
@@ -120,7 +111,7 @@ def detect(
         detector: What :func:`load_detector` gives.
         video: Path of the video.
         boxes: x1, y1, x2, y2 in pixels of the frame in the middle of the clip, (boxes, 4), at
-            least one; None takes the whole frame. See :func:`find_people`.
+            least one; None takes the whole frame.
         timestamp: Middle of the clip, seconds; None takes that of the video.
 
     Raises:
@@ -155,55 +146,6 @@ def detect(
         frames=batch['inputs'][0].permute(1, 2, 3, 0)[None],
         **what_it_took(sample, backbone),
     )
-
-
-def find_people(
-    config: str,
-    checkpoint: str,
-    video: str | os.PathLike,
-    timestamp: float | None = None,
-    device: str | None = None,
-) -> np.ndarray:
-    """Find people in a frame by a detector of mmdet.
-
-    Args:
-        config: Path of the detector's config; class 0 is people, as in COCO.
-        checkpoint: Path or URL of its checkpoint.
-        video: Path of the video.
-        timestamp: Of the frame, seconds; None takes the middle of the video.
-        device: As for :func:`load_detector`.
-
-    Returns:
-        x1, y1, x2, y2 in pixels, (boxes, 4), of people with a score above 0.9, at least one.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the detector fails, finds nobody, or mmdet is not installed.
-    """
-    if not has_detection():
-        raise ValueError(f'DETECTOR={config!r}: {DETECTION_MISSING}')
-    if not os.path.isfile(config):
-        raise FileNotFoundError(f'DETECTOR={config!r}: no such file')
-    check_checkpoint(checkpoint)
-    opened = open_video(video)
-    frame = np.ascontiguousarray(read_frame(opened, opened.frame_at(timestamp))[..., ::-1])
-    device = choose_device(device)
-    try:
-        from mmdet.apis import inference_detector, init_detector
-
-        # MMAction2's detection_inference would print a progress bar.
-        found = inference_detector(init_detector(config, checkpoint, device=device), frame)
-    except Exception as error:  # what the classes of a config raise
-        raise ValueError(f'DETECTOR={config!r} fails: {first_line(error)}') from error
-    finally:
-        init_default_scope('mmaction')  # mmdet made its own the default
-    people = found.pred_instances.cpu().numpy()
-    boxes = people.bboxes[(people.labels == 0) & (people.scores > _LEAST_SCORE)]
-    boxes = boxes.clip(0, opened.size)
-    boxes = boxes[(boxes[:, 2:] > boxes[:, :2]).all(1)]
-    if not len(boxes):
-        raise ValueError(f'DETECTOR={config!r} finds nobody with a score above {_LEAST_SCORE}')
-    return boxes
 
 
 def _read_names(cfg: Config, label_file: str | None) -> list[str]:

@@ -3,6 +3,7 @@
 
 from .calibration import Calibration, set_budget
 from .cheap_fit import start_from_static
+from .fix import common_options
 from .shift import shift_gates
 
-__all__ = ['Calibration', 'set_budget', 'shift_gates', 'start_from_static']
+__all__ = ['Calibration', 'common_options', 'set_budget', 'shift_gates', 'start_from_static']

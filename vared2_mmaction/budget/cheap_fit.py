@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from ..models.policy import dynamic_layers
-from ..ops.cheap import PerChannelAffine
 from .passes import backbone_to_calibrate, evaluating, run_batches
 
 _DOMINANT, _FALL = 0.9, 0.01
@@ -94,10 +93,5 @@ def _fit(operation: Any, moments: np.ndarray) -> None:
     varies = variance > 1e-8 * np.maximum(xx / n, 1e-30)
     scale = np.where(varies, (xy / n - x * y / n**2) / np.where(varies, variance, 1), 1.0)
     shift = np.where(number > 0, (y - scale * x) / n, 0.0)
-    weight = torch.from_numpy(scale).to(operation.weight)
-    if isinstance(operation, PerChannelAffine):
-        operation.weight.copy_(weight)
-    else:  # the middle of a spatial kernel
-        operation.weight.zero_()
-        operation.weight[:, 0, 1, 1] = weight
-    operation.bias.copy_(torch.from_numpy(shift).to(operation.bias))
+    operation.weight.copy_(torch.from_numpy(scale))
+    operation.bias.copy_(torch.from_numpy(shift))

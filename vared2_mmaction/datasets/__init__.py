@@ -1,5 +1,5 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
-"""Annotations of data sets, and what reads them."""
+"""What reads data sets."""
 
 from .decode_once import DecodeOnce
 

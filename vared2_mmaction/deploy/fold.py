@@ -70,13 +70,9 @@ def fold_norm_of_gate(gate: SoftModulationGate) -> None:
 def fold_norm(layer: DynamicConv2d | DynamicConv3d, norm: Any) -> bool:
     """Fold a BatchNorm in evaluation mode into a dynamic layer, in place; whether that can be done.
 
-    Shares have to sum to one, and cheap operations to be affine. Then the layer computes normalised
-    maps, and each operation undoes the normalisation of the map that it reads; which must not
-    divide by next to nothing.
+    The layer then computes normalised maps, and each cheap operation undoes the normalisation of
+    the map that it reads; which must not divide by next to nothing.
     """
-    channel, temporal = layer.channel_options, layer.temporal_options
-    if not (layer.normalised and channel.affine and temporal.affine):
-        return False
     with torch.no_grad():
         gain = torch.ones_like(norm.running_var) if norm.weight is None else norm.weight
         offset = torch.zeros_like(norm.running_var) if norm.bias is None else norm.bias

@@ -39,11 +39,10 @@ def optimize(
     the device. :func:`executed` says in one line what that is. On a CPU this process also keeps the
     memory of freed tensors, from now on.
 
-    A BatchNorm stays behind dynamic layers whose cheap operations are not affine, whose weights are
-    not normalised, or whose maps rebuild others and are scaled to next to nothing. What has hooks
-    is called as ever, and so are convolutions and norms with a forward of their own.
-    Parametrisations (weight norm) become plain weights. A wrapper (``DistributedDataParallel``, an
-    average of weights) is taken for what it wraps.
+    A BatchNorm stays behind dynamic layers whose maps rebuild others and are scaled to next to
+    nothing. What has hooks is called as ever, and so are convolutions and norms with a forward of
+    their own. Parametrisations (weight norm) become plain weights. A wrapper
+    (``DistributedDataParallel``, an average of weights) is taken for what it wraps.
 
     Parameters of the copy differ from those of a checkpoint, and must stay as they are: load first,
     then optimise. The copy may be moved and converted to other types.

@@ -3,6 +3,7 @@
 
 from . import optimizers  # noqa: F401  (mends one of MMAction2's constructors)
 from .budget_hook import BudgetScheduleHook
+from .fix_hook import FixOptionsHook
 from .freeze_hook import FreezeGatesHook
 from .graph_hook import CUDAGraphHook
 from .prune_hook import PruneOptionsHook
@@ -11,6 +12,7 @@ from .usage_hook import PolicyUsageHook
 __all__ = [
     'BudgetScheduleHook',
     'CUDAGraphHook',
+    'FixOptionsHook',
     'FreezeGatesHook',
     'PolicyUsageHook',
     'PruneOptionsHook',

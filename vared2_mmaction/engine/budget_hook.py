@@ -8,8 +8,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from ..errors import check
-from ..models import ComputationBudgetLoss
-from .network import EPOCH, check_begin, epochs_passed, network_of
+from .network import EPOCH, budgets_of, check_begin, epochs_passed, network_of
 
 
 @HOOKS.register_module()
@@ -42,12 +41,7 @@ class BudgetScheduleHook(Hook):
             ValueError: If there is no budget loss, or training ends before ``begin``.
         """
         check_begin(self, runner)
-        model = network_of(runner)
-        self.losses = [
-            (loss, loss.loss_weight, loss.budget)
-            for loss in model.modules()
-            if isinstance(loss, ComputationBudgetLoss)
-        ]
+        self.losses = budgets_of(network_of(runner))
         if not self.losses:
             raise ValueError(
                 'BudgetScheduleHook: the model has no ComputationBudgetLoss; expected a VARED2 head'

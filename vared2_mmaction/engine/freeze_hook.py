@@ -1,24 +1,22 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """A last phase of training, in which gates stay as they are."""
 
-from collections import deque
 from typing import Any
 
 import torch
 from mmaction.registry import HOOKS
-from mmengine import dist
-from mmengine.hooks import EMAHook, Hook
+from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ..budget import shift_gates
-from ..errors import Expected, check
-from ..models import ComputationBudgetLoss, dynamic_layers
-from .network import EPOCH, check_begin, epochs_passed, network_of
+from ..errors import COUNT, check
+from ..models import dynamic_layers
+from .network import EPOCH, budgets_of, check_begin, epochs_passed, network_of, networks_of
+from .newest_clips import NewestClips
 
 OFF_BUDGET = 0.02
 """How far the compute ratio may be from the budget before it is said."""
-_CLIPS = Expected(int, 'a number of clips, 0 or more', lambda n: n >= 0)
 
 
 @HOOKS.register_module()
@@ -42,12 +40,11 @@ class FreezeGatesHook(Hook):
     Args:
         begin: Epoch from which gates are frozen, counted from 0.
         clips: Training clips of each process that the budget is kept for; they stay in memory.
-            With 0, gates stand still, and their compute is what it comes to.
     """
 
     def __init__(self, begin: float, clips: int = 128) -> None:
         check('FreezeGatesHook: begin', begin, EPOCH)
-        check('FreezeGatesHook: clips', clips, _CLIPS)
+        check('FreezeGatesHook: clips', clips, COUNT)
         self.begin = begin
         self.clips = clips
 
@@ -64,13 +61,8 @@ class FreezeGatesHook(Hook):
             raise ValueError('FreezeGatesHook: the model has no dynamic layer')
         self.frozen: list[tuple[Tensor, Tensor]] = []
         # As configured: BudgetScheduleHook changes budgets later.
-        self._budgets = [
-            loss.budget
-            for loss in model.modules()
-            if isinstance(loss, ComputationBudgetLoss) and loss.budget > 0 < loss.loss_weight
-        ]
-        self._ratios: list[Tensor] = []
-        self._newest: deque[Any] = deque()
+        self._budgets = [budget for _, weight, budget in budgets_of(model) if budget > 0 < weight]
+        self._newest = NewestClips(self.clips)
         self._said = False
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
@@ -89,48 +81,33 @@ class FreezeGatesHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Take back what the optimizer did to the gates, and watch their compute.
+        """Take back what the optimizer did to the gates, and keep them at the budget.
 
         Parameters that need no gradient any more would confuse ``DistributedDataParallel``, and
         some optimizers move parameters whose gradient is zero.
         """
         for parameter, value in self.frozen:
             parameter.copy_(value)
-        if self.frozen and self.clips:
-            last = runner.iter + 1 == runner.max_iters
-            if last or (runner.iter + 1) % len(runner.train_dataloader) == 0:
-                self._keep_budget(runner)
-                self._freeze()
-        elif self.frozen and self._budgets:
-            self._ratios.append(outputs['compute_ratio'])
-            if len(self._ratios) == len(runner.train_dataloader):
-                self._compare_with_budget(runner)
+        last = runner.iter + 1 == runner.max_iters
+        if self.frozen and (last or (runner.iter + 1) % len(runner.train_dataloader) == 0):
+            self._keep_budget(runner)
+            self._freeze()
 
     def _freeze(self) -> None:
         parameters = (p for gate in self.gates for p in gate.parameters())
         self.frozen = [(p, p.detach().clone()) for p in parameters]
 
     def _keep(self, runner: Runner, batch: Any) -> None:
-        """Keep a batch, and of older ones no more than are needed, or than an epoch has."""
-        if not (self.clips and self._budgets):
-            return
-        self._newest.append(batch)
-        older = self._clips_kept() - len(self._newest[0]['inputs'])
-        while older >= self.clips or len(self._newest) > len(runner.train_dataloader):
-            self._newest.popleft()
-            older = self._clips_kept() - len(self._newest[0]['inputs'])
-
-    def _clips_kept(self) -> int:
-        return sum(len(batch['inputs']) for batch in self._newest)
+        if self._budgets:
+            self._newest.keep(batch, len(runner.train_dataloader))
 
     def _keep_budget(self, runner: Runner) -> None:
         """Bring gates, and their moving averages, to the budget, if there are clips enough."""
-        seen = self._clips_kept()
-        if not seen or (seen < self.clips and len(self._newest) < len(runner.train_dataloader)):
+        seen = len(self._newest)
+        if not seen or not self._newest.suffice(len(runner.train_dataloader)):
             return
         budget = self._budgets[0]
-        averages = (hook.ema_model.module for hook in runner.hooks if isinstance(hook, EMAHook))
-        for model in (network_of(runner), *averages):
+        for model in networks_of(runner):
             before, ratio = shift_gates(model, self._newest, budget)
         runner.logger.info(
             f'FreezeGatesHook: compute ratio of the newest {seen} clips {before:.3f}, brought to '
@@ -142,18 +119,4 @@ class FreezeGatesHook(Hook):
                 f'FreezeGatesHook: gates are off the budget {budget}: compute ratio {ratio:.3f} is '
                 'as near as one shift of all gates brings it: too many of them say the same of '
                 'every clip. Let the budget fall over more epochs'
-            )
-
-    def _compare_with_budget(self, runner: Runner) -> None:
-        steps, ratio = len(self._ratios), torch.stack(self._ratios).mean()
-        self._ratios = []
-        dist.all_reduce(ratio, 'mean')
-        budget = self._budgets[0]
-        if abs(ratio.item() - budget) > OFF_BUDGET:
-            self._budgets = []  # once is enough
-            runner.logger.warning(
-                f'FreezeGatesHook: frozen gates are off the budget {budget}: compute ratio '
-                f'{ratio.item():.3f} of the clips of iterations {runner.iter + 2 - steps} to '
-                f'{runner.iter + 1}. Features still move under them: freeze later '
-                f'(begin={self.begin} now), or let the learning rate fall further before'
             )

@@ -1,13 +1,15 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
-"""The network that a runner trains, and how far it has come."""
+"""The network that a runner trains, its moving averages and budgets, and how far it has come."""
 
 from typing import Any
 
-from mmengine.model import is_model_wrapper
+from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
 from torch import nn
 
 from ..errors import AT_LEAST_0, COUNT
+from ..models.wrapped import unwrapped
+from ..ops import ComputationBudgetLoss
 
 ITERATIONS = COUNT._replace(words='a number of iterations, 1 or more,')
 EPOCH = AT_LEAST_0._replace(words='a number of epochs, 0 or more')
@@ -15,7 +17,19 @@ EPOCH = AT_LEAST_0._replace(words='a number of epochs, 0 or more')
 
 def network_of(runner: Runner) -> nn.Module:
     """The model without a wrapper of distributed training."""
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+    return unwrapped(runner.model)
+
+
+def networks_of(runner: Runner) -> list[nn.Module]:
+    """The model, and its moving averages."""
+    averages = (hook.ema_model.module for hook in runner.hooks if isinstance(hook, EMAHook))
+    return [network_of(runner), *averages]
+
+
+def budgets_of(model: nn.Module) -> list[tuple[ComputationBudgetLoss, float, float]]:
+    """Budget losses of a model, with weight and budget as they are now."""
+    losses = (module for module in model.modules() if isinstance(module, ComputationBudgetLoss))
+    return [(loss, loss.loss_weight, loss.budget) for loss in losses]
 
 
 def epochs_passed(runner: Runner) -> float:

@@ -1,21 +1,20 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """Take options that no clip uses out of a network while it trains."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from mmaction.registry import HOOKS
 from mmengine import dist
-from mmengine.hooks import EMAHook, Hook
+from mmengine.hooks import Hook
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import Expected, check
 from ..models import dynamic_layers
 from ..models.dynamize import DynamicBackbone
 from ..ops.options import MAX_OPTIONS
-from .network import EPOCH, ITERATIONS, epochs_passed, network_of
+from .network import EPOCH, ITERATIONS, epochs_passed, network_of, networks_of
 from .usage import DIMENSIONS, shorten
 
 _SHARE = Expected(float, 'a share of clips in [0, 1)', lambda share: 0 <= share < 1)
@@ -102,6 +101,7 @@ class PruneOptionsHook(Hook):
 
     def _prune(self, runner: Runner, backbone: Any, counts: Tensor) -> None:
         layers = dynamic_layers(backbone)
+        where = next(n for n, m in network_of(runner).named_modules() if m is backbone)
         pruned: dict[str, list[str]] = {}
         for name, of_layer in zip(backbone.dynamic_layers, counts, strict=True):
             for d, (dimension, in_use) in enumerate(
@@ -112,8 +112,9 @@ class PruneOptionsHook(Hook):
                     continue
                 gone = ', '.join(str(option) for option in in_use if option not in left)
                 pruned.setdefault(f'{dimension} options {gone}', []).append(name)
-                for copy in _copies(runner, backbone):
-                    getattr(copy.get_submodule(name), f'{dimension}_options').use(left)
+                for network in networks_of(runner):
+                    copy = network.get_submodule(where).get_submodule(name)
+                    getattr(copy, f'{dimension}_options').use(left)
         if pruned:
             torch.compiler.reset()  # or compiling anew would count against its limit
             parts = (
@@ -139,12 +140,3 @@ def _left(in_use: tuple[int, ...], counts: list[int], share: float) -> tuple[int
     if used or not clips:
         return tuple(used) or in_use
     return (max(zip(of_options, in_use, strict=False))[1],)
-
-
-def _copies(runner: Runner, backbone: nn.Module) -> Iterator[nn.Module]:
-    """A backbone, and its moving averages."""
-    yield backbone
-    names = [name for name, m in network_of(runner).named_modules() if m is backbone]
-    for hook in runner.hooks:
-        if isinstance(hook, EMAHook):
-            yield hook.ema_model.module.get_submodule(names[0])

@@ -11,9 +11,9 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ..errors import FLAG, check
-from ..models import ComputationBudgetLoss, SoftModulationGateNeck, dynamic_layers
+from ..models import SoftModulationGateNeck, dynamic_layers
 from .graph_hook import CUDAGraphHook
-from .network import ITERATIONS, network_of
+from .network import ITERATIONS, budgets_of, network_of
 from .usage import Usage, shorten
 
 
@@ -75,11 +75,7 @@ class PolicyUsageHook(Hook):
             )
         self._every = self.interval or _logger_interval(runner)
         self._in_period = self.period or len(runner.train_dataloader)
-        self._losses = [
-            (loss, loss.loss_weight, loss.budget)
-            for loss in model.modules()
-            if isinstance(loss, ComputationBudgetLoss)
-        ]
+        self._losses = budgets_of(model)
         layers = dynamic_layers(model)
         # A short clip leaves a layer fewer temporal options than it was made with.
         self._options = dict.fromkeys(layers, (1, 1))
@@ -137,8 +133,8 @@ class PolicyUsageHook(Hook):
     def _keep_options(self, name: str, layer: Any, args: Any, output: Tensor) -> None:
         if layer.training:
             channel, temporal = self._options[name]
-            seen = layer.numbers_of(args[0])
-            self._options[name] = (max(channel, seen[0]), max(temporal, seen[1]))
+            _, frames = layer.options_of(layer.to_clips(args[0]).shape[2])
+            self._options[name] = max(channel, layer.num_options[0]), max(temporal, len(frames))
 
     def _fetch(self) -> None:
         """Count the pending answers of all processes."""

@@ -13,8 +13,7 @@ from ..ops.options import Options
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """What a dynamic convolution can choose from. Shares are weights over their sum, and cheap
-    operations are affine: what is not so is executed by the definition."""
+    """What a dynamic convolution can choose from."""
 
     gate: nn.Module
     """Maps (input clips (N, C, T, H, W), number of temporal options) to a

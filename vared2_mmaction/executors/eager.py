@@ -125,8 +125,7 @@ class Eager:
             if (tables := self._tables.get(known)) is None:
                 with torch.inference_mode(False), torch.no_grad():  # they serve all later calls
                     tables = self._tables[known] = tables_of(options, *parts, frames)
-            share = shares(weights, conv.normalised)
-            y = mix(z, share, options, *parts, frames, tables)
+            y = mix(z, shares(weights), options, *parts, frames, tables)
         if clips.stride(1) == 1 and clips.shape[1] > 1:  # innermost is what other layers get
             y = y.contiguous(memory_format=torch.channels_last_3d)
         return y

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..ops.cheap import ChannelOptions, TemporalOptions
-from ..ops.mixing import Shares, mix, needs_factors_alone
+from ..ops.mixing import Shares, mix
 from ..ops.options import Options
 from . import cuda
 from .cpu.training import mix_compiled
@@ -29,14 +29,12 @@ def mix_on_gpu(
     """Mix options; see :func:`vared2_mmaction.ops.mixing.mix`.
 
     Kernels mix what lies on a GPU, in compiled graphs as well. All else is mixed by the definition:
-    what is traced or exported, other types than ``executors.cuda.TYPES``, and cheap operations that
-    are not affine.
+    what is traced or exported, and other types than ``executors.cuda.TYPES``.
     """
-    what = share, options, channel_options, temporal_options
+    mixes = mix
     if _by_kernels is not None and z.is_cuda and z.dtype in cuda.TYPES and not _leaves_python():
-        mixes = _by_kernels if needs_factors_alone(*what) else mix
-        return mixes(z, *what, frames)
-    return mix(z, *what, frames)
+        mixes = _by_kernels
+    return mixes(z, share, options, channel_options, temporal_options, frames)
 
 
 def mix_anywhere(

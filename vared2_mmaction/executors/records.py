@@ -23,8 +23,6 @@ def record_of(conv: Any, name: str, relu: bool) -> LayerRecord | None:
     """
     if conv.padding_mode != 'zeros' or isinstance(conv.padding, str):
         return None
-    if is_dynamic(conv) and not _is_affine(conv):
-        return None
     rank = 3 if isinstance(conv, nn.Conv3d) else 2
     flat = rank == 2
     weight = conv.weight.detach()
@@ -41,11 +39,6 @@ def record_of(conv: Any, name: str, relu: bool) -> LayerRecord | None:
         relu=relu,
         choice=_choice(conv) if is_dynamic(conv) else None,
     )
-
-
-def _is_affine(conv: Any) -> bool:
-    """Whether weights are normalised and cheap operations affine."""
-    return conv.normalised and conv.channel_options.affine and conv.temporal_options.affine
 
 
 @torch.no_grad()

@@ -96,7 +96,7 @@ def _is_modulated(x: Any) -> bool:
     return isinstance(x, tuple) and len(x) == len(ModulatedFeatures._fields)
 
 
-def _is_2d(num_segs: int | None, fcn_test: bool = False, **_: Any) -> bool:
+def _is_2d(num_segs: int | None = None, fcn_test: bool = False, **_: Any) -> bool:
     """Whether ``Recognizer2D`` asks, for scores of clips and not of all positions."""
     return num_segs is not None and not fcn_test
 
@@ -107,7 +107,7 @@ class BudgetHead(BudgetPart):
     def forward(self, x: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Classify; the answer is that of the stock head."""
         features = self._modulated(x).features
-        if _is_2d(**{'num_segs': None, **kwargs}):
+        if _is_2d(**kwargs):
             features = self._join_views(features)
         return super().forward(features, *args, **kwargs)
 
@@ -232,7 +232,7 @@ def _extract_modulated(
     features = ModulatedFeatures(*x).features
     if isinstance(features, tuple) and self.backbone_name is None:
         self.backbone_name = 'slowfast'  # of which MMAction2's tool knows the bare name only
-    if _is_2d(**{'num_segs': None, **kwargs}):
+    if _is_2d(**kwargs):
         if self.temporal_type is None:
             raise ValueError(
                 'FeatureHead: temporal_type=None keeps the features of every frame, but '

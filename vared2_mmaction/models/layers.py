@@ -21,12 +21,10 @@ from ..errors import (
     check,
     check_arguments,
     given_options,
-    one_of,
 )
 from ..executors.cpu.library import library
 from ..executors.mixing import mix_anywhere, mix_on_gpu
 from ..ops import (
-    CHEAP_OPERATIONS,
     ChannelOptions,
     ComputationBudgetLoss,
     DynamicConv2d,
@@ -70,16 +68,18 @@ _EXPECTED = {
     'dynamic.temporal': _NUMBER,
     'dynamic.layers': Expected(str, _LAYERS, _is_pattern, or_none=True),
     'dynamic.channel_multiple': COUNT,
-    'dynamic.channel_operation': one_of(CHEAP_OPERATIONS),
-    'dynamic.temporal_operation': one_of(CHEAP_OPERATIONS),
-    'dynamic.normalise': FLAG,
     'num_segments': COUNT._replace(or_none=True),  # also an argument of a 2-D backbone
     'dynamic.compiled': FLAG,
 }
+_SHARES = 'options are mixed with the weights of the gate over their sum'
+_CHEAP = 'cheap operations are a scale and a shift for every map (affine)'
 _GONE = {
+    'channel_operation': _CHEAP,
     'gate_input': 'every gate sees the input of its layer',
+    'normalise': _SHARES,
     'recompute': "MMEngine's compile=True makes mixed maps again in the backward pass",
-    'saturation': 'options are mixed with the weights of the gate over their sum',
+    'saturation': _SHARES,
+    'temporal_operation': _CHEAP,
 }
 """Options of earlier versions, and what is done now."""
 _EXPECTED_OF_GATE = {
@@ -105,9 +105,6 @@ class DynamicOptions:
         channel_multiple: What the numbers of computed channels are rounded down to a multiple of,
             where they are at least twice as many. Processors compute channels in vectors: half of
             144 channels takes the time of 80, but 16 makes it 64.
-        channel_operation: Cheap operation that rebuilds channels: 'affine' or 'depthwise'.
-        temporal_operation: Cheap operation that rebuilds frames: 'affine' or 'depthwise'.
-        normalise: Whether the weights of a dimension's options become shares that sum to one.
         num_segments: For a 2-D backbone, the number of frames of a clip (the segments of TSN).
             None takes the backbone's own ``num_segments``.
         compiled: Whether to mix options by compiled code in training, with float32 on a CPU; see
@@ -120,9 +117,6 @@ class DynamicOptions:
     layers: str | None = None
     gate: dict = field(default_factory=dict)
     channel_multiple: int = 1
-    channel_operation: str = 'affine'
-    temporal_operation: str = 'affine'
-    normalise: bool = True
     num_segments: int | None = None
     compiled: bool = False
 
@@ -248,10 +242,8 @@ def _check_convolution(name: str, conv: nn.Module) -> None:
 def _convert(backbone: nn.Module, name: str, options: DynamicOptions) -> nn.Module:
     conv = backbone.get_submodule(name)
     assert isinstance(conv, nn.Conv2d | nn.Conv3d)
-    channel = ChannelOptions(
-        conv.out_channels, options.channel, options.channel_operation, options.channel_multiple
-    )
-    temporal = TemporalOptions(conv.out_channels, options.temporal, options.temporal_operation)
+    channel = ChannelOptions(conv.out_channels, options.channel, options.channel_multiple)
+    temporal = TemporalOptions(conv.out_channels, options.temporal)
     gate = MODELS.build(
         {
             'type': 'SoftModulationGate',
@@ -262,7 +254,7 @@ def _convert(backbone: nn.Module, name: str, options: DynamicOptions) -> nn.Modu
         }
     )
     dynamic = next(made for kind, made in CONVOLUTIONS.items() if isinstance(conv, kind))
-    layer = dynamic.convert_from(conv, gate, channel, temporal, options.normalise, name)
+    layer = dynamic.convert_from(conv, gate, channel, temporal, name)
     layer.mix = mix_anywhere if options.compiled else mix_on_gpu
     if isinstance(layer, DynamicConv2d):
         layer.num_segments = _segments(backbone, name, options)

@@ -5,7 +5,7 @@ Reads from top to bottom: options, gate, cheap operations, mixing, the dynamic c
 cost, the loss, and a naive reference. How it is executed fast is :mod:`vared2_mmaction.executors`.
 """
 
-from .cheap import CHEAP_OPERATIONS, ChannelOptions, TemporalOptions
+from .cheap import ChannelOptions, TemporalOptions
 from .conv import DynamicConv2d, DynamicConv3d
 from .cost import COLUMNS, Decision, charge
 from .gate import Modulation, SoftModulationGate
@@ -13,7 +13,6 @@ from .loss import ComputationBudgetLoss
 from .options import Options, kept
 
 __all__ = [
-    'CHEAP_OPERATIONS',
     'COLUMNS',
     'ChannelOptions',
     'ComputationBudgetLoss',

@@ -5,10 +5,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layout import as_clips, as_frames
 from .options import kept
 
 
@@ -19,44 +17,10 @@ class PerChannelAffine(nn.Module):
         maps: Number of maps that can be rebuilt.
     """
 
-    macs_per_element = 1
-
     def __init__(self, maps: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(maps))
         self.bias = nn.Parameter(torch.zeros(maps))
-
-
-class DepthwiseSpatial(nn.Module):
-    """A 3 x 3 depthwise convolution for every rebuilt map, a copy at first.
-
-    Nine multiply-adds an element.
-
-    Args:
-        maps: Number of maps that can be rebuilt.
-    """
-
-    macs_per_element = 9
-
-    def __init__(self, maps: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(maps, 1, 3, 3))
-        self.bias = nn.Parameter(torch.zeros(maps))
-        with torch.no_grad():
-            self.weight[..., 1, 1] = 1
-
-    def forward(self, copies: Tensor, maps: slice) -> Tensor:
-        """Rebuild some of the operation's maps from copies of computed ones, (N, maps, T, H, W)."""
-        # Over frames in 2-D: several times as fast as the same convolution in 3-D.
-        frames, weight = as_frames(copies), self.weight[maps]
-        y = F.conv2d(frames, weight, self.bias[maps], padding=1, groups=len(weight))
-        return as_clips(y, copies.shape[2])
-
-
-CHEAP_OPERATIONS: dict[str, type[PerChannelAffine] | type[DepthwiseSpatial]] = {
-    'affine': PerChannelAffine,
-    'depthwise': DepthwiseSpatial,
-}
 
 
 class _Options(nn.Module):
@@ -66,26 +30,18 @@ class _Options(nn.Module):
         channels: Output channels C of the layer.
         computed: Number of maps that each option computes, for each of its computed frames.
         maps: Number of maps that it makes of these; the first option makes no others.
-        kind: Name of the cheap operation, a key of ``CHEAP_OPERATIONS``.
     """
 
     used: Tensor
     """Which options are in use, (options,); kept in checkpoints."""
     in_use: tuple[int, ...]
     """The same as numbers, rising."""
-    affine: bool
-    """Whether every map is rebuilt from one value each."""
 
-    def __init__(
-        self, channels: int, computed: Sequence[int], maps: Sequence[int], kind: str
-    ) -> None:
+    def __init__(self, channels: int, computed: Sequence[int], maps: Sequence[int]) -> None:
         super().__init__()
-        make = CHEAP_OPERATIONS[kind]
         self.channels, self._computed, self._maps = channels, computed, maps
-        self.macs_per_element = make.macs_per_element
-        self.affine = make is PerChannelAffine
         rebuilt = (m - k for m, k in zip(maps[1:], computed[1:], strict=True))
-        self.cheap = nn.ModuleList(map(make, rebuilt))
+        self.cheap = nn.ModuleList(map(PerChannelAffine, rebuilt))
         self.register_buffer('used', torch.ones(len(maps), dtype=torch.bool))
         self.in_use = tuple(range(len(maps)))
 
@@ -109,23 +65,21 @@ class _Options(nn.Module):
             self.use([i for i, one in enumerate(used.tolist()) if one])
 
     def tables(self, options: tuple[int, ...]) -> Tensor:
-        """Scales and shifts of all maps of options by affine operations, one and zero where maps
-        are computed: (2, options, 1, C) of channel options, and of temporal ones
-        (2, options, R, C), frame offset by frame offset of the cheapest."""
-        ones = torch.ones(self.channels, device=self.used.device)
-        zeros = torch.zeros_like(ones)
-        scales: list[Tensor] = []
-        shifts: list[Tensor] = []
-        for option in options:
-            k, times = self._computed[option], self._maps[options[-1]] // self._maps[option]
-            scale, shift = [ones[:k]], [zeros[:k]]
-            if option:
-                operation = self.operation(option)
-                scale.append(operation.weight)
-                shift.append(operation.bias)
-            scales += scale * times
-            shifts += shift * times
-        return torch.cat(scales + shifts).view(2, len(options), -1, self.channels)
+        """Scales and shifts of all maps of options, one and zero where maps are computed:
+        (2, options, 1, C) of channel options, and of temporal ones (2, options, R, C), frame offset
+        by frame offset of the cheapest."""
+        return torch.cat(self.rows(options)).view(2, len(options), -1, self.channels)
+
+    def rows(self, options: tuple[int, ...]) -> list[Tensor]:
+        """What :meth:`tables` is put together from, all scales before the shifts."""
+        rows: list[Tensor] = []
+        for name, value in (('weight', 1.0), ('bias', 0.0)):
+            computed = torch.full((self.channels,), value, device=self.used.device)
+            for option in options:
+                k, times = self._computed[option], self._maps[options[-1]] // self._maps[option]
+                rebuilt = [getattr(self.operation(option), name)] if option else []
+                rows += [computed[:k], *rebuilt] * times
+        return rows
 
     def operation(self, option: int) -> Any:
         """The cheap operation of an option, 1 or more."""
@@ -141,14 +95,13 @@ class ChannelOptions(_Options):
     Args:
         channels: Output channels C of the layer.
         num_options: Number of options asked for.
-        kind: Name of the cheap operation, a key of ``CHEAP_OPERATIONS``.
         multiple: What k_i is rounded down to a multiple of; see
             :func:`~vared2_mmaction.ops.kept`.
     """
 
-    def __init__(self, channels: int, num_options: int, kind: str, multiple: int = 1) -> None:
+    def __init__(self, channels: int, num_options: int, multiple: int = 1) -> None:
         numbers = kept(channels, num_options, multiple)
-        super().__init__(channels, numbers, [channels] * len(numbers), kind)
+        super().__init__(channels, numbers, [channels] * len(numbers))
         self.kept = numbers
 
 
@@ -161,10 +114,9 @@ class TemporalOptions(_Options):
     Args:
         channels: Output channels C of the layer.
         num_options: Number of options asked for.
-        kind: Name of the cheap operation, a key of ``CHEAP_OPERATIONS``.
     """
 
-    def __init__(self, channels: int, num_options: int, kind: str) -> None:
+    def __init__(self, channels: int, num_options: int) -> None:
         maps = [2**j * channels for j in range(num_options)]
-        super().__init__(channels, [channels] * num_options, maps, kind)
+        super().__init__(channels, [channels] * num_options, maps)
         self.num_options = num_options

@@ -1,7 +1,6 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """Convolutions that compute what their gates ask for, of the options in use."""
 
-import math
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from .cheap import ChannelOptions, TemporalOptions
 from .cost import Decision, LayerConstants, LayerCost
 from .gate import Modulation
 from .mixing import mix, shares
-from .options import Options, available, kept
+from .options import WHOLE, Options, available, kept
 
 
 class _DynamicConv(nn.modules.conv._ConvNd):
@@ -31,8 +30,6 @@ class _DynamicConv(nn.modules.conv._ConvNd):
     gate: nn.Module
     channel_options: ChannelOptions
     temporal_options: TemporalOptions
-    normalised: bool
-    """Whether the shares of options are their weights divided by their sum."""
     layer_name: str
     constants: LayerConstants
     forced: Tensor | None
@@ -49,7 +46,6 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         gate: nn.Module,
         channel_options: ChannelOptions,
         temporal_options: TemporalOptions,
-        normalised: bool = True,
         layer_name: str = '',
     ) -> Self:
         """Make a stock convolution dynamic; both share their parameters.
@@ -60,8 +56,6 @@ class _DynamicConv(nn.modules.conv._ConvNd):
                 :class:`Modulation` and has a method ``macs()``.
             channel_options: Channel options of conv's output channels.
             temporal_options: Temporal options of conv's output channels.
-            normalised: Whether options are mixed with the gate's weights divided by their sum;
-                otherwise with the weights as they are.
             layer_name: Name of the layer in its backbone.
         """
         self = cls.__new__(cls)
@@ -73,14 +67,9 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         self.gate = gate
         self.channel_options = channel_options
         self.temporal_options = temporal_options
-        self.normalised = normalised
         self.layer_name = layer_name
-        self.constants = LayerConstants(
-            math.prod(conv.weight.shape[1:]),
-            channel_options.kept,
-            (channel_options.macs_per_element, temporal_options.macs_per_element),
-            gate.macs(),  # type: ignore[operator]
-        )
+        kernel, macs = conv.weight.shape[1:].numel(), gate.macs()  # type: ignore[operator]
+        self.constants = LayerConstants(kernel, channel_options.kept, macs)
         self.forced = self.decisions = None
         self.mix = mix
         self._prepare_sizes()
@@ -132,10 +121,6 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         """Number of output frames of an input of so many."""
         return (frames - self._left_out - 1) // self._stride[0] + 1
 
-    def numbers_of(self, x: Tensor) -> tuple[int, int]:
-        """Numbers of channel and temporal options that an input leaves the layer, in use or not."""
-        return self.num_options[0], len(self.options_of(self.to_clips(x).shape[2])[1])
-
     def modulate(self, clips: Tensor, weights: Modulation, options: Options) -> Tensor:
         """Convolve and mix options with given weights.
 
@@ -148,7 +133,9 @@ class _DynamicConv(nn.modules.conv._ConvNd):
             Output (N, C_out, T', H', W').
         """
         z = self.convolve(clips, options.channel[0], options.temporal[0])
-        share, frames = shares(weights, self.normalised), self.output_frames(clips.shape[2])
+        if options == WHOLE:
+            return z
+        share, frames = shares(weights), self.output_frames(clips.shape[2])
         return self.mix(z, share, options, self.channel_options, self.temporal_options, frames)
 
     def convolve(self, clips: Tensor, channel: int = 0, temporal: int = 0) -> Tensor:
@@ -183,14 +170,11 @@ class _DynamicConv(nn.modules.conv._ConvNd):
         """Weights of the options in use, of which the clips' length allows so many temporal."""
         if self.forced is not None:
             return forced_weights(self.forced, len(clips), options, self.weight.dtype)
-        if self.normalised and len(options.channel) == len(options.temporal) == 1:
+        if len(options.channel) == len(options.temporal) == 1:
             # There is nothing to choose: one option has all, whatever its weight is.
             ones = clips.new_ones(len(clips), 1, dtype=torch.float)
             return Modulation(ones, ones)
-        channel, temporal = self.gate(clips, number)
-        return Modulation(
-            of_options(channel, options.channel), of_options(temporal, options.temporal)
-        )
+        return Modulation(*map(of_options, self.gate(clips, number), options))
 
     def to_clips(self, x: Tensor) -> Tensor:
         """Input of the layer as clips, (N, C, T, H, W)."""

@@ -22,8 +22,6 @@ class LayerConstants(NamedTuple):
     """Multiply-adds of one output element of the convolution."""
     channels: tuple[int, ...]
     """Channels that each channel option computes, the first all of them."""
-    macs_per_element: tuple[int, int]
-    """Multiply-adds of the cheap operations that rebuild channels and frames."""
     gate: int
     """Multiply-adds of the gate."""
 
@@ -41,10 +39,11 @@ class LayerCost(NamedTuple):
 
     def whole(self) -> tuple[int, int, int]:
         """Multiply-adds of one output channel of one output frame of the convolution, of the static
-        convolution, and of the gate."""
+        convolution, and of the gate, which nobody asks where there is nothing to choose."""
         constants = self.constants
         unit = constants.kernel * self.area
-        return unit, unit * constants.channels[0] * self.frames[0], constants.gate
+        gate = constants.gate if max(map(len, self.options)) > 1 else 0
+        return unit, unit * constants.channels[0] * self.frames[0], gate
 
     def computed(self) -> tuple[list[int], list[int]]:
         """Channels and frames that each of the options computes."""
@@ -52,13 +51,13 @@ class LayerCost(NamedTuple):
         return [channels[i] for i in channel], [self.frames[j] for j in temporal]
 
     def operations(self) -> tuple[list[int], list[int]]:
-        """Multiply-adds of each option's cheap operation: for one computed frame, and for all."""
+        """Multiply-adds of each option's cheap operation, one for each element that it rebuilds:
+        for one computed frame, and for all."""
         every, frames = self.constants.channels[0], self.frames[0]
-        channel, temporal = (self.area * macs for macs in self.constants.macs_per_element)
-        channels, of_temporal = self.computed()
+        channels, computed = self.computed()
         return (
-            [(every - k) * channel for k in channels],
-            [(frames - t) * every * temporal for t in of_temporal],
+            [(every - k) * self.area for k in channels],
+            [(frames - t) * every * self.area for t in computed],
         )
 
 

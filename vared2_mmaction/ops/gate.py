@@ -3,7 +3,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -132,7 +132,8 @@ class SoftModulationGate(nn.Module):
         self.fc1 = nn.Linear(in_channels * (2 if motion else 1), hidden_channels)
         self.bn = nn.BatchNorm1d(hidden_channels)
         self.fc2 = nn.Linear(hidden_channels, channel_options + temporal_options)
-        self.register_buffer('cheapest', only_the_cheapest(floor, max(options.values())), False)
+        off = [0.0] * (max(options.values()) - 1)
+        self.register_buffer('cheapest', torch.tensor([*off, floor]), persistent=False)
         nn.init.normal_(self.fc2.weight, std=0.002)  # small, so that no option starts closed
         with torch.no_grad():
             self.fc2.bias.copy_(torch.atanh(torch.tensor(starts)))
@@ -154,7 +155,9 @@ class SoftModulationGate(nn.Module):
             x: Input of the layer, (N, C, T, H, W).
             temporal_options: Number of temporal options that the clip's length allows.
         """
-        with full_precision(x):
+        device = x.device.type
+        casts = torch.is_autocast_enabled(device)  # gates keep their parameters' type
+        with torch.autocast(device, enabled=False) if casts else nullcontext():
             described = descriptor(x.detach(), self.motion).to(self.fc1.weight.dtype)
             v = self.weigh(described).relu()
         sizes = self.channel_options, temporal_options, self.temporal_options - temporal_options
@@ -207,25 +210,12 @@ def _initial_weights(
     return weights
 
 
-def full_precision(x: Tensor) -> AbstractContextManager:
-    """Autocasting switched off: gates are evaluated in the type of their parameters."""
-    if torch.is_autocast_enabled(x.device.type):
-        return torch.autocast(x.device.type, enabled=False)
-    return nullcontext()
-
-
-def only_the_cheapest(floor: float, number: int) -> Tensor:
-    """Weights of options of which only the cheapest is on, (number,)."""
-    return torch.tensor((*[0.0] * (number - 1), floor))
-
-
 def open_options(v: Tensor, cheapest: Tensor) -> Tensor:
     """Leave no dimension with all of its options off.
 
     Args:
         v: Weights of the options, (..., options) in [0, 1).
-        cheapest: Weights where all would be off, of as many options or more; see
-            :func:`only_the_cheapest`.
+        cheapest: Weights where all would be off, of as many options or more.
 
     Returns:
         Weights in [0, 1]; zero is off. Where there is one option, there is nothing to choose, and

@@ -13,6 +13,10 @@ class Options(NamedTuple):
     temporal: tuple[int, ...]
 
 
+WHOLE = Options((0,), (0,))
+"""The dearest alone, which leave nothing to rebuild or to mix."""
+
+
 def kept(length: int, num_options: int, multiple: int = 1) -> tuple[int, ...]:
     """Channels or frames that each option computes: ceil(length / 2^i).
 
@@ -46,6 +50,4 @@ def available(in_use: tuple[int, ...], number: int) -> tuple[int, ...]:
     Returns:
         Those in use; if there is none of them, the cheapest that there is.
     """
-    if in_use[-1] < number:
-        return in_use
     return tuple(i for i in in_use if i < number) or (number - 1,)

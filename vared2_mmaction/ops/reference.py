@@ -20,7 +20,7 @@ def reference(layer: Any, clips: Tensor, weights: Modulation, options: Options) 
         options: Which options they are of.
     """
     whole = layer.convolve(clips)  # all channels of all frames
-    share = [v / v.sum(1, keepdim=True) if layer.normalised else v for v in weights]
+    share = [v / v.sum(1, keepdim=True) for v in weights]
     mixed = torch.zeros_like(whole)
     for n, option in enumerate(options.channel):
         k, y = layer.channel_options.kept[option], whole.clone()
@@ -42,8 +42,4 @@ def reference(layer: Any, clips: Tensor, weights: Modulation, options: Options) 
 def _rebuild(options: Any, option: int, number: int, source: Tensor) -> Tensor:
     """One map by a cheap operation: (N, T, H, W) or (N, H, W) of its source."""
     operation = options.operation(option)
-    weight, bias = operation.weight[number], operation.bias[number]
-    if options.affine:
-        return weight * source + bias
-    maps = source.flatten(0, -3)[:, None]
-    return torch.nn.functional.conv2d(maps, weight[None], bias[None], padding=1).view_as(source)
+    return operation.weight[number] * source + operation.bias[number]

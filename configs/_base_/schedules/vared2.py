@@ -1,10 +1,10 @@
-# From the static weights: all options open first, then the budget falls, then gates are frozen.
+# From the static weights: the budget falls while gates learn, then every layer keeps the options
+# that they want, and the network settles.
 custom_imports = dict(imports=['vared2_mmaction'])
 max_epochs = 40
 custom_hooks = [
-    dict(type='BudgetScheduleHook', begin=max_epochs / 20, fall=max_epochs / 2),
-    dict(type='FreezeGatesHook', begin=max_epochs * 3 / 4),
-    dict(type='PruneOptionsHook', unused_for=2000, begin=max_epochs * 3 / 4),
+    dict(type='BudgetScheduleHook', fall=max_epochs / 4),
+    dict(type='FixOptionsHook', begin=max_epochs / 4),
     dict(type='PolicyUsageHook'),
 ]
 

@@ -8,6 +8,7 @@ from vared2_mmaction.executors.cpu import training
 from vared2_mmaction.executors.cpu.training import mix_compiled
 from vared2_mmaction.ops import Modulation, Options
 from vared2_mmaction.ops.mixing import mix
+from vared2_mmaction.ops.options import WHOLE
 
 from ...compiling import needs_compiler
 from ...ops.layers import CASES, build, every_modulation
@@ -48,20 +49,18 @@ def test_outputs_and_gradients_are_those_of_the_definition(case):
 
 def test_compiled_where_it_can_be(monkeypatch):
     calls = []
-    monkeypatch.setattr(training, 'mix', lambda *args: calls.append(name) or mix(*args))
-    for name in ('plain', 'not normalised', 'depthwise operations'):
-        case = next(case for case in CASES if case.name == name)
-        layer = build(case, torch.float32)
-        layer.mix = mix_compiled
-        x = clips(case, 2)
-        layer(x)
-    assert calls == ['depthwise operations']
-    calls.clear()
+    monkeypatch.setattr(training, 'mix', lambda *args: calls.append(args) or mix(*args))
     layer = build(CASES[0], torch.float32)
     layer.mix, x = mix_compiled, clips(CASES[0], 2)
-    layer.forced = torch.tensor([[0, 0]])
-    whole = layer.modulate(x, Modulation(torch.ones(2, 1), torch.ones(2, 1)), Options((0,), (0,)))
-    assert torch.equal(whole, layer.convolve(x))
+    layer(x)
+    assert calls == []
     layer(x.contiguous())
     layer.double()(x.double())
-    assert len(calls) == 3  # nothing to mix, another layout, another type
+    assert len(calls) == 2  # another layout, another type
+
+
+def test_what_is_computed_alone_is_not_mixed():
+    layer, x = build(CASES[0], torch.float32), clips(CASES[0], 2)
+    layer.mix = None
+    whole = layer.modulate(x, Modulation(torch.ones(2, 1), torch.ones(2, 1)), WHOLE)
+    assert torch.equal(whole, layer.convolve(x))

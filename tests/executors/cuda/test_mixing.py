@@ -30,18 +30,18 @@ CASES = {
 SLOWEST = (('four', 'contiguous'), ('many clips', 'channels last'))
 
 
-def case(name, lies, dtype, given):
+def case(name, lies, dtype):
     channels, clips, frames, positions, options, multiple = CASES[name]
     torch.manual_seed(sum(map(ord, name)))
-    own = ChannelOptions(channels, 4, 'affine', multiple)
-    over = TemporalOptions(channels, 4, 'affine')
+    own = ChannelOptions(channels, 4, multiple)
+    over = TemporalOptions(channels, 4)
     parameters = [*own.parameters(), *over.parameters()]
     for parameter in parameters:
         nn.init.uniform_(parameter, -1, 2)
     computed = kept(frames, 4)[options.temporal[0]]
     z = torch.randn(clips, own.kept[options.channel[0]], computed, *positions).to(dtype)
     z = from_memory_order(in_memory_order(z, lies).contiguous(), lies)
-    share = Shares(*(torch.rand(clips, len(o)) if given or len(o) > 1 else None for o in options))
+    share = Shares(*(torch.rand(clips, len(o)) if len(o) > 1 else None for o in options))
     gradient = torch.randn(clips, channels, frames, *positions).to(dtype)
     return (own, over), z, share, options, frames, gradient
 
@@ -69,7 +69,7 @@ def run(mixes, parts, z, share, options, frames, gradient, dtype, device):
 def test_mixes_alike(name, lies):
     from vared2_mmaction.executors.cuda.training import mix_by_kernels
 
-    made = case(name, lies, torch.float32, given=name in ('odd', 'many clips', 'frames only'))
+    made = case(name, lies, torch.float32)
     exact = run(mix, *made, torch.float64, 'cpu')
     found = run(mix_by_kernels, *made, torch.float32, DEVICE)
     assert found[0].stride() == exact[0].stride()
@@ -82,7 +82,7 @@ def test_half_precision(lies):
     """Maps are rounded, factors and sums are not."""
     from vared2_mmaction.executors.cuda.training import mix_by_kernels
 
-    parts, z, *rest = case('whole', lies, torch.bfloat16, given=False)
+    parts, z, *rest = case('whole', lies, torch.bfloat16)
     exact = run(mix, parts, z, *rest, torch.float64, 'cpu')
     own, over = (part.to(DEVICE, torch.float32) for part in parts)
     share, options, frames, gradient = rest
@@ -98,7 +98,7 @@ def test_half_precision(lies):
 def test_gradients_are_the_same_in_every_run():
     from vared2_mmaction.executors.cuda.training import mix_by_kernels
 
-    made = case('tiles', 'contiguous', torch.float32, given=True)
+    made = case('tiles', 'contiguous', torch.float32)
     first, second = (run(mix_by_kernels, *made, torch.float32, DEVICE) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
@@ -106,7 +106,7 @@ def test_gradients_are_the_same_in_every_run():
 def test_a_compiled_graph_has_the_kernels():
     from vared2_mmaction.executors.cuda.training import mix_by_kernels
 
-    made = case('one frame', 'contiguous', torch.float32, given=True)
+    made = case('one frame', 'contiguous', torch.float32)
     compiled = torch.compile(mix_by_kernels, backend='aot_eager', fullgraph=True)
     found = run(compiled, *made, torch.float32, DEVICE)
     for a, b in zip(found, run(mix_by_kernels, *made, torch.float32, DEVICE), strict=True):
@@ -116,7 +116,7 @@ def test_a_compiled_graph_has_the_kernels():
 def test_no_clips():
     from vared2_mmaction.executors.cuda.training import mix_by_kernels
 
-    parts, z, share, options, frames, gradient = case('odd', 'contiguous', torch.float32, True)
+    parts, z, share, options, frames, gradient = case('odd', 'contiguous', torch.float32)
     none = z[:0], Shares(*(v[:0] for v in share)), options, frames, gradient[:0]
     found = run(mix_by_kernels, parts, *none, torch.float32, DEVICE)
     assert found[0].shape == (0, *gradient.shape[1:])

@@ -16,7 +16,6 @@ from vared2_mmaction.apis import load_model
 from vared2_mmaction.models import force_policies
 from vared2_mmaction.ops import Modulation
 
-from ...loading import load_tool
 from ...networks import make_static, write_network, write_test_config
 
 VIEWS = """
@@ -48,13 +47,6 @@ def project(tmp_path_factory, videos):
 
 
 @pytest.fixture
-def tool(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv('LOCAL_RANK', '0')
-    return load_tool('test')
-
-
-@pytest.fixture
 def network(project):
     model, _ = load_model(Config.fromfile(project['Recognizer3D'][0]))
     torch.manual_seed(1)
@@ -65,8 +57,8 @@ def network(project):
 
 
 @pytest.mark.parametrize('kind', ['Recognizer3D', 'Recognizer2D'])
-def test_the_tool_reports_all_controls(kind, project, tool, tmp_path, capsys):
-    tool.main([*project[kind], '--work-dir', 'out', '--dump', 'dump.pkl', '--controls'])
+def test_the_tool_reports_all_controls(kind, project, tester, tmp_path, capsys):
+    tester.main([*project[kind], '--work-dir', 'out', '--dump', 'dump.pkl', '--controls'])
     found = json.loads((tmp_path / 'out' / 'controls.json').read_text())
     samples = mmengine.load('dump.pkl')
     right = [int(s['pred_label']) == int(s['gt_label']) for s in samples]
@@ -84,16 +76,16 @@ def test_the_tool_reports_all_controls(kind, project, tool, tmp_path, capsys):
         assert words in printed
 
 
-def test_options_take_the_place_of_answers(project, tool, tmp_path):
-    tool.main([*project['Recognizer3D'], '--work-dir', 'out', '--controls', 'options'])
+def test_options_take_the_place_of_answers(project, tester, tmp_path):
+    tester.main([*project['Recognizer3D'], '--work-dir', 'out', '--controls', 'options'])
     found = json.loads((tmp_path / 'out' / 'controls.json').read_text())
     assert found['kind'] == 'options'
     assert found['other']['gmacs'] == pytest.approx(found['own']['gmacs'])
 
 
-def test_networks_without_gates_are_refused(project, tool, capsys):
+def test_networks_without_gates_are_refused(project, tester, capsys):
     with pytest.raises(SystemExit, match='2'):
-        tool.main([*project['static'], '--work-dir', 'out', '--controls'])
+        tester.main([*project['static'], '--work-dir', 'out', '--controls'])
     assert '--controls: Recognizer3D has no dynamic layer\n' in capsys.readouterr().err
 
 

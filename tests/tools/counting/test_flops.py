@@ -191,16 +191,15 @@ def test_rows_sum_to_the_static_cost(text, changes, shape, input_shape):
 
 
 @pytest.mark.parametrize(
-    ('text', 'changes', 'shape', 'dynamic'),
+    ('text', 'changes', 'shape'),
     [
-        (R2PLUS1D, {}, (3, 8, 32, 32), {}),
-        (R2PLUS1D, {}, (3, 8, 32, 32), {'channel_operation': 'depthwise'}),
-        (TSN, VARED2_TSN, (3, 32, 32), {}),
+        (R2PLUS1D, {}, (3, 8, 32, 32)),
+        (TSN, VARED2_TSN, (3, 32, 32)),
     ],
-    ids=['3-D', 'depthwise', '2-D'],
+    ids=['3-D', '2-D'],
 )
-def test_expected_is_executed(text, changes, shape, dynamic):
-    model = build(text, {**changes, **({'model.backbone.dynamic': dynamic} if dynamic else {})})
+def test_expected_is_executed(text, changes, shape):
+    model = build(text, changes)
     randomise(model)
     table = measure(model, shape)
     check_sums(table)

@@ -4,8 +4,8 @@
 import numpy as np
 import torch
 
+from annotations.ava_format import Keyframe
 from policy_report.videos import Source, read_videos
-from vared2_mmaction.datasets.ava_format import Keyframe
 
 HOSTILE = '</script><script>document.title="owned"</script>&"\'$x_{$ \u2028'
 

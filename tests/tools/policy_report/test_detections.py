@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
+from annotations.ava_format import Keyframe
 from policy_report.detections import Detections, found_share
 from policy_report.videos import DETECTION, read_videos
-from vared2_mmaction.datasets.ava_format import Keyframe
 
 from .predictions import KEYFRAME, LEFT, RIGHT, SOURCES, detection, detections
 

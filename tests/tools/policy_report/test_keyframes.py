@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from mmaction.datasets import AVADataset
 
+from annotations.ava_format import Keyframe, write_annotations
 from policy_report.boxes import ANNOTATED, GAP, PREDICTED
 from policy_report.keyframes import KeyframeReader, beside
 from policy_report.videos import read_videos
 from policy_report.visualize import read_sources
-from vared2_mmaction.datasets.ava_format import Keyframe, write_annotations
 
 from .predictions import detection
 from .test_boxes import pixels

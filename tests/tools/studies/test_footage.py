@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from commands.check_data import check_run
 from studies.compare import decoded_videos
 from studies.footage import Footage, test_facts
 from studies.match import init_scope
 from studies.study import Run, Study, set_data
-from vared2_mmaction.apis.check import check_config
 
 CONFIGS = Path(__file__).parents[3] / 'configs' / 'study'
 
@@ -48,7 +48,7 @@ def test_settings_know_the_lists_and_not_the_place(footage, tmp_path):
 def test_clips_span_videos_of_any_length(footage, videos):
     cfg = Study(CONFIGS, footage).config(Run('static', 0))
     set_data(cfg, str(videos), 0)
-    check_config(cfg, 'train', 'test')
+    check_run(cfg, 'train', 'test')
     assert cfg.model.cls_head.num_classes == 2
     init_scope(cfg)
     clips = decoded_videos(cfg, 3)

@@ -77,11 +77,6 @@ def test_runs_come_after_what_they_need():
                 'model.backbone.dynamic.gate.motion_slope': 0.05,
             },
         ),
-        ('not_normalised', {'model.backbone.dynamic.normalise': False}),
-        (
-            'depthwise',
-            {f'model.backbone.dynamic.{d}_operation': 'depthwise' for d in ('channel', 'temporal')},
-        ),
     ],
 )
 def test_variants_change_nothing_else(configs, variant, expected):

@@ -9,7 +9,6 @@ applied. What follows each other is executed by one call; see
 :mod:`vared2_mmaction.executors.cpu.blocks`.
 """
 
-import math
 from typing import Any
 
 import torch
@@ -17,10 +16,10 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from ...layout import as_clips, has_2d_form, innermost
-from ...ops import Modulation, Options, SoftModulationGate, kept
+from ...ops import Modulation, SoftModulationGate, kept
 from ...ops.conv import check_clips, of_options
 from ...ops.gate import GRID
-from ...ops.options import available
+from ...ops.options import WHOLE, available
 from ...watched import is_plain, is_watched
 from ..base import Choice, LayerRecord
 from . import packed
@@ -152,6 +151,10 @@ def weigh(choice: Choice, clips: Tensor, frames: int) -> list[tuple[list[float],
     """
     number = len(kept(frames, len(choice.tables[0])))
     which = choice.in_use.channel, available(choice.in_use.temporal, number)
+    sizes = len(choice.constants.channels), number
+    if max(map(len, which)) == 1:  # nothing to choose
+        only = [[float(i == o) for i in range(n)] for n, (o,) in zip(sizes, which, strict=True)]
+        return [(only[0], only[1])] * len(clips)
     weights: Modulation = choice.gate(clips, number)
     every = []
     for v, options in zip(weights, which, strict=True):
@@ -203,18 +206,18 @@ def _native_layer(record: LayerRecord) -> Any:
     choice, weight = record.choice, record.weight
     channels: tuple[int, ...] = (len(weight),)
     tables: tuple[tuple[Tensor, ...], ...] = ((weight.new_empty(0),),)
-    costs, in_use = (math.prod(weight.shape[1:]), 0, 0, 0), Options((0,), (0,))
+    gate_macs, in_use = 0, WHOLE
     if choice is not None:
         constants = choice.constants
         channels, tables, in_use = constants.channels, choice.tables, choice.in_use
-        costs = constants.kernel, *constants.macs_per_element, constants.gate
+        gate_macs = constants.gate
     return library().Layer(
         dynamic=choice is not None,
         kept=channels,
         temporal=len(tables[0]),
         tables=[table for row in tables for table in row],
         in_use=in_use,
-        costs=costs,
+        costs=(weight.shape[1:].numel(), gate_macs),
         weight=weight,
         bias=record.bias,
         stride=record.stride,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...layout import innermost
 from ...ops.cheap import ChannelOptions, TemporalOptions
-from ...ops.mixing import Shares, mix, needs_factors_alone
+from ...ops.mixing import Shares, mix
 from ...ops.options import Options
 from .library import library
 
@@ -22,11 +22,9 @@ def mix_compiled(
     temporal_options: TemporalOptions,
     frames: int,
 ) -> Tensor:
-    """Mix options; see :func:`vared2_mmaction.ops.mixing.mix`, which is called where there is
-    nothing to mix, where cheap operations are not affine, and for what is not float32 with channels
-    innermost on a CPU."""
-    parts = channel_options, temporal_options
-    if not needs_factors_alone(share, options, *parts) or not _serves(z):
+    """Mix options; see :func:`vared2_mmaction.ops.mixing.mix`, which is called for what is not
+    float32 with channels innermost on a CPU."""
+    if not _serves(z):
         return mix(z, share, options, channel_options, temporal_options, frames)
     scales, shifts = combine(z, share, options, channel_options, temporal_options)
     of = library().Mixed(
@@ -60,16 +58,12 @@ def combine(
     """
     scale, shift = channel_options.tables(options.channel)[:, :, 0].to(z.dtype).unbind(0)
     frame_scale, frame_shift = temporal_options.tables(options.temporal).to(z.dtype).unbind(0)
-    channel, temporal = (v if v is None else v.to(z.dtype) for v in share)
-    if channel is None:
-        scale, shift = scale[None], shift[None]
-    else:
-        v = channel[..., None]
-        scale, shift = v * scale, (v * shift).sum(1, keepdim=True)
-    weight = frame_scale.new_ones(1, 1, 1, 1) if temporal is None else temporal[..., None, None]
-    weighted = weight * frame_scale  # (N, temporal, period, C)
+    channel, temporal = (z.new_ones(1, 1) if v is None else v.to(z.dtype) for v in share)
+    own, over = channel[..., None], temporal[..., None, None]
+    scale, shift = own * scale, (own * shift).sum(1, keepdim=True)
+    weighted = over * frame_scale  # (N, temporal, period, C)
     scales = scale[:, :, None, None] * weighted[:, None]
-    shifts = torch.addcmul(weight * frame_shift, weighted, shift[:, None]).sum(1)
+    shifts = torch.addcmul(over * frame_shift, weighted, shift[:, None]).sum(1)
     return (
         scales.expand(len(z), *scales.shape[1:]).contiguous(),
         shifts.expand(len(z), *shifts.shape[1:]).contiguous(),

@@ -12,15 +12,12 @@ from ...layout import convolve
 from ...ops.conv import check_clips, forced_weights, of_options
 from ...ops.cost import Decision, LayerCost
 from ...ops.gate import Modulation
-from ...ops.mixing import shares
-from ...ops.options import Options, available, kept
+from ...ops.options import WHOLE, Options, available, kept
 from ..base import Choice, LayerRecord
 from . import TYPES
 from .gate import Decided, DeviceGate, serves
 from .maps import computed_rows, filled_up, maps_of, memory_of, vector
 from .rebuild import Tables, make_tables, rebuild
-
-_ALL = Options((0,), (0,))
 
 
 class _Weights(NamedTuple):
@@ -86,7 +83,7 @@ class CudaConv:
             clips = memory.movedim(-1, 1)
             sizes = self._output_sizes(clips)
             if choice is None:
-                y = self._finish(self._convolve(clips, dtype), _ALL, None, sizes, added)
+                y = self._finish(self._convolve(clips, dtype), WHOLE, None, sizes, added)
                 maps = maps_of(y, len(record.weight), record.rank)
                 return maps, maps.numel() * math.prod(record.weight.shape[1:])
             frames = kept(sizes[0], len(choice.tables[0]))
@@ -95,7 +92,8 @@ class CudaConv:
             z = self._convolve(clips, dtype, options.temporal[0])
             share = None if decided is None else decided.shares
             y = self._finish(z, options, share, sizes, added)
-        weights = self._all_ones(len(clips)) if decided is None else decided.weights
+        ones = self._one.expand(len(clips), -1)
+        weights = Modulation(ones, ones) if decided is None else decided.weights
         cost = LayerCost(choice.constants, options, frames, sizes[1] * sizes[2])
         return maps_of(y, len(record.weight), record.rank), Decision(weights, cost)
 
@@ -115,26 +113,16 @@ class CudaConv:
         else:
             every = choice.gate(clips, number)
             pairs = zip(every, options, strict=True)
-            weights = Modulation(*(of_options(v, which).float() for v, which in pairs))
-            decided = self._share(weights)
+            decided = _share(Modulation(*(of_options(v, which).float() for v, which in pairs)))
         if forced is None:
             return decided
-        return self._share(forced_weights(forced, len(clips), options, torch.float32))
+        return _share(forced_weights(forced, len(clips), options, torch.float32))
 
     def _seen(self, x: Tensor) -> Tensor:
         """What the gate sees, (N, C, T, H, W), a view in the type of the input."""
         if x.dim() == 5:
             return x
         return x.unflatten(0, (-1, self.record.clip_rows)).transpose(1, 2)
-
-    def _share(self, weights: Modulation) -> Decided:
-        pairs = zip(shares(weights, normalised=True), weights, strict=True)
-        both = [self._one.expand(len(v), -1) if share is None else share for share, v in pairs]
-        return Decided(weights, torch.cat(both, 1))
-
-    def _all_ones(self, clips: int) -> Modulation:
-        ones = self._one.expand(clips, -1)
-        return Modulation(ones, ones)
 
     def _convolve(self, clips: Tensor, dtype: torch.dtype, temporal: int = 0) -> Tensor:
         """What is computed, (N, ceil(T / 2^temporal), H, W, k or more)."""
@@ -156,7 +144,7 @@ class CudaConv:
         """Make of what is computed all maps, (N, T, H, W, C')."""
         record, channels = self.record, len(self.record.weight)
         width = filled_up(channels, z.dtype)
-        in_place = options == _ALL and z.shape[-1] == width
+        in_place = options == WHOLE and z.shape[-1] == width
         nothing = record.bias is None and residual is None and not record.relu
         if in_place and nothing:
             return z
@@ -215,6 +203,10 @@ class CudaConv:
             plain = record.weight.new_tensor((1.0, 0.0)).view(2, 1, 1).expand(2, 1, channels)
             return make_tables(((plain,),), (channels,), record.bias, options, width)
         return make_tables(choice.tables, choice.constants.channels, record.bias, options, width)
+
+
+def _share(weights: Modulation) -> Decided:
+    return Decided(weights, torch.cat([v / v.sum(1, keepdim=True) for v in weights], 1))
 
 
 def _computed_in(x: Tensor) -> torch.dtype:

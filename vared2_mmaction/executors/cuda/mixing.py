@@ -17,8 +17,7 @@ import triton
 import triton.language as tl
 
 _UNSPECIALISED = str.split(
-    'k0 k1 k2 k3 z_clip z_frame z_channel y_clip y_frame y_channel channels frames computed '
-    'columns_p columns_q'
+    'k0 k1 k2 k3 z_clip z_frame z_channel y_clip y_frame y_channel channels frames computed'
 )
 
 
@@ -38,9 +37,9 @@ def _place(start, channel, at, of_channel, unit, LAST: tl.constexpr):
 
 
 @triton.jit
-def _share(shares, clip, columns, n, GIVEN: tl.constexpr):
+def _share(shares, clip, n, OPTIONS: tl.constexpr):
     """Share of an option for a clip, one where it is the only one."""
-    return tl.load(shares + clip * columns + n) if GIVEN else 1.0
+    return tl.load(shares + clip * OPTIONS + n) if OPTIONS > 1 else 1.0
 
 
 @triton.jit
@@ -81,10 +80,10 @@ def _mixed(
 @triton.jit(do_not_specialize=_UNSPECIALISED)
 def forward(
     z, y, p, q, tables, k0, k1, k2, k3, z_clip, z_frame, z_channel, z_unit,
-    y_clip, y_frame, y_channel, y_unit, channels, frames, computed, area, columns_p, columns_q,
+    y_clip, y_frame, y_channel, y_unit, channels, frames, computed, area,
     OWN: tl.constexpr, OVER: tl.constexpr, SOURCES: tl.constexpr, FRAMES: tl.constexpr,
-    PERIOD: tl.constexpr, HAS_P: tl.constexpr, HAS_Q: tl.constexpr, LAST: tl.constexpr,
-    WHOLE: tl.constexpr, VECTOR: tl.constexpr, CHANNELS: tl.constexpr, AREA: tl.constexpr,
+    PERIOD: tl.constexpr, LAST: tl.constexpr, WHOLE: tl.constexpr, VECTOR: tl.constexpr,
+    CHANNELS: tl.constexpr, AREA: tl.constexpr,
 ):  # fmt: skip
     """Mix. Numbers of channels are given in vectors, which it is so known to be whole."""
     kept = (k0 * VECTOR, k1 * VECTOR, k2 * VECTOR, k3 * VECTOR)
@@ -100,7 +99,7 @@ def forward(
     own = ()
     constant = tl.zeros_like(c).to(tl.float32)
     for a in tl.static_range(OWN):
-        share = _share(p, clip, columns_p, a, HAS_P)
+        share = _share(p, clip, a, OWN)
         own += (share * tl.load(tables + a * channels + c, mask=exists, other=0.0),)
         shift = tl.load(tables + (OWN + a) * channels + c, mask=exists, other=0.0)
         constant += share * shift
@@ -112,7 +111,7 @@ def forward(
     for t in tl.static_range(PERIOD):
         total = tl.zeros_like(mixed[0])
         for b in tl.static_range(OVER):
-            share = _share(q, clip, columns_q, b, HAS_Q)
+            share = _share(q, clip, b, OVER)
             row = over + (b * PERIOD + t) * channels + c
             scale = share * tl.load(row, mask=exists, other=0.0)
             shift = share * tl.load(row + OVER * PERIOD * channels, mask=exists, other=0.0)
@@ -125,10 +124,10 @@ def forward(
 @triton.jit(do_not_specialize=_UNSPECIALISED)
 def backward_maps(
     gradient, z, of_z, sums, p, q, tables, k0, k1, k2, k3, z_clip, z_frame, z_channel, z_unit,
-    y_clip, y_frame, y_channel, y_unit, channels, frames, computed, area, columns_p, columns_q,
+    y_clip, y_frame, y_channel, y_unit, channels, frames, computed, area,
     OWN: tl.constexpr, OVER: tl.constexpr, SOURCES: tl.constexpr, FRAMES: tl.constexpr,
-    PERIOD: tl.constexpr, HAS_P: tl.constexpr, HAS_Q: tl.constexpr, LAST: tl.constexpr,
-    READS: tl.constexpr, VECTOR: tl.constexpr, CHANNELS: tl.constexpr, AREA: tl.constexpr,
+    PERIOD: tl.constexpr, LAST: tl.constexpr, READS: tl.constexpr, VECTOR: tl.constexpr,
+    CHANNELS: tl.constexpr, AREA: tl.constexpr,
 ):  # fmt: skip
     """Gradient of what was computed, and sums over the positions of a tile, of each channel c:
 
@@ -168,13 +167,13 @@ def backward_maps(
             c = s + times * k
             to = (s < k) & (c < channels)
             inside = to & (at < area)
-            own = _share(p, clip, columns_p, a, HAS_P)
+            own = _share(p, clip, a, OWN)
             own = own * tl.load(tables + a * channels + c, mask=to, other=0.0)
             mixed = x
             if a == 0:
                 every = (own,)
                 for other in tl.static_range(1, OWN):
-                    share = _share(p, clip, columns_p, other, HAS_P)
+                    share = _share(p, clip, other, OWN)
                     scale = tl.load(tables + other * channels + c, mask=to, other=0.0)
                     every += (share * scale,)
                     own += tl.where(c < kept[other], share, 0.0)
@@ -200,7 +199,7 @@ def backward_maps(
                         weight = tl.zeros_like(c).to(tl.float32)
                         for b in tl.static_range(OVER):
                             if (SOURCES >> 4 * (b * PERIOD + t)) & 15 == f:
-                                share = _share(q, clip, columns_q, b, HAS_Q)
+                                share = _share(q, clip, b, OVER)
                                 scale = over + (b * PERIOD + t) * channels + c
                                 weight += share * tl.load(scale, mask=to, other=0.0)
                         added += (of_mixed[f] + weight * g,)
@@ -225,13 +224,11 @@ def backward_maps(
         tl.store(of_z + place, found[f].to(of_z.dtype.element_ty), mask=there)
 
 
-@triton.jit(do_not_specialize=['k0', 'k1', 'k2', 'k3', *_UNSPECIALISED[-2:], 'channels', 'clips'])
+@triton.jit(do_not_specialize=['k0', 'k1', 'k2', 'k3', 'channels', 'clips'])
 def backward_factors(
     sums, of_tables, of_shares, p, q, tables, k0, k1, k2, k3, channels, clips,
-    columns_p, columns_q,
     OWN: tl.constexpr, OVER: tl.constexpr, OPTIONS: tl.constexpr, FRAMES: tl.constexpr,
-    PERIOD: tl.constexpr, HAS_P: tl.constexpr, HAS_Q: tl.constexpr,
-    CLIPS: tl.constexpr, CHANNELS: tl.constexpr,
+    PERIOD: tl.constexpr, CLIPS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """Gradients of a table's row, and what a tile of channels adds to those of a share.
 
@@ -272,18 +269,18 @@ def backward_factors(
                 for option in tl.static_range(OVER):
                     place = over + (option * PERIOD + frame) * channels + c
                     value = tl.load(place, mask=exists, other=0.0)
-                    weight += value * _share(q, known, columns_q, option, HAS_Q)
+                    weight += value * _share(q, known, option, OVER)
                 total = (OWN + PERIOD * FRAMES + frame) * channels
                 of_constant += weight * tl.load(start + total, mask=mask, other=0.0)
-            share = tl.zeros((CLIPS, 1), tl.float32) + _share(p, known, columns_p, task, HAS_P)
+            share = tl.zeros((CLIPS, 1), tl.float32) + _share(p, known, task, OWN)
         else:
             total = (OWN + PERIOD * FRAMES + t) * channels
             of_constant = tl.load(start + total, mask=mask, other=0.0)
             for option in tl.static_range(OWN):
                 place = tables + (OWN + option) * channels + c
                 value = tl.load(place, mask=exists, other=0.0)
-                of_map += of_constant * value * _share(p, known, columns_p, option, HAS_P)
-            share = tl.zeros((CLIPS, 1), tl.float32) + _share(q, known, columns_q, b, HAS_Q)
+                of_map += of_constant * value * _share(p, known, option, OWN)
+            share = tl.zeros((CLIPS, 1), tl.float32) + _share(q, known, b, OVER)
         scale_sum += tl.sum(share * of_map, 0, keep_dims=True)
         shift_sum += tl.sum(share * of_constant, 0, keep_dims=True)
         of_share = tl.sum(scale * of_map + shift * of_constant, 1, keep_dims=True)

@@ -2,7 +2,7 @@
 """Mix options with gradients on a GPU, as an operator that compiled graphs know."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,39 +30,13 @@ def mix_by_kernels(
     temporal_options: TemporalOptions,
     frames: int,
 ) -> Tensor:
-    """Mix options by kernels; see :func:`vared2_mmaction.ops.mixing.mix`.
-
-    Args:
-        z: In a type of :data:`~vared2_mmaction.executors.cuda.TYPES`.
-        share: See there, as all that follows; of the dearest options alone there is nothing to mix.
-        options: See there.
-        channel_options: With affine cheap operations.
-        temporal_options: With affine cheap operations.
-        frames: See there.
-    """
-    parts = (*_rows(channel_options, options.channel), *_rows(temporal_options, options.temporal))
+    """Mix options by kernels; see :func:`vared2_mmaction.ops.mixing.mix`. ``z`` is of a type of
+    :data:`~vared2_mmaction.executors.cuda.TYPES`."""
+    rows = channel_options.rows(options.channel), temporal_options.rows(options.temporal)
+    tables = torch.cat([*rows[0], *rows[1]]).float()
     kept = [channel_options.kept[i] for i in options.channel]
     given = (None if v is None else v.float().contiguous() for v in share)
-    tables = torch.cat(parts).float()
     return mixed_maps(z, *given, tables, kept, list(options.temporal), frames)
-
-
-def _rows(own: ChannelOptions | TemporalOptions, options: tuple[int, ...]) -> Iterator[Tensor]:
-    """Scales of all maps of some options of a dimension, for each frame of a period, in pieces, and
-    then their shifts."""
-    period = 1 if isinstance(own, ChannelOptions) else 2 ** options[-1]
-    like = next(own.parameters()) if len(own.cheap) else torch.ones((), device=own.used.device)
-    for name, value in (('weight', 1.0), ('bias', 0.0)):
-        computed = like.new_full((own.channels * period,), value)
-        for option in options:
-            if not option:
-                yield computed
-                continue
-            rebuilt = getattr(own.operation(option), name)
-            rows = 1 if isinstance(own, ChannelOptions) else 2**option
-            for _ in range(period // rows):
-                yield computed[: own.channels * rows - len(rebuilt)]
-                yield rebuilt
 
 
 @torch.library.custom_op('vared2_mmaction::mix', mutates_args=())
@@ -79,7 +53,7 @@ def mixed_maps(
 
     Args:
         z: What the dearest options compute, (N, k, t, H, W).
-        p: Shares of channel options, (N, options) in float32; None is one of one option.
+        p: Shares of channel options, (N, options) in float32, contiguous; None of one option.
         q: Shares of temporal options.
         tables: Scales of channel options, (options, C) in float32, then their shifts, then both of
             temporal options, (options, period, C).
@@ -97,8 +71,8 @@ def mixed_maps(
         tile = of.tile(of.channels, _TILE)
         with torch.cuda.device_of(z):
             kernels.forward[of.grid(of.channels, tile)](
-                z, y, *_shares(p, q, z), tables, *of.numbers, *_columns(p, q), **of.of_maps,
-                **_given(p, q), WHOLE=kept[0] == of.channels, **tile,
+                z, y, *_shares(p, q, z), tables, *of.numbers, **of.of_maps,
+                WHOLE=kept[0] == of.channels, **tile,
             )  # fmt: skip
     return y
 
@@ -124,9 +98,8 @@ def mixed_maps_backward(
     lies = layout(z)
     z, gradient = _dense(z, lies), _dense(gradient, lies)
     of_z, of_tables = torch.empty_like(z), torch.empty_like(tables)
-    absent = tables.new_empty(0)
     if not z.numel():
-        of_p, of_q = (absent if v is None else torch.zeros_like(v) for v in (p, q))
+        of_p, of_q = (tables.new_zeros(0 if v is None else v.shape) for v in (p, q))
         return of_z, of_p, of_q, of_tables.zero_()
     of = _Sizes(z, tables, kept, temporal, frames)
     tile = of.tile(kept[0], _TILE_BACK)
@@ -139,24 +112,23 @@ def mixed_maps_backward(
     shares = _shares(p, q, z)
     with torch.cuda.device_of(z):
         kernels.backward_maps[grid](
-            gradient, z, of_z, sums, *shares, tables, *of.numbers, *_columns(p, q),
-            **of.of_maps, **_given(p, q), READS=of.reads, **tile,
+            gradient, z, of_z, sums, *shares, tables, *of.numbers, **of.of_maps,
+            READS=of.reads, **tile,
         )  # fmt: skip
         kernels.backward_factors[tiles, tasks](
-            sums.sum(1), of_tables, of_shares, *shares, tables, *of.kept, of.channels,
-            len(z), *_columns(p, q), **of.constants, **_given(p, q), OPTIONS=of.options,
-            CLIPS=_CLIPS, CHANNELS=_CHANNELS,
+            sums.sum(1), of_tables, of_shares, *shares, tables, *of.kept, of.channels, len(z),
+            **of.constants, OPTIONS=of.options, CLIPS=_CLIPS, CHANNELS=_CHANNELS,
         )  # fmt: skip
     of_both = of_shares.sum(0)
-    of_p = of_both[:, :own].contiguous() if p is not None else absent
-    of_q = of_both[:, own:].unflatten(1, (over, -1)).sum(2) if q is not None else absent
+    # What is absent is made for each: outputs of an operator share no memory.
+    of_p = tables.new_empty(0) if p is None else of_both[:, :own].contiguous()
+    of_q = tables.new_empty(0) if q is None else of_both[:, own:].unflatten(1, (over, -1)).sum(2)
     return of_z, of_p, of_q, of_tables
 
 
 @mixed_maps_backward.register_fake
 def _(gradient: Any, z: Any, p: Any, q: Any, tables: Any, *_: Any) -> tuple[Tensor, ...]:
-    absent = tables.new_empty(0)
-    of_shares = (absent if v is None else torch.empty_like(v) for v in (p, q))
+    of_shares = (tables.new_empty(0 if v is None else v.shape) for v in (p, q))
     return torch.empty_like(z), *of_shares, torch.empty_like(tables)
 
 
@@ -249,11 +221,3 @@ def _dense(maps: Tensor, lies: str) -> Tensor:
 
 def _shares(p: Tensor | None, q: Tensor | None, absent: Tensor) -> tuple[Tensor, ...]:
     return tuple(absent if v is None else v for v in (p, q))
-
-
-def _columns(p: Tensor | None, q: Tensor | None) -> tuple[int, ...]:
-    return tuple(0 if v is None else v.shape[1] for v in (p, q))
-
-
-def _given(p: Tensor | None, q: Tensor | None) -> dict[str, bool]:
-    return {'HAS_P': p is not None, 'HAS_Q': q is not None}

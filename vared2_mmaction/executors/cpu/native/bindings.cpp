@@ -47,14 +47,14 @@ Executed execute_blocks(const std::vector<Block>& blocks, const at::Tensor& x,
 
 std::shared_ptr<Layer> make_layer(bool dynamic, std::vector<int64_t> kept, int64_t temporal,
                                   std::vector<at::Tensor> tables, InUse in_use,
-                                  std::array<int64_t, 4> costs, at::Tensor weight,
+                                  std::array<int64_t, 2> costs, at::Tensor weight,
                                   std::optional<at::Tensor> bias, std::array<int64_t, 3> stride,
                                   std::array<int64_t, 3> padding, std::array<int64_t, 3> dilation,
                                   int64_t segments) {
   const auto size = weight.sizes();
   const Window window{{size[2], size[3], size[4]}, stride, padding, dilation};
   return std::make_shared<Layer>(dynamic, Factors{std::move(kept), temporal, std::move(tables)},
-                                 std::move(in_use), Costs{costs[0], costs[1], costs[2], costs[3]},
+                                 std::move(in_use), Costs{costs[0], costs[1]},
                                  Kernels{std::move(weight), std::move(bias)}, window, segments);
 }
 

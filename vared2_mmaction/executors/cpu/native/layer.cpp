@@ -219,18 +219,18 @@ Charges Layer::charge(const at::Tensor& x, const std::vector<Policy>& policies) 
   const int64_t whole = out.channels * out.frames * element;
   const int64_t number = static_cast<int64_t>(policies.size());
   if (!dynamic_) return whole * number;
+  const InUse in_use = available(x);
+  const int64_t gate = in_use[0].size() + in_use[1].size() > 2 ? costs_.gate : 0;
   auto frames_of = [&](int64_t option) { return ((out.frames - 1) >> option) + 1; };
   const at::Tensor charges = at::empty({number, 5}, at::kDouble);
   double* to = charges.mutable_data_ptr<double>();
   for (const auto& [channel, temporal] : policies) {
     const int64_t frames = frames_of(temporal.dearest());
-    int64_t rebuilding = 0;  // multiply-adds for a position
-    for (int64_t i : channel.options)
-      rebuilding += (out.channels - factors_.kept[i]) * frames * costs_.channel;
-    for (int64_t j : temporal.options)
-      rebuilding += (out.frames - frames_of(j)) * out.channels * costs_.temporal;
+    int64_t rebuilding = 0;  // multiply-adds for a position: one for each element
+    for (int64_t i : channel.options) rebuilding += (out.channels - factors_.kept[i]) * frames;
+    for (int64_t j : temporal.options) rebuilding += (out.frames - frames_of(j)) * out.channels;
     for (int64_t column : {factors_.kept[channel.dearest()] * frames * element, whole,
-                           rebuilding * out.area() + costs_.gate, channel.dearest(),
+                           rebuilding * out.area() + gate, channel.dearest(),
                            temporal.dearest()})
       *to++ = static_cast<double>(column);
   }

@@ -53,10 +53,9 @@ struct Factors {
   }
 };
 
-// Multiply-adds of an element that is convolved, of one that is rebuilt in either dimension, and of
-// the gate; see `cost.LayerConstants`.
+// Multiply-adds of an element that is convolved, and of the gate; see `cost.LayerConstants`.
 struct Costs {
-  int64_t element, channel, temporal, gate;
+  int64_t element, gate;
 };
 
 }  // namespace vared2

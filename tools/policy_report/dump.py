@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from mmengine.structures import BaseDataElement, InstanceData, LabelData
 
-from ..checkpoints.arrays import ForbiddenGlobalError, stand_ins
+from vared2_mmaction.checkpoints.arrays import ForbiddenGlobalError, stand_ins
 
 # Samples that were tested in a batch share storages, and each brings a copy of the whole; with
 # several processes, several batches take turns.

@@ -1,5 +1,5 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
-"""Look, before training, for what a data set will read."""
+"""Find the mistakes of a config, and look for what its data sets will read."""
 
 import os
 from collections.abc import Iterator
@@ -7,10 +7,12 @@ from typing import Any
 
 from mmaction.datasets import transforms
 from mmaction.registry import DATASETS
+from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DefaultScope
 
-from .config_file import first_line
+from vared2_mmaction.apis.check import check_config
+from vared2_mmaction.apis.config_file import first_line
 
 _READ_VIDEOS = (
     transforms.DecordInit,
@@ -19,6 +21,24 @@ _READ_VIDEOS = (
     transforms.PIMSInit,
 )
 _MOST_FILES_LOOKED_FOR = 20_000
+
+
+def check_run(cfg: Config, *splits: str) -> None:
+    """Check a config, and the data of some splits: 'train', 'val', 'test'.
+
+    Raises:
+        ValueError: As :func:`~vared2_mmaction.apis.check.check_config` does, or if there is no such
+            data.
+        FileNotFoundError: If a checkpoint, an annotation file or a video is missing.
+    """
+    check_config(cfg)
+    for split in splits:
+        loader = cfg.get(f'{split}_dataloader')
+        if loader is None and split != 'val':
+            raise ValueError(f'the config has no {split}_dataloader')
+        if isinstance(loader, dict):
+            scope = cfg.get('default_scope') or 'mmaction'
+            check_data(loader.get('dataset'), f'{split}_dataloader.dataset', scope)
 
 
 def check_data(dataset: Any, key: str, scope: str) -> None:

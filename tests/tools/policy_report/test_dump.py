@@ -12,7 +12,7 @@ import pytest
 import torch
 from mmengine.structures import InstanceData
 
-from vared2_mmaction.visualization.dump import load_dump
+from policy_report.dump import load_dump
 
 BATCH = torch.arange(12.0).view(4, 3)
 

@@ -17,8 +17,8 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from ..errors import FileError
-from .config_file import first_line
+from vared2_mmaction.apis.config_file import first_line
+from vared2_mmaction.errors import FileError
 
 _LAST_TENSORS = 0.5
 """Seconds that threads of a process group get to let go of them; they need far less."""

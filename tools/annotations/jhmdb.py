@@ -24,7 +24,8 @@ import numpy as np
 from scipy.io import loadmat
 
 from vared2_mmaction.checkpoints.arrays import stand_ins
-from vared2_mmaction.datasets.ava_format import (
+
+from .ava_format import (
     Keyframe,
     write_annotations,
     write_excluded,

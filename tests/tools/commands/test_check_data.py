@@ -14,9 +14,9 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DefaultScope
 
-from vared2_mmaction.apis import check_data as module
+from commands import check_data as module
+from commands.check_data import check_data, check_run
 from vared2_mmaction.apis.check import check_config
-from vared2_mmaction.apis.check_data import check_data
 
 KEY = 'train_dataloader.dataset'
 NAMES = ('a', 'folder/b', 'c')
@@ -227,11 +227,11 @@ def test_long_lists_are_sampled(folder, monkeypatch):
 def test_a_config_without_data_is_named(folder):
     model = {'type': 'Recognizer2D', 'backbone': {'type': 'ResNet', 'depth': 18}}
     loaders = {f'{split}_dataloader': {'dataset': video_set()} for split in ('train', 'test')}
-    check_config(Config({'model': model, **loaders}), 'train', 'val', 'test')
+    check_run(Config({'model': model, **loaders}), 'train', 'val', 'test')
     for split in ('train', 'test'):
         with pytest.raises(ValueError, match=f'config has no {split}_dataloader'):
-            check_config(Config({'model': model}), split)
+            check_run(Config({'model': model}), split)
     with pytest.raises(ValueError, match=r'model=None: expected the config of a network'):
-        check_config(Config(loaders))
+        check_run(Config(loaders))
     for elsewhere in ('torchvision.resnet50', 'timm.swin', 'mmpretrain.ResNet'):
         check_config(Config({'model': {**model, 'backbone': {'type': elsewhere}}}))

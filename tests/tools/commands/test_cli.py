@@ -14,12 +14,11 @@ import pytest
 from mmengine.config import Config
 from torch import distributed
 
-from vared2_mmaction.apis import cli
+from commands import cli
 
-from ..loading import load_tool
+from ...loading import TOOLS, load_tool
 
 STOCK_TOOLS = Path(mmaction.__file__).parent / '.mim' / 'tools'
-OUR_TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 TRAIN, TEST = load_tool('train'), load_tool('test')
 PARSERS = {'train': TRAIN.build_parser, 'test': TEST.stock_parser}
 MERGES = {'train': TRAIN.merge_args, 'test': TEST.merge_args}
@@ -237,7 +236,7 @@ def test_tools_check_the_config_before_they_build_a_runner(tool, config, monkeyp
 
     monkeypatch.setattr(module.cli, 'leave_process_group', lambda: calls.append('leave'))
     monkeypatch.setattr(
-        module, 'check_config', lambda cfg, *splits: calls.append(('check', cfg.work_dir))
+        module, 'check_run', lambda cfg, *splits: calls.append(('check', cfg.work_dir))
     )
     monkeypatch.setattr(module.cli, 'build_runner', Runner)
     argv = [f'{tool}.py', config, '--work-dir', 'out', *(['weights.pth'] if tool == 'test' else [])]
@@ -289,20 +288,20 @@ def stand_ins(tmp_path) -> dict[str, str]:
 def test_launchers_work_from_any_folder_and_keep_arguments_whole(script, stand_ins, tmp_path):
     arguments, tool, passed = SCRIPTS[script]
     extra = ['--cfg-options', 'names=[a, b]', 'glob=*']
-    command = [OUR_TOOLS / script, *arguments, *extra]
+    command = [TOOLS / script, *arguments, *extra]
     run = subprocess.run(
         command, env=stand_ins, cwd=tmp_path, capture_output=True, text=True, check=True
     )
     path, _, *sent = run.stdout.splitlines()
-    assert path == str(OUR_TOOLS.parent)
-    assert sent[-len(passed + extra) - 1 :] == [str(OUR_TOOLS / tool), *passed, *extra]
+    assert path == str(TOOLS.parent)
+    assert sent[-len(passed + extra) - 1 :] == [str(TOOLS / tool), *passed, *extra]
 
 
 def test_dist_launcher_reads_the_environment(stand_ins, tmp_path):
     env = {**stand_ins, 'NNODES': '3', 'NODE_RANK': '1', 'MASTER_ADDR': 'head', 'PORT': '1234'}
     env['PYTHONPATH'] = 'mine'
     run = subprocess.run(
-        [OUR_TOOLS / 'dist_train.sh', 'c.py', '4'],
+        [TOOLS / 'dist_train.sh', 'c.py', '4'],
         env=env,
         cwd=tmp_path,
         capture_output=True,
@@ -310,7 +309,7 @@ def test_dist_launcher_reads_the_environment(stand_ins, tmp_path):
         check=True,
     )
     path, _, *sent = run.stdout.splitlines()
-    assert path == f'{OUR_TOOLS.parent}:mine'
+    assert path == f'{TOOLS.parent}:mine'
     assert sent[:2] == ['-m', 'torch.distributed.run']
     assert set(sent) >= {
         '--nnodes=3',
@@ -325,7 +324,7 @@ def test_dist_launcher_reads_the_environment(stand_ins, tmp_path):
 def test_launchers_explain_missing_arguments(script, stand_ins):
     arguments = SCRIPTS[script][0][:-1]
     run = subprocess.run(
-        [OUR_TOOLS / script, *arguments],
+        [TOOLS / script, *arguments],
         env=stand_ins,
         capture_output=True,
         text=True,
