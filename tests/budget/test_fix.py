@@ -8,7 +8,9 @@ import torch
 from mmaction.registry import MODELS
 from mmaction.utils import register_all_modules
 from mmengine.config import Config
+from torch import multiprocessing
 
+from commands.cli import leave_process_group
 from vared2_mmaction.budget import common_options
 from vared2_mmaction.budget.observe import observe
 from vared2_mmaction.models import dynamic_layers
@@ -67,6 +69,24 @@ def test_only_options_in_use_are_left():
     assert {temporal for _, temporal in options.values()} == {1}
     assert {channel for channel, _ in options.values()} == {0}
     assert 0.4 < ratio < 0.7
+
+
+def _ask_together(rank, folder):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        'gloo', init_method=f'file://{folder}/rendezvous', rank=rank, world_size=2
+    )
+    found = common_options(network().eval(), clips(1, seed=rank), 0.6)
+    torch.save(found, folder / f'{rank}.pt')
+    leave_process_group()
+
+
+def test_processes_that_see_other_clips_agree(tmp_path):
+    multiprocessing.start_processes(_ask_together, (tmp_path,), nprocs=2, start_method='fork')
+    first, second = (torch.load(tmp_path / f'{rank}.pt') for rank in (0, 1))
+    assert first == second
+    alone = [common_options(network().eval(), clips(1, seed=rank), 0.6)[0] for rank in (0, 1)]
+    assert alone[0] != alone[1]
 
 
 @pytest.mark.parametrize(
