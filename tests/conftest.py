@@ -3,6 +3,7 @@
 
 import functools
 import gc
+import logging
 import os
 from collections.abc import Iterator
 
@@ -22,6 +23,9 @@ from .videos import write_videos
 if os.environ.get('TRITON_INTERPRET') == '1':
     quicken()
 
+# MMEngine's loggers write to the captured output of the test that made them, which later tests find
+# closed; logging would say so on their error output.
+logging.raiseExceptions = False
 # Every runner lets yapf lay out the text of its config several times, which takes half of the time
 # of a short training. The text as it is says the same.
 config.FormatCode = lambda text, **_: (text, True)
