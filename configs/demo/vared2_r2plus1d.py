@@ -8,10 +8,9 @@ custom_hooks = [
     dict(type='PolicyUsageHook'),
 ]
 
-budget = dict(loss_weight=100.0, budget=0.5, correct_only=False, per_clip=False)
-layers = r'^conv1|layer\d+\.\d+\.conv'  # the stem is a quarter of so small a network
+budget = dict(loss_weight=100.0, budget=0.6, correct_only=False, per_clip=False)
 model = dict(
-    backbone=dict(type='VARED2ResNet2Plus1d', dynamic=dict(layers=layers)),
+    backbone=dict(type='VARED2ResNet2Plus1d', dynamic=dict()),
     neck=dict(type='SoftModulationGateNeck'),
     cls_head=dict(type='VARED2I3DHead', loss_budget=budget),
 )
