@@ -17,11 +17,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault('TRITON_INTERPRET', '1')  # read when Triton is imported
 # MMEngine, above, imports yapf, which writes its grammar: workers, started later, read it whole.
 
-from .interpreting import quicken
 from .videos import write_videos
-
-if os.environ.get('TRITON_INTERPRET') == '1':
-    quicken()
 
 # MMEngine's loggers write to the captured output of the test that made them, which later tests find
 # closed; logging would say so on their error output.
