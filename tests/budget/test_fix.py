@@ -90,11 +90,14 @@ def test_processes_that_see_other_clips_agree(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('recipe', 'shape'),
-    [('study/vared2_r2plus1d.py', (3, 32, 32, 32)), ('demo/vared2_r2plus1d.py', (3, 8, 48, 48))],
+    ('recipe', 'shape', 'budgets'),
+    [
+        ('study/vared2_r2plus1d.py', (3, 32, 32, 32), (0.3, 0.4, 0.6, 0.8)),
+        ('demo/vared2_r2plus1d.py', (3, 8, 48, 48), (0.4, 0.6, 0.8)),  # its stem takes 0.29
+    ],
 )
 @pytest.mark.parametrize('std', [0.0, 0.3])
-def test_recipes_come_near_to_any_budget(recipe, shape, std):
+def test_recipes_come_near_to_any_budget(recipe, shape, budgets, std):
     register_all_modules()
     torch.manual_seed(0)
     model = MODELS.build(Config.fromfile(CONFIGS / recipe).model.backbone)
@@ -102,5 +105,5 @@ def test_recipes_come_near_to_any_budget(recipe, shape, std):
     for layer in dynamic_layers(model).values():  # as they start, and as if they had learned
         layer.gate.fc2.bias.data += std * torch.randn_like(layer.gate.fc2.bias)
     loader = [torch.randn(2, *shape)]
-    for budget in (0.3, 0.4, 0.6, 0.8):
+    for budget in budgets:
         assert abs(common_options(model, loader, budget)[1] - budget) <= 0.02, budget
