@@ -13,7 +13,7 @@ from ..budget.passes import backbone_to_calibrate
 from ..errors import COUNT, check
 from ..models import dynamic_layers
 from .freeze_hook import OFF_BUDGET
-from .network import EPOCH, budgets_of, check_begin, epochs_passed, network_of, networks_of
+from .network import EPOCH, budget_of, check_begin, epochs_passed, network_of, networks_of
 from .newest_clips import NewestClips
 from .usage import DIMENSIONS, shorten
 
@@ -24,12 +24,12 @@ class FixOptionsHook(Hook):
 
     Until then gates learn which layers can do with less; what is left is what they want for the
     typical clip, at the budget of the loss, see :func:`~vared2_mmaction.budget.common_options`. The
-    other options are taken out of use: no gate is asked any more, nothing is mixed, training and
-    inference take less time, on GPUs too, and the budget holds for every clip.
+    other options are taken out of use: no gate is asked any more, nothing is mixed, and the budget
+    holds for every clip.
 
-    In the project's studies such networks were better than those whose gates adapt to the clip, at
-    the same compute. Options in use are kept in checkpoints, so that a training that is resumed,
-    a test or a fine-tuning goes on with them.
+    docs/training.md says how such networks compare with those whose gates adapt to the clip.
+    Options in use are kept in checkpoints, so that a training that is resumed, a test or a
+    fine-tuning goes on with them.
 
     Args:
         begin: Epoch at which options are fixed, counted from 0; at the end of the budget's fall.
@@ -54,13 +54,13 @@ class FixOptionsHook(Hook):
         layers = dynamic_layers(model)
         if not layers:
             raise ValueError('FixOptionsHook: the model has no dynamic layer')
-        budgets = [budget for _, weight, budget in budgets_of(model) if budget > 0 < weight]
-        if not budgets:
+        budget = budget_of(model)
+        if budget is None:
             raise ValueError(
                 'FixOptionsHook: the model has no ComputationBudgetLoss with a weight and a budget '
                 'above 0, which says how many options to leave'
             )
-        self._budget = budgets[0]
+        self._budget = budget
         self._newest = NewestClips(self.clips)
         self._fixed = all(len(o) == 1 for layer in layers.values() for o in layer.in_use)
 

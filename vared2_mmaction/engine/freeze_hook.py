@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..budget import shift_gates
 from ..errors import COUNT, check
 from ..models import dynamic_layers
-from .network import EPOCH, budgets_of, check_begin, epochs_passed, network_of, networks_of
+from .network import EPOCH, budget_of, check_begin, epochs_passed, network_of, networks_of
 from .newest_clips import NewestClips
 
 OFF_BUDGET = 0.02
@@ -60,8 +60,7 @@ class FreezeGatesHook(Hook):
         if not self.gates:
             raise ValueError('FreezeGatesHook: the model has no dynamic layer')
         self.frozen: list[tuple[Tensor, Tensor]] = []
-        # As configured: BudgetScheduleHook changes budgets later.
-        self._budgets = [budget for _, weight, budget in budgets_of(model) if budget > 0 < weight]
+        self._budget = budget_of(model)  # as configured: BudgetScheduleHook changes budgets later
         self._newest = NewestClips(self.clips)
         self._said = False
 
@@ -98,15 +97,14 @@ class FreezeGatesHook(Hook):
         self.frozen = [(p, p.detach().clone()) for p in parameters]
 
     def _keep(self, runner: Runner, batch: Any) -> None:
-        if self._budgets:
+        if self._budget is not None:
             self._newest.keep(batch, len(runner.train_dataloader))
 
     def _keep_budget(self, runner: Runner) -> None:
         """Bring gates, and their moving averages, to the budget, if there are clips enough."""
-        seen = len(self._newest)
-        if not seen or not self._newest.suffice(len(runner.train_dataloader)):
+        seen, budget = len(self._newest), self._budget
+        if budget is None or not self._newest.suffice(len(runner.train_dataloader)):
             return
-        budget = self._budgets[0]
         for model in networks_of(runner):
             before, ratio = shift_gates(model, self._newest, budget)
         runner.logger.info(

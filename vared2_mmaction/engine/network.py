@@ -32,6 +32,12 @@ def budgets_of(model: nn.Module) -> list[tuple[ComputationBudgetLoss, float, flo
     return [(loss, loss.loss_weight, loss.budget) for loss in losses]
 
 
+def budget_of(model: nn.Module) -> float | None:
+    """The budget that a model is to keep, as it is now: that of its first loss that counts and has
+    one above 0."""
+    return next((b for _, weight, b in budgets_of(model) if b > 0 < weight), None)
+
+
 def epochs_passed(runner: Runner) -> float:
     """Share of the training so far in passes through the data, in loops by epochs and in loops by
     iterations alike."""
