@@ -110,10 +110,8 @@ class DynamicBackbone(nn.Module):
                 f'convolutions in 2-D and num_segments={self.clip_length}, got {tuple(x.shape)}'
             )
         layers, fixed = self._charged
-        for layer in layers:
-            layer.decisions = ()
-        for conv in fixed:
-            conv.macs = 0
+        _collect(layers, 'decisions', ())
+        _collect(fixed, 'macs', 0)
         features = super().forward(channels_last(x), *args, **kwargs)
         return DynamicFeatures(features, self._tabulate(layers, fixed, x))
 
@@ -143,10 +141,8 @@ class DynamicBackbone(nn.Module):
         clips = len(x) // frames
         decided = [layer.decisions for layer in layers]
         macs = sum(conv.macs for conv in fixed)
-        for layer in layers:
-            layer.decisions = None
-        for conv in fixed:
-            conv.macs = None
+        _collect(layers, 'decisions', None)
+        _collect(fixed, 'macs', None)
         first = x.new_full((clips, 1, 2), macs / max(clips, 1), dtype=torch.float64)
         rows = _charge_all(decided, F.pad(first, (0, len(COLUMNS) - 2)))
         if self.training and self.option_counts is not None:
@@ -154,6 +150,8 @@ class DynamicBackbone(nn.Module):
         if self.training and torch.is_grad_enabled() and (idle := _idle(layers, decided)):
             # DistributedDataParallel waits for a gradient of every parameter in every step.
             rows = rows + 0 * torch.cat([p.flatten() for p in idle]).sum()
+        if frames == 1:
+            return F.pad(rows, (0, 1), value=1.0)
         segment = torch.eye(frames, dtype=rows.dtype, device=rows.device)
         rows = rows[:, None].expand(-1, frames, -1, -1)
         segment = segment[None, :, None].expand(clips, -1, rows.shape[2], -1)
@@ -274,6 +272,11 @@ def build_dynamic_backbone(backbone: dict, dynamic: Mapping[str, Any] | None = N
         dynamic: Options of :class:`~vared2_mmaction.models.layers.DynamicOptions`.
     """
     return dynamize(MODELS.build(backbone), **given_options('dynamic', dynamic))
+
+
+def _collect(modules: Iterable[nn.Module], name: str, value: Any) -> None:
+    for module in modules:
+        module.__dict__[name] = value  # a module looks among its parameters first, for long
 
 
 def _charge_all(decided: list[tuple], first: Tensor) -> Tensor:

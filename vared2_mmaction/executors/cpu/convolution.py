@@ -45,10 +45,11 @@ class CpuConv:
         self._forced: Tensor | None = None
         native, choice = library(), record.choice
         self._layer = _native_layer(record)
-        own: Any = choice.gate if choice is not None and is_definition(choice.gate) else None
+        asked: Any = None if choice is None or max(map(len, choice.in_use)) == 1 else choice.gate
+        own = asked if is_definition(asked) else None
         gate, floor = (None, 0.0) if own is None else (native_gate(own), own.floor)
         self._parts: tuple[nn.Module, ...] = () if own is None else tuple(own.modules())
-        self._has_gate = gate is not None or choice is None
+        self._calls_gate = asked is not own
         self._step = native.Step(layer=self._layer, gate=gate, floor=floor, relu=record.relu)
 
     @classmethod
@@ -95,7 +96,7 @@ class CpuConv:
         """
         if not self._fits(x):
             return None
-        if forced is None and (not self._has_gate or is_watched(*self._parts)):
+        if forced is None and (self._calls_gate or is_watched(*self._parts)):
             return None
         if forced is not None:
             check_clips(forced, x.shape[0] // self.record.clip_rows)
