@@ -13,7 +13,7 @@ from vared2_mmaction.deploy.fold import fold_norm_of_gate
 from vared2_mmaction.executors.cpu import packed
 from vared2_mmaction.executors.cpu.convolution import native_gate
 from vared2_mmaction.executors.cpu.library import library
-from vared2_mmaction.ops import COLUMNS, SoftModulationGate
+from vared2_mmaction.ops import COLUMNS, Decision, SoftModulationGate, charge
 from vared2_mmaction.ops.gate import descriptor
 
 from ...compiling import needs_compiler
@@ -97,6 +97,30 @@ def test_what_is_counted_is_what_runs():
         charges = conv.decisions[0][0].tolist()
         assert charges[COLUMNS.index('executed')] == counter.get_total_flops() // 2
         assert charges[-2:] == [channel, temporal]
+
+
+@pytest.mark.parametrize('options', [(0, 0), (1, 1)], ids=str)
+@pytest.mark.parametrize('executor', ['cpu', 'eager'])
+def test_gates_with_nothing_to_choose_are_neither_asked_nor_charged(executor, options):
+    case = IN_2D[0]
+    layer, x = folded(case), clips(case, 2)
+    found = []
+    for forced in (torch.tensor([options]), None):
+        if forced is None:
+            layer.channel_options.use(options[:1])
+            layer.temporal_options.use(options[1:])
+        conv = executed(layer, executor)
+        conv.forced = forced
+        conv.gate.fc1.register_forward_hook(lambda *_: pytest.fail('the gate was asked'))
+        with torch.no_grad():
+            y = conv(x)
+        (of_run,) = conv.decisions
+        charges = charge([of_run])[:, 0] if isinstance(of_run, Decision) else of_run
+        found.append((y, charges))
+    (expected, charged), (y, charges) = found
+    torch.testing.assert_close(y, expected)
+    charged[:, COLUMNS.index('overhead')] -= layer.gate.macs()
+    assert torch.equal(charges, charged)
 
 
 @pytest.mark.parametrize('number', [1, 3])
