@@ -8,7 +8,7 @@ custom_hooks = [
     dict(type='PolicyUsageHook'),
 ]
 
-budget = dict(loss_weight=100.0, budget=0.6, correct_only=False, per_clip=False)
+budget = dict(loss_weight=100.0, budget=0.55, correct_only=False, per_clip=False)
 model = dict(
     backbone=dict(type='VARED2ResNet2Plus1d', dynamic=dict()),
     neck=dict(type='SoftModulationGateNeck'),
