@@ -11,11 +11,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from mmengine.config import Config
-from mmengine.registry import DATASETS, init_default_scope
-from mmengine.runner import Runner, save_checkpoint
+from mmengine.runner import save_checkpoint
 from rich.console import Console
 from rich.table import Table
-from torch.utils.data import DataLoader, Subset
 
 import vared2_mmaction  # noqa: F401  (registers the models and mends the OpenMMLab releases)
 from commands.check_data import check_run
@@ -25,7 +23,7 @@ from commands.cli import (
     build_runner,
     run_tool,
 )
-from commands.testing import OptimizeHook, metrics_of
+from commands.testing import OptimizeHook, metrics_of, training_clips
 from vared2_mmaction import force_policy
 from vared2_mmaction.apis.config_file import read_config_file
 from vared2_mmaction.apis.weights import check_checkpoint, load_weights
@@ -100,7 +98,7 @@ def calibrate_and_test(cfg: Config, args: argparse.Namespace) -> list[Point]:
     metrics = metrics_of(cfg)
     if 'ComputeMetric' not in [metric['type'] for metric in metrics]:
         cfg.test_evaluator = [*metrics, {'type': 'ComputeMetric'}]
-    loader = calibration_loader(cfg, args.num_videos)
+    loader = training_clips(cfg, args.num_videos)
     for key in _OF_TRAINING:  # nothing is trained
         cfg[key] = None
     runner = build_runner(cfg)
@@ -126,20 +124,6 @@ def calibrate_and_test(cfg: Config, args: argparse.Namespace) -> list[Point]:
         point = {'asked': ratio, 'calibration': reached, 'checkpoint': str(path)}
         points.append({**point, **runner.test()})
     return points
-
-
-def calibration_loader(cfg: Config, videos: int) -> DataLoader:
-    """Batches of training videos, read and collated as those of the test; the same every time."""
-    init_default_scope(cfg.get('default_scope') or 'mmaction')
-    train = cfg.train_dataloader.dataset
-    while 'pipeline' not in train and 'dataset' in train:
-        train = train.dataset  # repeated
-    pipeline = cfg.test_dataloader.dataset.pipeline
-    dataset = DATASETS.build({**train, 'pipeline': pipeline, 'test_mode': True})
-    chosen = np.linspace(0, len(dataset) - 1, min(videos, len(dataset))).round().astype(int)
-    wanted = {**cfg.test_dataloader, 'dataset': Subset(dataset, chosen.tolist())}
-    wanted['sampler'] = {'type': 'DefaultSampler', 'shuffle': False}
-    return Runner.build_dataloader(wanted)
 
 
 def _accuracy(point: Point) -> tuple[str, float]:

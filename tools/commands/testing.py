@@ -1,15 +1,19 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
-"""How commands test a network: its metrics, and an optimised copy in its place."""
+"""How commands test a network: its metrics, training clips read as those of the test, and an
+optimised copy in its place."""
 
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel
+from mmengine.registry import DATASETS, init_default_scope
 from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.utils.data import DataLoader, Subset
 
 from vared2_mmaction.apis.optimizing import try_to_optimize
 from vared2_mmaction.executors import BACKENDS, ExecutedConv
@@ -24,6 +28,26 @@ def metrics_of(cfg: Config) -> list[dict]:
     """Metrics of the test of a config, which names one or a list of them."""
     evaluator = cfg.test_evaluator
     return list(evaluator) if isinstance(evaluator, list | tuple) else [evaluator]
+
+
+def training_clips(cfg: Config, videos: int | None = None) -> DataLoader:
+    """Batches of training videos, read and collated as those of the test; the same every time.
+
+    Args:
+        cfg: Config of a run.
+        videos: How many, evenly spaced; None takes all.
+    """
+    init_default_scope(cfg.get('default_scope') or 'mmaction')
+    train = cfg.train_dataloader.dataset
+    while 'pipeline' not in train and 'dataset' in train:
+        train = train.dataset  # repeated
+    pipeline = cfg.test_dataloader.dataset.pipeline
+    dataset = DATASETS.build({**train, 'pipeline': pipeline, 'test_mode': True})
+    number = len(dataset) if videos is None else min(videos, len(dataset))
+    chosen = np.linspace(0, len(dataset) - 1, number).round().astype(int)
+    wanted = {**cfg.test_dataloader, 'dataset': Subset(dataset, chosen.tolist())}
+    wanted['sampler'] = {'type': 'DefaultSampler', 'shuffle': False}
+    return Runner.build_dataloader(wanted)
 
 
 def _executes_the_dearest(module: nn.Module) -> bool:

@@ -85,6 +85,20 @@ def measure_controls(runner: Runner, kind: str = KINDS[0]) -> dict[str, Any]:
     return {'kind': kind, 'seed': SEED, **summarise(clips)} if dist.is_main_process() else {}
 
 
+@torch.no_grad()
+def measure(runner: Runner) -> dict[str, float]:
+    """Test a runner's network, by its definition, in this process alone.
+
+    Returns:
+        Accuracy and compute, means over clips: 'top1', 'ratio', 'gmacs' and 'overhead_gmacs'.
+    """
+    return _means(np.asarray([row for batch in _batches(runner) for row in _test(runner, batch)]))
+
+
+def _means(table: np.ndarray) -> dict[str, float]:
+    return dict(zip(_MEASURES, table.mean(0).tolist(), strict=True))
+
+
 def _batches(runner: Runner) -> Any:
     network_of(runner).eval()
     return runner.test_loop.dataloader
@@ -107,10 +121,7 @@ def summarise(clips: Mapping[str, list[tuple[float, ...]]]) -> dict[str, Any]:
     """What :func:`measure_controls` returns, of a row of measures for each clip and control."""
     tables = {name: np.asarray(rows, dtype=float) for name, rows in clips.items()}
     own = tables[OWN]
-    means = {
-        name: dict(zip(_MEASURES, table.mean(0).tolist(), strict=True))
-        for name, table in tables.items()
-    }
+    means = {name: _means(table) for name, table in tables.items()}
     differences = {
         f'{OWN} - {name}': interval(own[:, 0] - table[:, 0])
         for name, table in tables.items()

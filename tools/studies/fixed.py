@@ -10,6 +10,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from commands.testing import training_clips
 from vared2_mmaction.engine.network import network_of
 from vared2_mmaction.models import dynamic_layers
 
@@ -51,19 +52,8 @@ def usage_in_training(runner: Runner, cfg: Config) -> dict[str, Any]:
         'ratio', the mean compute ratio, and 'usage': for every dynamic layer and dimension the
         share of clips that chose an option or a dearer one, for each option.
     """
-    loader = cfg.test_dataloader.copy()
-    of_train = cfg.train_dataloader.dataset
-    loader.dataset = {
-        **loader.dataset,
-        'ann_file': of_train.ann_file,
-        'data_prefix': of_train.data_prefix,
-    }
     runner.model.eval()
-    samples = [
-        sample
-        for batch in Runner.build_dataloader(loader)
-        for sample in runner.model.test_step(batch)
-    ]
+    samples = [sample for batch in training_clips(cfg) for sample in runner.model.test_step(batch)]
     policies = torch.cat([sample.policy for sample in samples])
     options = torch.arange(int(policies.max()) + 1, device=policies.device)
     shares = (policies[..., None] <= options).double().mean(0)

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from . import figure
+from .budgets import BUDGETS
 from .motion import PERMUTATIONS
 from .statistics import Result, Results
-from .study import DYNAMIC, STATIC, VARIANTS
+from .study import DYNAMIC, PRUNED, STATIC, VARIANTS
 
 load = Results.load
 PAGE = 'results.md'
@@ -38,7 +39,7 @@ def page(results: Results, drawn: str = 'results.png') -> str:
     """The report as Markdown, of which ``drawn`` is the figure."""
     sections = (
         *(_introduction, _goals, functools.partial(_table, drawn=drawn), _equal_compute),
-        *(_controls, _choices, _motion, _again),
+        *(_budgets, _controls, _choices, _motion, _again),
     )
     return '\n\n'.join('\n'.join(section(results)) for section in sections) + '\n'
 
@@ -157,6 +158,28 @@ def _equal_compute(results: Results) -> Iterator[str]:
     yield from _differences(results, pairs)
 
 
+def _budgets(results: Results) -> Iterator[str]:
+    yield '## Budgets'
+    yield ''
+    yield (
+        'Networks trained to a budget, as the pruned one, beside VA-RED² of the table above, set '
+        'to that budget without training (`tools/calibrate.py`): top-1 in %, and what their '
+        'convolutions take, in %.'
+    )
+    yield ''
+    rows = []
+    trained = {results.budget(name): name for name in ('pruned', *PRUNED) if name in results.runs}
+    budgets = {100 * budget for budget in BUDGETS} | {b for b in trained if b is not None}
+    for budget in sorted(budgets):
+        cells = ['–'] * 4
+        if name := trained.get(budget):
+            cells[:2] = [results.spread(m, name).text() for m in ('top1', 'ratio')]
+        if spreads := results.calibrated(budget):
+            cells[2:] = [spread.text() for spread in spreads]
+        rows.append((f'{budget:g} %', *cells))
+    yield from _rows(('budget', 'trained: top-1', 'takes', 'set to it: top-1', 'takes'), rows)
+
+
 def _controls(results: Results) -> Iterator[str]:
     yield '## Adapting to the clip'
     yield ''
@@ -185,7 +208,7 @@ def _controls(results: Results) -> Iterator[str]:
 
 
 def _choices(results: Results) -> Iterator[str]:
-    compared = (STATIC, DYNAMIC, 'random', 'fixed', 'pruned', 'slimmed', 'longer')
+    compared = (STATIC, DYNAMIC, 'random', 'fixed', 'pruned', *PRUNED, 'slimmed', 'longer')
     others = [name for name in VARIANTS if name not in compared]
     yield '## Choices'
     yield ''

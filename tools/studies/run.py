@@ -41,6 +41,7 @@ from vared2_mmaction.checkpoints.resuming import newest_checkpoint
 from vared2_mmaction.models import static_cost
 
 from . import compare
+from .budgets import measure_budgets
 from .fixed import usage_in_training
 from .footage import test_facts
 from .motion import motion_statistics
@@ -83,8 +84,8 @@ def run(folder: Path, task: Mapping[str, Any]) -> None:
 
     Args:
         folder: Of the run, with ``config.py``.
-        task: 'threads', 'settings' and 'data', the folder of the video set; with 'usage' also
-            what training clips are given is found out.
+        task: 'threads', 'settings' and 'data', the folder of the video set; with 'adapts' also
+            what training clips are given is found out, and what the network does at other budgets.
     """
     begin = time.perf_counter()
     cfg = Config.fromfile(folder / 'config.py')
@@ -108,11 +109,12 @@ def run(folder: Path, task: Mapping[str, Any]) -> None:
         runner.test()
     samples = load_dump(str(dump))
     videos = videos_of(samples, test_facts(Path(task['data'])))
-    dynamic = 'compute_ratio' in videos
+    dynamic, adapts = 'compute_ratio' in videos, task.get('adapts')
     result = {
         'settings': task['settings'],
         'controls': measure_controls(runner) if dynamic else None,
-        'training': usage_in_training(runner, cfg) if task.get('usage') else None,
+        'training': usage_in_training(runner, cfg) if adapts else None,
+        'calibrated': measure_budgets(runner, cfg) if adapts else None,  # changes the network
         **summarise(videos, _static_gmacs(folder / 'config.py', checkpoint)),
         'weights': weights_hash(_load_checkpoint(str(checkpoint), 'cpu')['state_dict']),
         'seconds': time.perf_counter() - begin,

@@ -163,7 +163,7 @@ class Scheduler:
             cfg.load_from = str(_final_checkpoint(self.folder(start)))
         cfg.dump(folder / 'config.py')
         task = {'threads': self.resources.threads, 'data': str(self.data), 'settings': settings}
-        write_json(folder / TASK, {**task, 'usage': run.variant == DYNAMIC})
+        write_json(folder / TASK, {**task, 'adapts': run.variant == DYNAMIC})
         return True
 
     def _start_what_can(self, waiting: list[Run], progress: StudyProgress) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from controls.measure import interval
 
-from .study import DYNAMIC, STATIC, VARIANTS
+from .study import DYNAMIC, PRUNED, STATIC, VARIANTS
 
 Result = Mapping[str, Any]
 SIGNIFICANT = 0.01
@@ -30,6 +30,9 @@ FEWER = 15.0
 """Points of frames that still clips are to need less than moving ones."""
 MAY_MISS = 1.0
 """Points of compute by which the random policy may miss that of VA-RED²."""
+OFF_BUDGET = 2.0
+"""Points of compute by which a network may miss its budget."""
+_BUDGET = 'config.model.cls_head.loss_budget.budget'
 _KEYS = (
     *('variant', 'seed', 'top1', 'ratio', 'gmacs', 'overhead_gmacs'),
     *('seconds', 'cpu_seconds', 'environment'),
@@ -124,6 +127,23 @@ class Results:
         """Compute in % of the network's own convolutions, gates and cheap operations left out."""
         return 100 * self.runs[variant][seed]['ratio']['mean']
 
+    def budget(self, variant: str) -> float | None:
+        """The budget of a variant, in %; None where its results do not say it."""
+        settings: Mapping[str, Any] = {}
+        for run in self.runs.get(variant, {}).values():
+            settings = run.get('settings', settings)
+        return 100 * settings[_BUDGET] if _BUDGET in settings else None
+
+    def calibrated(self, budget: float) -> tuple[Spread, Spread] | None:
+        """Accuracy and compute of the convolutions, in %, of VA-RED² set to another budget, in %,
+        without training; None where no seed was."""
+        of_runs = [run.get('calibrated') or () for run in self.runs.get(DYNAMIC, {}).values()]
+        found = [c for of_run in of_runs for c in of_run if math.isclose(100 * c['budget'], budget)]
+        if not found:
+            return None
+        top1, ratio = ([100 * c[key] for c in found] for key in ('top1', 'ratio'))
+        return Spread.of(top1), Spread.of(ratio)
+
     def spread(self, measure: str, variant: str) -> Spread:
         """A measure, such as 'top1', over seeds."""
         return Spread.of([getattr(self, measure)(variant, seed) for seed in self.runs[variant]])
@@ -148,6 +168,7 @@ class Results:
             self._clips_are_apart(),
             self._same_compute(),
             self._follows_motion(),
+            self._keeps_budgets(),
         ]
 
     def _saves(self) -> Goal:
@@ -156,6 +177,22 @@ class Results:
             return Goal(text, None, 'not measured')
         share = self.spread('share', DYNAMIC)
         return Goal(text, share.mean <= 100 - SAVES, f'takes {share.text()} %')
+
+    def _keeps_budgets(self) -> Goal:
+        text = (
+            'Convolutions of VA-RED² and of the pruned networks take what their budget says '
+            f'within {OFF_BUDGET:g} points, for every seed'
+        )
+        misses = {
+            name: Spread.of([v - budget for v in self.spread('ratio', name).values])
+            for name in (DYNAMIC, 'pruned', *PRUNED)
+            if (budget := self.budget(name)) is not None
+        }
+        if not misses:
+            return Goal(text, None, 'not measured')
+        met = all(abs(v) <= OFF_BUDGET for miss in misses.values() for v in miss.values)
+        said = '; '.join(f'{name} {miss.text(sign=True)}' for name, miss in misses.items())
+        return Goal(text, met, f'{said} points')
 
     def _keeps_accuracy(self, other: str, what: str) -> Goal:
         text = f'VA-RED² is at most {MAY_LOSE:g} points of top-1 below {what}'

@@ -18,6 +18,7 @@ from mmengine.config import Config
 import vared2_mmaction
 from synthetic.moving_shapes import VERSION, MovingShapes
 
+from .budgets import BUDGETS
 from .fixed import fix_options
 from .footage import Footage
 
@@ -28,6 +29,15 @@ _DYNAMIC = 'model.backbone.dynamic'
 _GATE = f'{_DYNAMIC}.gate'
 _EPOCHS = ('begin', 'end', 'ramp', 'fall')
 """Keys of schedulers and of this project's hooks that are epochs."""
+_BUDGET = 'model.cls_head.loss_budget.budget'
+_FIXED = {
+    'custom_hooks': [
+        dict(type='BudgetScheduleHook', fall=3),
+        dict(type='FixOptionsHook', begin=3),
+    ]
+}
+PRUNED = {f'pruned_{100 * budget:.0f}': budget for budget in BUDGETS}
+"""Variants that are trained to other budgets."""
 
 
 @dataclass(frozen=True)
@@ -76,13 +86,12 @@ VARIANTS: dict[str, Variant] = {
     'pruned': Variant(
         'the same options for every clip from the end of the fall on, which the gates chose until '
         'then (FixOptionsHook), in one training',
-        options={
-            'custom_hooks': [
-                dict(type='BudgetScheduleHook', fall=3),
-                dict(type='FixOptionsHook', begin=3),
-            ]
-        },
+        options=_FIXED,
     ),
+    **{
+        name: Variant(f'pruned, with a budget of {budget:g}', options={**_FIXED, _BUDGET: budget})
+        for name, budget in PRUNED.items()
+    },
     'slimmed': Variant(
         'the static network with fewer channels everywhere, at the compute of VA-RED²',
         base=STATIC,

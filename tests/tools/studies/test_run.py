@@ -55,7 +55,7 @@ def task(tmp_path):
         'threads': 1,
         'data': str(tmp_path / 'data'),
         'settings': {'seed': 0},
-        'usage': True,
+        'adapts': True,
     }
 
 
@@ -81,6 +81,10 @@ def test_interrupted_run_goes_on(task, tmp_path, monkeypatch):
     assert result['correct'] == ''.join('01'[right] for right in videos['correct'])
     assert result['controls']['own']['ratio'] == pytest.approx(result['ratio']['mean'])
     assert result['controls']['own']['top1'] == result['top1']
+    assert all(
+        point['ratio'] == pytest.approx(point['budget'], abs=0.1) for point in result['calibrated']
+    )
+    assert result['calibrated']
     usage = torch.tensor(result['training']['usage'])
     assert usage.shape[:2] == (len(mmengine.load(tmp_path / 'test.pkl')[0]['policy'][0]), 2)
     assert (usage[..., -1] == 1).all()
