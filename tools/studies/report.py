@@ -49,14 +49,17 @@ def _introduction(results: Results) -> Iterator[str]:
     seeds = ', '.join(str(seed) for seed in static)
     top1 = results.spread('top1', STATIC).mean / 100
     repeats = settings.get('videos.repeats', 1.0)
-    yield '# Results of the study' + ' on clips that differ in speed' * (repeats > 1)
+    on = ' on clips that differ in speed' if repeats > 1 else ''
+    if name := settings.get('videos.name'):
+        on = f' on {name}'
+    yield f'# Results of the study{on}'
     yield ''
     yield (
         'This page is written by `tools/study.py`; nothing in it is written by hand. Action '
         'detection has a page of its own, [results_detection.md](results_detection.md).'
     )
     yield ''
-    if name := settings.get('videos.name'):
+    if name:
         videos = f'Videos of {name} ('
     else:
         options = f' --repeats {repeats:g}' if repeats > 1 else ''

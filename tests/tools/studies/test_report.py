@@ -162,6 +162,7 @@ def test_pages_of_older_results_and_of_other_videos(load, content):
         del found['correct'], found['controls'], found['calibrated']
     content['settings'] = {'videos.name': 'gestures', 'videos.train': 619, 'videos.test': 267}
     page = report.page(load(content))
+    assert page.startswith('# Results of the study on gestures\n')
     assert 'Videos of gestures (619 to train, 267 to test)' in page
     assert '| not measured | – |' in page
     content['settings'] = {'videos.seed': 6, 'videos.repeats': 5.0}
