@@ -98,13 +98,7 @@ def _rebuild(
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     constant = tl.zeros((COLUMNS,), tl.float32)
     for i in tl.static_range(CHANNEL):
-        k = k0
-        if i == 1:
-            k = k1
-        if i == 2:
-            k = k2
-        if i == 3:
-            k = k3
+        k = (k0, k1, k2, k3)[i]
         source = column
         if i > 0 or not WHOLE:
             # Vectors of channels stay together, as each k is a number of them.
@@ -118,13 +112,7 @@ def _rebuild(
             held = 0
             from_frame = 0
             for n in tl.static_range(TEMPORAL):
-                j = j0
-                if n == 1:
-                    j = j1
-                if n == 2:
-                    j = j2
-                if n == 3:
-                    j = j3
+                j = (j0, j1, j2, j3)[n]
                 share = share_c
                 if not SINGLE:
                     share = share_c * tl.load(shares + clip * clip_shares + CHANNEL + n)
