@@ -39,14 +39,6 @@ def is_interpreted() -> bool:
     return bool(triton.knobs.runtime.interpret)
 
 
-def can_serve(record: LayerRecord) -> bool:
-    """Whether :class:`~.layer.CudaConv` can execute a layer: its weights lie on a GPU, in one of
-    ``TYPES``, and there is Triton."""
-    weight = record.weight
-    on_device = weight.is_cuda or is_interpreted()
-    return is_available() and on_device and weight.dtype in TYPES
-
-
 def check_available() -> None:
     """Raise a RuntimeError that says what is missing, if something is."""
     if not is_available():
@@ -54,8 +46,11 @@ def check_available() -> None:
 
 
 def create(record: LayerRecord) -> Any:
-    """A :class:`~.layer.CudaConv` of a layer; None where it cannot serve."""
-    if not can_serve(record):
+    """A :class:`~.layer.CudaConv` of a layer; None unless there is Triton, and weights lie on a
+    GPU, in one of ``TYPES``."""
+    weight = record.weight
+    on_device = weight.is_cuda or is_interpreted()
+    if not (is_available() and on_device and weight.dtype in TYPES):
         return None
     from .layer import CudaConv
 

@@ -152,13 +152,13 @@ def _tanh(x):
 
 def serves(gate: nn.Module) -> bool:
     """Whether a gate is one that :class:`DeviceGate` can be made of: a plain one in evaluation
-    mode, that nobody watches."""
-    if type(gate) is not SoftModulationGate or gate.training:
-        return False
-    known = isinstance(gate.bn, nn.Identity) or (
-        type(gate.bn) is nn.BatchNorm1d and gate.bn.running_mean is not None
+    mode, with its normalisation folded, that nobody watches."""
+    return (
+        type(gate) is SoftModulationGate
+        and not gate.training
+        and isinstance(gate.bn, nn.Identity)
+        and not any(is_watched(module) for module in gate.modules())
     )
-    return known and not any(is_watched(module) for module in gate.modules())
 
 
 class DeviceGate:
@@ -170,16 +170,8 @@ class DeviceGate:
 
     def __init__(self, gate: Any) -> None:
         with torch.inference_mode(False), torch.no_grad():
-            weight, bias = gate.fc1.weight.double(), gate.fc1.bias.double()
-            if not isinstance(norm := gate.bn, nn.Identity):
-                gain = torch.rsqrt(norm.running_var.double() + norm.eps)
-                offset = -norm.running_mean * gain
-                if norm.affine:
-                    gain = gain * norm.weight
-                    offset = norm.bias - norm.running_mean * gain
-                weight, bias = weight * gain[:, None], bias * gain + offset
-            self._first = weight.T.float().contiguous()  # (inputs, hidden)
-            self._shift = bias.float()
+            self._first = gate.fc1.weight.T.float().contiguous()  # (inputs, hidden)
+            self._shift = gate.fc1.bias.detach().float().clone()
             self._second = gate.fc2.weight.T.float().contiguous()  # (hidden, options)
             self._beta = gate.fc2.bias.detach().float().clone()
         self._motion, self._floor = gate.motion, gate.floor

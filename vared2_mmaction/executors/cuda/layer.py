@@ -8,15 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...layout import convolve
+from ...layout import as_clips, convolve, settled
 from ...ops.conv import check_clips, forced_weights, of_options
 from ...ops.cost import Decision, LayerCost
 from ...ops.gate import Modulation
 from ...ops.options import WHOLE, Options, available, kept
 from ..base import Choice, LayerRecord
+from ..cpu.convolution import output_frames
 from . import TYPES
 from .gate import Decided, DeviceGate, serves
-from .maps import computed_rows, filled_up, maps_of, memory_of, vector
+from .maps import filled_up, maps_of, memory_of, vector
 from .rebuild import Tables, make_tables, rebuild
 
 
@@ -39,8 +40,8 @@ class CudaConv:
     :class:`~vared2_mmaction.ops.Decision`, so that a backbone charges all layers at once.
 
     Args:
-        record: A layer that :func:`~vared2_mmaction.executors.cuda.can_serve`. Its tensors are
-            copied as far as they are read.
+        record: Of a layer for which :func:`~vared2_mmaction.executors.cuda.create` gives an
+            executor. Its tensors are copied as far as they are read.
     """
 
     def __init__(self, record: LayerRecord) -> None:
@@ -57,20 +58,10 @@ class CudaConv:
     def __call__(
         self, x: Tensor, residual: Tensor | None = None, forced: Tensor | None = None
     ) -> tuple[Tensor, Decision | int] | None:
-        """Decide, convolve, rebuild, mix, add a residual and apply ReLU.
+        """See :class:`~vared2_mmaction.executors.base.Executor`.
 
-        Args:
-            x: Input, (N, C, T, H, W) or (N T, C, H, W); best with channels innermost.
-            residual: Added to the output, of its shape.
-            forced: Options, (N or 1, 2), on the device, that take the place of the gate's decision.
-
-        Returns:
-            The output, channels innermost, and the decision; of a stock convolution its
-            multiply-adds for the whole batch. None for an input that is not served: with gradients,
-            of another type than ``TYPES``, or on another device.
-
-        Raises:
-            ValueError: If options are forced for another number of clips.
+        Inputs are best with channels innermost, as outputs are. Not served are those with
+        gradients, of another type than ``TYPES``, and on another device.
         """
         record, choice = self.record, self.record.choice
         dtype = _computed_in(x)
@@ -81,20 +72,21 @@ class CudaConv:
             memory = memory_of(x, record.clip_rows, dtype)
             added = None if residual is None else memory_of(residual, record.clip_rows, dtype)
             clips = memory.movedim(-1, 1)
-            sizes = self._output_sizes(clips)
+            length = output_frames(record, clips.shape[2])
             if choice is None:
-                y = self._finish(self._convolve(clips, dtype), WHOLE, None, sizes, added)
+                y = self._finish(self._convolve(clips, dtype), WHOLE, None, length, added)
                 maps = maps_of(y, len(record.weight), record.rank)
                 return maps, maps.numel() * math.prod(record.weight.shape[1:])
-            frames = kept(sizes[0], len(choice.tables[0]))
+            frames = kept(length, len(choice.tables[0]))
             options = Options(choice.in_use.channel, available(choice.in_use.temporal, len(frames)))
-            decided = self._decide(self._seen(x), choice, len(frames), options, forced)
+            seen = x if x.dim() == 5 else as_clips(x, record.clip_rows)
+            decided = self._decide(seen, choice, len(frames), options, forced)
             z = self._convolve(clips, dtype, options.temporal[0])
             share = None if decided is None else decided.shares
-            y = self._finish(z, options, share, sizes, added)
+            y = self._finish(z, options, share, length, added)
         ones = self._one.expand(len(clips), -1)
         weights = Modulation(ones, ones) if decided is None else decided.weights
-        cost = LayerCost(choice.constants, options, frames, sizes[1] * sizes[2])
+        cost = LayerCost(choice.constants, options, frames, y.shape[2] * y.shape[3])
         return maps_of(y, len(record.weight), record.rank), Decision(weights, cost)
 
     def _decide(
@@ -118,27 +110,20 @@ class CudaConv:
             return decided
         return _share(forced_weights(forced, len(clips), options, torch.float32))
 
-    def _seen(self, x: Tensor) -> Tensor:
-        """What the gate sees, (N, C, T, H, W), a view in the type of the input."""
-        if x.dim() == 5:
-            return x
-        return x.unflatten(0, (-1, self.record.clip_rows)).transpose(1, 2)
-
     def _convolve(self, clips: Tensor, dtype: torch.dtype, temporal: int = 0) -> Tensor:
-        """What is computed, (N, ceil(T / 2^temporal), H, W, k or more)."""
+        """What is computed, (N, ceil(T / 2^temporal), H, W, k or more), contiguous."""
         record, made = self.record, self._weights_in(dtype)
         (pace, *stride), padding, dilation = record.stride, record.padding, record.dilation
         sizes = (pace * 2**temporal, *stride), padding, dilation
-        return computed_rows(
-            convolve(clips[:, : made.inputs], made.weight, None, *sizes, made.groups)
-        )
+        z = convolve(clips[:, : made.inputs], made.weight, None, *sizes, made.groups)
+        return settled(z).movedim(1, -1).contiguous()
 
     def _finish(
         self,
         z: Tensor,
         options: Options,
         share: Tensor | None,
-        sizes: tuple[int, ...],
+        frames: int,
         residual: Tensor | None,
     ) -> Tensor:
         """Make of what is computed all maps, (N, T, H, W, C')."""
@@ -148,23 +133,9 @@ class CudaConv:
         nothing = record.bias is None and residual is None and not record.relu
         if in_place and nothing:
             return z
-        y = z if in_place else z.new_empty(len(z), *sizes, width)
+        y = z if in_place else z.new_empty(len(z), frames, *z.shape[2:4], width)
         tables = self._tables_of(options, width)
-        return rebuild(z, tables, share, channels, sizes[0], y, residual, record.relu)
-
-    def _output_sizes(self, clips: Tensor) -> tuple[int, ...]:
-        record = self.record
-        return tuple(
-            (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-            for size, padding, dilation, kernel, stride in zip(
-                clips.shape[2:],
-                record.padding,
-                record.dilation,
-                record.weight.shape[2:],
-                record.stride,
-                strict=True,
-            )
-        )
+        return rebuild(z, tables, share, channels, frames, y, residual, record.relu)
 
     def _weights_in(self, dtype: torch.dtype) -> _Weights:
         if (made := self._weights.get(dtype)) is None:

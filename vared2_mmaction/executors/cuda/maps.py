@@ -9,8 +9,6 @@ them with it.
 import torch
 from torch import Tensor
 
-from ...layout import settled
-
 _MARK = '_vared2_followed_by_zeros'
 
 
@@ -62,9 +60,3 @@ def maps_of(memory: Tensor, channels: int, rank: int) -> Tensor:
     maps = maps[:, :channels]
     setattr(maps, _MARK, memory.shape[-1])
     return maps
-
-
-def computed_rows(z: Tensor) -> Tensor:
-    """What a convolution computed, (N, C, T, H, W), as (N, T, H, W, C), contiguous; a view where it
-    lies so."""
-    return settled(z).movedim(1, -1).contiguous()
