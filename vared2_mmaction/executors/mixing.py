@@ -3,13 +3,12 @@
 definition."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..ops.cheap import ChannelOptions, TemporalOptions
-from ..ops.mixing import Shares, mix
-from ..ops.options import Options
+from ..ops.mixing import mix
 from . import cuda
 from .cpu.training import mix_compiled
 
@@ -18,15 +17,8 @@ if torch.cuda.is_available() and cuda.is_available():
     from .cuda.training import mix_by_kernels as _by_kernels  # imports Triton
 
 
-def mix_on_gpu(
-    z: Tensor,
-    share: Shares,
-    options: Options,
-    channel_options: ChannelOptions,
-    temporal_options: TemporalOptions,
-    frames: int,
-) -> Tensor:
-    """Mix options; see :func:`vared2_mmaction.ops.mixing.mix`.
+def mix_on_gpu(z: Tensor, *options: Any) -> Tensor:
+    """Mix options; arguments are those of :func:`vared2_mmaction.ops.mixing.mix`.
 
     Kernels mix what lies on a GPU, in compiled graphs as well. All else is mixed by the definition:
     what is traced or exported, and other types than ``executors.cuda.TYPES``.
@@ -34,21 +26,14 @@ def mix_on_gpu(
     mixes = mix
     if _by_kernels is not None and z.is_cuda and z.dtype in cuda.TYPES and not _leaves_python():
         mixes = _by_kernels
-    return mixes(z, share, options, channel_options, temporal_options, frames)
+    return mixes(z, *options)
 
 
-def mix_anywhere(
-    z: Tensor,
-    share: Shares,
-    options: Options,
-    channel_options: ChannelOptions,
-    temporal_options: TemporalOptions,
-    frames: int,
-) -> Tensor:
+def mix_anywhere(z: Tensor, *options: Any) -> Tensor:
     """Mix options by kernels on a GPU, and in C++ on a CPU; see :func:`mix_on_gpu` and
     :func:`~.cpu.training.mix_compiled`."""
     mixes = mix_on_gpu if z.is_cuda else mix_compiled
-    return mixes(z, share, options, channel_options, temporal_options, frames)
+    return mixes(z, *options)
 
 
 def _leaves_python() -> bool:

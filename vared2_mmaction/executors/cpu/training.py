@@ -26,7 +26,8 @@ def mix_compiled(
     float32 with channels innermost on a CPU."""
     if not _serves(z):
         return mix(z, share, options, channel_options, temporal_options, frames)
-    scales, shifts = combine(z, share, options, channel_options, temporal_options)
+    channel = channel_options.tables(options.channel)
+    scales, shifts = combine(z, share, channel, temporal_options.tables(options.temporal))
     of = library().Mixed(
         kept=channel_options.kept,
         channel=options.channel,
@@ -44,20 +45,17 @@ def _serves(z: Tensor) -> bool:
 
 
 def combine(
-    z: Tensor,
-    share: Shares,
-    options: Options,
-    channel_options: ChannelOptions,
-    temporal_options: TemporalOptions,
+    z: Tensor, share: Shares, of_channels: Tensor, of_frames: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Factors of what is computed, for each clip and output frame of a period.
+    """Factors of what is computed, for each clip and output frame of a period, by the shares and
+    the tables of channel and of temporal options.
 
     Returns:
         Scales of each pair of options, (N, channel, temporal, period, C), and the sum of their
         shifts, (N, period, C).
     """
-    scale, shift = channel_options.tables(options.channel)[:, :, 0].to(z.dtype).unbind(0)
-    frame_scale, frame_shift = temporal_options.tables(options.temporal).to(z.dtype).unbind(0)
+    scale, shift = of_channels[:, :, 0].to(z.dtype).unbind(0)
+    frame_scale, frame_shift = of_frames.to(z.dtype).unbind(0)
     channel, temporal = (z.new_ones(1, 1) if v is None else v.to(z.dtype) for v in share)
     own, over = channel[..., None], temporal[..., None, None]
     scale, shift = own * scale, (own * shift).sum(1, keepdim=True)
