@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from mmengine.utils import apply_to
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from ..models.policy import dynamic_layers
 from ..models.wrapped import backbone_of
@@ -26,9 +27,9 @@ class _Graph(NamedTuple):
     """What it writes."""
 
 
-class Graphs:
-    """Takes the place of a backbone's forward, and replays what that did with the first input of a
-    shape. Copies of the backbone capture their own graphs.
+class GraphedForward:
+    """What takes the place of a backbone's forward; copies of the backbone capture their own
+    graphs.
 
     Args:
         backbone: The backbone.
@@ -36,12 +37,29 @@ class Graphs:
 
     def __init__(self, backbone: nn.Module) -> None:
         self.backbone = backbone
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the forward whose place this takes."""
+        return type(self.backbone).forward(self.backbone, *args, **kwargs)
+
+    def __deepcopy__(self, memo: Any) -> Self:
+        return type(self)(copy.deepcopy(self.backbone, memo))
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.backbone,)
+
+
+class Graphs(GraphedForward):
+    """Replays what a forward did with the first input of a shape, for inference."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__(backbone)
         self.by_key: dict[tuple, _Graph] = {}
         self._layers: list[Any] | None = None
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         if not x.is_cuda or torch.is_grad_enabled() or args or kwargs:
-            return self._run(x, *args, **kwargs)
+            return self.run(x, *args, **kwargs)
         forced = tuple(layer.forced for layer in self.layers())
         autocast = torch.is_autocast_enabled('cuda'), torch.get_autocast_dtype('cuda')
         shapes = tuple(None if options is None else options.shape for options in forced)
@@ -49,7 +67,7 @@ class Graphs:
         found = self.by_key.get(key)
         if found is None:
             if len(self.by_key) >= MAX_GRAPHS:
-                return self._run(x)
+                return self.run(x)
             # What is made here is kept, for calls outside of inference mode too.
             with torch.cuda.device_of(x), torch.inference_mode(False), torch.no_grad():
                 found = self.by_key[key] = self._capture(x, forced)
@@ -68,9 +86,6 @@ class Graphs:
             self._layers = list(dynamic_layers(self.backbone).values())
         return self._layers
 
-    def _run(self, *args: Any, **kwargs: Any) -> Any:
-        return type(self.backbone).forward(self.backbone, *args, **kwargs)
-
     def _capture(self, x: Tensor, forced: tuple[Tensor | None, ...]) -> _Graph:
         kept = torch.empty_like(x).copy_(x)
         read = tuple(None if options is None else options.clone() for options in forced)
@@ -83,11 +98,11 @@ class Graphs:
             side.wait_stream(torch.cuda.current_stream(x.device))
             with torch.cuda.stream(side):  # kernels are compiled and measured, caches are filled
                 for _ in range(_WARMUP):
-                    self._run(kept)
+                    self.run(kept)
             torch.cuda.current_stream(x.device).wait_stream(side)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
-                output = self._run(kept)
+                output = self.run(kept)
         finally:
             self._force(forced)
             torch.backends.cudnn.benchmark = measures
@@ -96,12 +111,6 @@ class Graphs:
     def _force(self, forced: tuple[Tensor | None, ...]) -> None:
         for layer, options in zip(self.layers(), forced, strict=True):
             layer.forced = options
-
-    def __deepcopy__(self, memo: Any) -> 'Graphs':
-        return Graphs(copy.deepcopy(self.backbone, memo))
-
-    def __reduce__(self) -> tuple:
-        return Graphs, (self.backbone,)
 
 
 def capture(model: nn.Module) -> nn.Module:

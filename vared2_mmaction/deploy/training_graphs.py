@@ -1,7 +1,6 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """Train a backbone as two CUDA graphs: two launches a step instead of thousands."""
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -11,9 +10,10 @@ from mmengine.utils import apply_to
 from torch import Tensor, nn
 
 from ..models.dynamize import DynamicBackbone
+from .graphs import GraphedForward
 
 
-class TrainingGraphs:
+class TrainingGraphs(GraphedForward):
     """Takes the place of a backbone's forward in training on a GPU.
 
     The first batch of a shape runs as ever; the second is captured, forward and backward, by
@@ -23,13 +23,10 @@ class TrainingGraphs:
     a second forward pass before the backward pass of the first.
 
     Hooks of modules inside of the backbone are not called in a replay.
-
-    Args:
-        backbone: The backbone; copies capture their own graphs.
     """
 
     def __init__(self, backbone: nn.Module) -> None:
-        self.backbone = backbone
+        super().__init__(backbone)
         self.shape: tuple | None = None
         """Shape that is replayed, or was seen once."""
         self._state: tuple | None = None
@@ -51,7 +48,7 @@ class TrainingGraphs:
         learns = torch.is_grad_enabled() and self.backbone.training and not x.requires_grad
         pending, self._pending = self._pending, False
         if not learns or not self.serves(x) or args or kwargs or pending:
-            return self._run(x, *args, **kwargs)
+            return self.run(x, *args, **kwargs)
         state, shape = self._state_now(), (x.shape, x.stride(), x.dtype, x.device)
         if state != self._state:
             self.release()
@@ -59,10 +56,10 @@ class TrainingGraphs:
         if self._graph is None:
             if self.shape != shape:
                 self.shape = shape  # kernels are compiled, caches are filled
-                return self._run(x)
+                return self.run(x)
             self._capture(x)
         elif self.shape != shape:
-            return self._run(x)
+            return self.run(x)
         assert self._graph is not None
         self._keep_gradients()
         outputs = [output.clone() for output in self._graph(x)]  # the next replay writes over them
@@ -78,9 +75,6 @@ class TrainingGraphs:
     def release(self) -> None:
         """Forget what was captured."""
         self._graph, self.shape, self._pending = None, None, False
-
-    def _run(self, *args: Any, **kwargs: Any) -> Any:
-        return type(self.backbone).forward(self.backbone, *args, **kwargs)
 
     def _arrived(self, gradient: Tensor) -> None:
         self._pending = False
@@ -108,7 +102,7 @@ class TrainingGraphs:
                 tensors.append(tensor)
                 return len(tensors) - 1
 
-            structures.append(apply_to(self._run(x), torch.is_tensor, number))
+            structures.append(apply_to(self.run(x), torch.is_tensor, number))
             return tuple(tensors)
 
         self._parameters = [p for p in self.backbone.parameters() if p.requires_grad]
@@ -141,12 +135,6 @@ class TrainingGraphs:
             with torch.no_grad():
                 for buffer, value in zip(kept, values, strict=True):
                     buffer.copy_(value)
-
-    def __deepcopy__(self, memo: Any) -> 'TrainingGraphs':
-        return TrainingGraphs(copy.deepcopy(self.backbone, memo))
-
-    def __reduce__(self) -> tuple:
-        return TrainingGraphs, (self.backbone,)
 
 
 class _Callable(nn.Module):
