@@ -66,15 +66,13 @@ class FreezeGatesHook(Hook):
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Note the weights of the gates, and stop their normalisation from following the data."""
-        if epochs_passed(runner) < self.begin:
-            self._keep(runner, data_batch)
-            return
-        for gate in self.gates:  # the loop has called the model's train() since the epoch began
-            gate.eval()
-        if not self.frozen:
-            self._keep_budget(runner)
-            self._freeze()
-        self._keep(runner, data_batch)
+        if epochs_passed(runner) >= self.begin:
+            for gate in self.gates:  # the loop has called the model's train() since the epoch began
+                gate.eval()
+            if not self.frozen:
+                self._freeze(runner)
+        if self._budget is not None:
+            self._newest.keep(data_batch, len(runner.train_dataloader))
 
     @torch.no_grad()
     def after_train_iter(
@@ -89,16 +87,13 @@ class FreezeGatesHook(Hook):
             parameter.copy_(value)
         last = runner.iter + 1 == runner.max_iters
         if self.frozen and (last or (runner.iter + 1) % len(runner.train_dataloader) == 0):
-            self._keep_budget(runner)
-            self._freeze()
+            self._freeze(runner)
 
-    def _freeze(self) -> None:
+    def _freeze(self, runner: Runner) -> None:
+        """Bring gates to the budget, and note their weights."""
+        self._keep_budget(runner)
         parameters = (p for gate in self.gates for p in gate.parameters())
         self.frozen = [(p, p.detach().clone()) for p in parameters]
-
-    def _keep(self, runner: Runner, batch: Any) -> None:
-        if self._budget is not None:
-            self._newest.keep(batch, len(runner.train_dataloader))
 
     def _keep_budget(self, runner: Runner) -> None:
         """Bring gates, and their moving averages, to the budget, if there are clips enough."""

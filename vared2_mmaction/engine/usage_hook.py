@@ -64,7 +64,7 @@ class PolicyUsageHook(Hook):
             ValueError: If the model does not have one SoftModulationGateNeck, or no interval is
                 given and the runner has no LoggerHook.
         """
-        self._stop_listening()  # of a training that an error ended
+        self.after_train(runner)  # of a training that an error ended
         model = network_of(runner)
         replayed = any(isinstance(hook, CUDAGraphHook) for hook in runner.hooks)
         if torch.cuda.is_available() and not replayed and not runner.cfg.get('compile'):
@@ -113,9 +113,6 @@ class PolicyUsageHook(Hook):
 
     def after_train(self, runner: Runner) -> None:
         """Listen no more."""
-        self._stop_listening()
-
-    def _stop_listening(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles = []
