@@ -87,14 +87,13 @@ class ExecutedStage(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """Execute the stage; (N, C, T, H, W) or (N T, C, H, W)."""
-        y = x
         left: list[Any] = list(self._modules.values())
         while left:
-            y, done = _execute_blocks(left, y)
+            x, done = _execute_blocks(left, x)
             left = left[done:]
             if left:
-                y = left.pop(0)(y)
-        return y
+                x = left.pop(0)(x)
+        return x
 
 
 def execute_in_turn(stages: Sequence[nn.Module], x: Tensor, residual: Tensor) -> Tensor:

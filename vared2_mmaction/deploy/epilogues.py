@@ -1,6 +1,7 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """Let executed convolutions do what follows them: residual addition and ReLU."""
 
+from collections import OrderedDict
 from typing import Any
 
 from mmaction.models.backbones.resnet import BasicBlock, Bottleneck
@@ -47,9 +48,7 @@ def execute_blocks(network: nn.Module) -> None:
         blocks = (isinstance(block, ExecutedBlock) for block in stage.children())
         if any(blocks) and name and not is_watched(stage):
             owner, _, attribute = name.rpartition('.')
-            swapped = ExecutedStage()
-            for child, block in stage.named_children():
-                swapped.add_module(child, block)
+            swapped = ExecutedStage(OrderedDict(stage.named_children()))
             swapped.train(stage.training)
             setattr(network.get_submodule(owner), attribute, swapped)
 

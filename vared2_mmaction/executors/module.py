@@ -26,6 +26,7 @@ class ExecutedConv(nn.Module):
         name: Its name in the network.
     """
 
+    _conv: Any
     layer_name: str
     forced: Tensor | None
     """Options, (N or 1, 2), that take the place of the gate's decision; of a dynamic layer."""
@@ -42,17 +43,13 @@ class ExecutedConv(nn.Module):
             self.register_parameter(key, parameter)
         for key, child in conv.named_children():
             self.add_module(key, child)
-        self._definition = (conv,)  # no child: its parts are
+        self.__dict__['_conv'] = conv  # no child: its parts are
         self.layer_name = getattr(conv, 'layer_name', name)
         self.forced = self.decisions = self.macs = None
         self.relu = False
         self.backend = ''
         self._prepare()
         self.train(conv.training)
-
-    @property
-    def _conv(self) -> Any:
-        return self._definition[0]
 
     @property
     def is_dynamic(self) -> bool:
@@ -143,4 +140,4 @@ class ExecutedConv(nn.Module):
         self._prepare()
 
     def extra_repr(self) -> str:
-        return f'{type(self._definition[0]).__name__}, executed by {self.executed_by}'
+        return f'{type(self._conv).__name__}, executed by {self.executed_by}'
