@@ -41,29 +41,25 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def run_batches(model: Any, loader: Iterable[Any]) -> int:
+def run_batches(model: Any, loader: Iterable[Any]) -> None:
     """Run all batches, whatever the mode of modules.
 
     Args:
         model: A recognizer or detector, or a dynamic backbone.
         loader: Batches as MMEngine's data loaders make them; of a backbone, its inputs.
 
-    Returns:
-        Their number.
-
     Raises:
         ValueError: If there is none.
     """
-    batches = 0
+    empty = True
     for batch in loader:
         if hasattr(model, 'extract_feat'):
             run_once(model, model.data_preprocessor(batch, False)['inputs'])
         else:
             model(batch)
-        batches += 1
-    if not batches:
+        empty = False
+    if empty:
         raise ValueError('loader: expected batches of clips to calibrate on, got none')
-    return batches
 
 
 def estimate_batch_norm(model: nn.Module, loader: Iterable[Any]) -> None:

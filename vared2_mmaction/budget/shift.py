@@ -13,12 +13,10 @@ from ..models.policy import dynamic_layers
 from .observe import Observation, observe
 from .passes import backbone_to_calibrate
 
-_HALVINGS = 24
+_ROUNDS, _HALVINGS = 4, 24
 
 
-def shift_gates(
-    model: nn.Module, batches: Iterable[Any], ratio: float, rounds: int = 4
-) -> tuple[float, float]:
+def shift_gates(model: nn.Module, batches: Iterable[Any], ratio: float) -> tuple[float, float]:
     """Add one number to the pre-activations of all options but the cheapest of each gate, in place,
     so that clips have a mean compute ratio when the network is evaluated.
 
@@ -29,7 +27,6 @@ def shift_gates(
         model: See :func:`~vared2_mmaction.budget.passes.run_batches`.
         batches: Clips of this process; the mean is that of all processes.
         ratio: The mean that is wanted.
-        rounds: How often gates are asked.
 
     Returns:
         The mean before and after, in evaluation mode.
@@ -37,7 +34,7 @@ def shift_gates(
     layers = dynamic_layers(backbone_to_calibrate(model))
     shifts, means = [0.0], []
     low, high = -math.inf, math.inf
-    for _ in range(rounds):
+    for _ in range(_ROUNDS):
         observed = observe(model, batches)
         means.append(_mean_ratio(observed, 0.0))
         if means[-1] < ratio:
