@@ -7,7 +7,6 @@ can go when it is gone.
 
 import datetime
 import importlib
-import importlib.util
 import os
 import sys
 import types
@@ -37,10 +36,8 @@ def apply() -> None:
 
 
 def _leave_out_multimodal_models() -> None:
-    """mmaction2's multimodal models import what later releases of transformers lack; where there is
-    no transformers at all, it does without them."""
-    if importlib.util.find_spec('transformers') is None:
-        return
+    """mmaction2's multimodal models import what later releases of transformers lack; it then has to
+    do without them, as it does where there is no transformers at all."""
     try:
         from transformers.modeling_utils import apply_chunking_to_forward  # noqa: F401
     except ImportError:
