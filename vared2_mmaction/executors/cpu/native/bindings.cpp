@@ -31,16 +31,12 @@ bool serves(const at::Tensor& x) {
          !at::autocast::is_autocast_enabled(at::kCPU) && !torch::jit::tracer::isTracing();
 }
 
-bool serves(const at::Tensor& x, const std::optional<at::Tensor>& residual) {
-  return serves(x) && (!residual || serves(*residual));
-}
-
 // Blocks as far as there is compiled code for them.
 Executed execute_blocks(const std::vector<Block>& blocks, const at::Tensor& x,
                         const std::optional<at::Tensor>& residual) {
   Executed found;
   found.y = found.entered = x;
-  if (!serves(x, residual)) return found;
+  if (!serves(x) || (residual && !serves(*residual))) return found;
   py::gil_scoped_release released;
   return execute(blocks, x, residual);
 }
@@ -77,7 +73,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   using py::arg;
   const auto without_gil = py::call_guard<py::gil_scoped_release>();
   py::register_exception<NotFinite>(m, "NotFinite", PyExc_FloatingPointError);
-  m.def("serves", py::overload_cast<const at::Tensor&>(&serves));
+  m.def("serves", &serves);
   m.def("lies_dense", &lies_dense);
   m.def("can_tile", &Layer::can_tile);
   m.def("execute", &execute_blocks);

@@ -15,10 +15,7 @@ struct Clips {
   int64_t area() const { return rows * columns; }
   int64_t frame() const { return area() * channels; }
   int64_t clip() const { return frames * frame(); }
-  bool operator==(const Clips& other) const {
-    return number == other.number && frames == other.frames && rows == other.rows &&
-           columns == other.columns && channels == other.channels;
-  }
+  bool operator==(const Clips& other) const = default;
   int64_t elements() const { return number * clip(); }
 };
 

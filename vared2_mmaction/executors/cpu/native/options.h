@@ -16,18 +16,14 @@ struct Shares {
 
   int64_t dearest() const { return options.front(); }
   bool single() const { return options.size() == 1; }
-  bool operator==(const Shares& other) const {
-    return options == other.options && shares == other.shares;
-  }
+  bool operator==(const Shares& other) const = default;
 };
 
 // What a clip gets of a layer.
 struct Policy {
   Shares channel, temporal;
 
-  bool operator==(const Policy& other) const {
-    return channel == other.channel && temporal == other.temporal;
-  }
+  bool operator==(const Policy& other) const = default;
   // Whether the same is computed.
   bool together(const Policy& other) const {
     return channel.dearest() == other.channel.dearest() &&
