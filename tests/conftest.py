@@ -27,7 +27,7 @@ logging.raiseExceptions = False
 config.FormatCode = lambda text, **_: (text, True)
 # For every base "mmaction::..." MMEngine reads the metafiles of all networks of MMAction2, and what
 # is installed: more than half of the time of reading a recipe.
-config_utils._get_cfg_metainfo = functools.cache(config_utils._get_cfg_metainfo)
+config_utils.load = functools.cache(config_utils.load)
 config.is_installed = functools.cache(config.is_installed)
 
 
