@@ -17,17 +17,22 @@ pytestmark = needs_kernels
 ALL = (0, 1, 2)
 CASES = {
     # channels, clips, frames, positions, options, channel_multiple
-    'whole': (16, 2, 8, (3, 4), Options(ALL, ALL), 1),
-    'odd': (11, 3, 7, (5, 5), Options((1, 2), (1, 2)), 1),
+    'whole': (16, 1, 8, (3, 4), Options(ALL, ALL), 1),
+    'odd': (11, 2, 7, (5, 5), Options((1, 2), (1, 2)), 1),
     'rounded': (26, 1, 6, (3, 3), Options((0, 2), (0, 2)), 4),
-    'many clips': (9, 9, 5, (2, 3), Options((1,), (0,)), 1),
+    'many clips': (9, 9, 2, (2, 3), Options((1,), (0,)), 1),
     'frames only': (9, 2, 5, (2, 3), Options((0,), (1,)), 1),
-    'wide': (70, 1, 3, (2, 3), Options((0, 1, 2, 3), (0, 1)), 1),
-    'four': (8, 1, 9, (2, 3), Options((0, 1, 2, 3), (0, 1, 2, 3)), 1),
+    'wide': (70, 1, 2, (2, 3), Options((0, 1, 2, 3), (0, 1)), 1),
+    'four': (8, 1, 8, (2, 3), Options((0, 3), (0, 1, 2, 3)), 1),
     'one frame': (8, 2, 1, (4, 4), Options(ALL, (0,)), 1),
-    'tiles': (16, 1, 2, (23, 24), Options((0, 1), (0, 1)), 8),
+    'tiles': (3, 1, 2, (23, 24), Options((0, 1), (0, 1)), 1),
+    'tiles of vectors': (16, 1, 2, (8, 9), Options((0, 1), (0, 1)), 8),
+    'many tiles': (16, 1, 2, (23, 24), Options((0, 1), (0, 1)), 8),
 }
-SLOWEST = (('four', 'contiguous'), ('many clips', 'channels last'))
+SLOWEST = (
+    *(('four', 'contiguous'), ('many clips', 'channels last'), ('tiles', 'channels last')),
+    *(('many tiles', lies) for lies in ('contiguous', 'channels last')),
+)
 
 
 def case(name, lies, dtype):
