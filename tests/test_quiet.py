@@ -2,7 +2,6 @@
 """What tells a user nothing is left out, and what a user causes is not."""
 
 import logging
-import os
 import subprocess
 import sys
 import warnings
@@ -16,12 +15,16 @@ from torch import nn
 
 from vared2_mmaction import quiet
 
-IMPORT = """
-import warnings
+from .loading import TOOLS
+
+COMMAND = """
+import runpy, sys, warnings
 import vared2_mmaction
 from mmengine.utils import is_installed
 assert is_installed('mmaction2')
 warnings.warn('pkg_resources is deprecated as an API: said here')
+sys.path[0], sys.argv = sys.argv[1], ['train.py', 'misspelt.py']
+runpy.run_path(sys.path[0] + '/train.py', run_name='__main__')
 """
 
 
@@ -43,13 +46,17 @@ def logged():
     MMLogger._instance_dict.pop('test_quiet')
 
 
-def test_a_command_warns_of_nothing_but_its_own():
-    given = {k: v for k, v in os.environ.items() if k != 'PYTHONWARNINGS'}
-    command = [sys.executable, '-c', IMPORT]
-    done = subprocess.run(command, env=given, capture_output=True, text=True, check=True)
+def test_a_command_tells_its_own_warnings_and_a_mistake_in_one_line(tmp_path):
+    """In a process of its own, which imports everything and ends with status 2."""
+    (tmp_path / 'misspelt.py').write_text("_base_ = 'rigth.py'\n")
+    given = {'PYTHONPATH': str(TOOLS.parent), 'PATH': '', 'OMP_NUM_THREADS': '1'}
+    command = [sys.executable, '-c', COMMAND, str(TOOLS)]
+    done = subprocess.run(command, env=given, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
     assert done.stdout == ''
-    assert done.stderr.count('\n') == 1
-    assert 'UserWarning: pkg_resources is deprecated as an API: said here' in done.stderr
+    warning, mistake = done.stderr.splitlines()
+    assert 'UserWarning: pkg_resources is deprecated as an API: said here' in warning
+    assert mistake.startswith("train.py: error: CONFIG='misspelt.py' cannot be read: ")
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,10 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
-"""All tools tell mistakes in one line; faults of the program keep their traceback."""
+"""All tools tell mistakes in one line; faults of the program keep their traceback.
+
+tests/test_quiet.py looks at all that a process prints."""
 
 import argparse
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from commands.cli import run_tool
 from vared2_mmaction.errors import FileError
 
-from ..loading import SCRIPTS, TOOLS, load_tool
+from ..loading import SCRIPTS, load_tool
 from ..networks import write_network
 
 PYTHON_SCRIPTS = [name for name in SCRIPTS if name.endswith('.py')]
@@ -270,15 +271,6 @@ def test_what_a_worker_that_loads_data_says(capsys):
         run_tool(parser(), work, [])
     expected = "tool.py: error: video 'broken0.mp4' cannot be decoded: damaged\n"
     assert capsys.readouterr().err == expected
-
-
-def test_a_process_prints_one_line_and_ends_with_status_2(folder):
-    command = [sys.executable, '-W', 'ignore', str(TOOLS / 'train.py'), 'misspelt.py']
-    env = {'PYTHONPATH': f'{TOOLS.parent}', 'PATH': '', 'OMP_NUM_THREADS': '1'}
-    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("train.py: error: CONFIG='misspelt.py' cannot be read: ")
 
 
 def test_a_checkpoint_of_another_network_is_a_mistake(folder, capsys):
