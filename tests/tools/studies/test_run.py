@@ -20,7 +20,13 @@ CONFIGS = Path(__file__).parents[3] / 'configs' / 'study'
 VIDEOS = MovingShapes(
     train=8, val=1, test=4, size=32, frames=8, classes=('shows_star', 'moves_left')
 )
-SMALL = {'model.backbone.base_channels': 4, 'model.cls_head.in_channels': 32}
+TWO_STAGES = {
+    **{'num_stages': 2, 'stage_blocks': (1, 1), 'inflate': (1, 1), 'out_indices': (1,)},
+    **{'spatial_strides': (1, 2), 'temporal_strides': (1, 2), 'dilations': (1, 1)},
+    'base_channels': 4,
+}
+SMALL = {f'model.backbone.{key}': value for key, value in TWO_STAGES.items()}
+SMALL |= {'model.cls_head.in_channels': 8}
 
 
 class Interrupted(Exception):
