@@ -8,9 +8,11 @@ import torch
 from mmaction.registry import MODELS
 from mmaction.utils import register_all_modules
 from mmengine.analysis import get_model_complexity_info
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vared2_mmaction import dynamize, static_cost
-from vared2_mmaction.models import dynamic_layers
+from vared2_mmaction.models import SoftModulationGateNeck, dynamic_layers
+from vared2_mmaction.ops import ComputationBudgetLoss
 
 from ..engine.training import config, train
 from .backbones import STOCK, dynamic, listed
@@ -77,6 +79,29 @@ def test_compiled_whole_networks_train_alike(name):
     for key, gradient in gradients(net, found).items():
         assert gradient is not None, key
         assert (gradient - wanted[key]).norm() <= 1e-3 * wanted[key].norm() + 1e-5 * largest, key
+
+
+class NoHost(TorchDispatchMode):
+    """Refuses operations that hand values to the host, or whose shapes depend on values."""
+
+    REFUSED = ('_local_scalar_dense', 'nonzero', 'masked_select', 'is_nonzero', '_unique2')
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func.overloadpacket.__name__ not in self.REFUSED, f'{func} asks the device'
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_no_step_asks_the_device_what_was_decided(name):
+    net, x = network(name)
+    neck, loss = SoftModulationGateNeck(), ComputationBudgetLoss(budget=0.4, per_clip=False)
+    for mode in (True, False):
+        net.train(mode)
+        with NoHost():
+            found = net(x)
+            ratio = neck(found)[0].ratio
+            loss(ratio, ratio > 0).backward(retain_graph=True)
+            gradients(net, found)
 
 
 # Tracing warns of shapes that were checked.
