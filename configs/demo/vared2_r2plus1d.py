@@ -10,7 +10,7 @@ custom_hooks = [
 
 budget = dict(loss_weight=100.0, budget=0.55, correct_only=False, per_clip=False)
 model = dict(
-    backbone=dict(type='VARED2ResNet2Plus1d', dynamic=dict()),
+    backbone=dict(type='VARED2ResNet2Plus1d', dynamic=dict(temporal=2)),
     neck=dict(type='SoftModulationGateNeck'),
     cls_head=dict(type='VARED2I3DHead', loss_budget=budget),
 )
