@@ -10,7 +10,7 @@ from typing import Any
 from . import figure
 from .budgets import BUDGETS
 from .motion import PERMUTATIONS
-from .statistics import Result, Results
+from .statistics import Result, Results, Spread
 from .study import DYNAMIC, PRUNED, STATIC, VARIANTS
 
 load = Results.load
@@ -31,6 +31,11 @@ def write(results: Results, path: Path) -> None:
         variant: [(results.gmacs(variant, seed), results.top1(variant, seed)) for seed in by_seed]
         for variant, by_seed in results.runs.items()
     }
+    for budget in BUDGETS:
+        if found := results.calibrated(100 * budget):
+            points[f'{DYNAMIC}, set to {100 * budget:g} %'] = [
+                (c['gmacs'] + c['overhead_gmacs'], 100 * c['top1']) for c in found
+            ]
     figure.draw(points, line=STATIC).savefig(path.with_suffix('.png'), dpi=150)
     path.write_text(page(results, path.with_suffix('.png').name))
 
@@ -177,8 +182,8 @@ def _budgets(results: Results) -> Iterator[str]:
         cells = ['–'] * 4
         if name := trained.get(budget):
             cells[:2] = [results.spread(m, name).text() for m in ('top1', 'ratio')]
-        if spreads := results.calibrated(budget):
-            cells[2:] = [spread.text() for spread in spreads]
+        if found := results.calibrated(budget):
+            cells[2:] = [Spread.of([100 * c[m] for c in found]).text() for m in ('top1', 'ratio')]
         rows.append((f'{budget:g} %', *cells))
     yield from _rows(('budget', 'trained: top-1', 'takes', 'set to it: top-1', 'takes'), rows)
 

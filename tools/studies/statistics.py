@@ -134,15 +134,11 @@ class Results:
             settings = run.get('settings', settings)
         return 100 * settings[_BUDGET] if _BUDGET in settings else None
 
-    def calibrated(self, budget: float) -> tuple[Spread, Spread] | None:
-        """Accuracy and compute of the convolutions, in %, of VA-RED² set to another budget, in %,
-        without training; None where no seed was."""
-        of_runs = [run.get('calibrated') or () for run in self.runs.get(DYNAMIC, {}).values()]
-        found = [c for of_run in of_runs for c in of_run if math.isclose(100 * c['budget'], budget)]
-        if not found:
-            return None
-        top1, ratio = ([100 * c[key] for c in found] for key in ('top1', 'ratio'))
-        return Spread.of(top1), Spread.of(ratio)
+    def calibrated(self, budget: float) -> list[Result]:
+        """What VA-RED² did, set to another budget, in %, without training: of the seeds for which
+        that was measured, what :func:`~.budgets.measure_budgets` returns."""
+        of_runs = (run.get('calibrated') or () for run in self.runs.get(DYNAMIC, {}).values())
+        return [c for points in of_runs for c in points if math.isclose(100 * c['budget'], budget)]
 
     def spread(self, measure: str, variant: str) -> Spread:
         """A measure, such as 'top1', over seeds."""
