@@ -1,14 +1,14 @@
 # VA-RED2 of the static twin, from its weights: the budget falls while gates learn, then every layer
 # keeps the options that they want, and the network settles.
 _base_ = 'static_r2plus1d.py'
-max_epochs = 16
+max_epochs = 24
 custom_hooks = [
     dict(type='BudgetScheduleHook', fall=max_epochs / 4),
     dict(type='FixOptionsHook', begin=max_epochs / 4),
     dict(type='PolicyUsageHook'),
 ]
 
-budget = dict(loss_weight=100.0, budget=0.55, correct_only=False, per_clip=False)
+budget = dict(loss_weight=100.0, budget=0.58, correct_only=False, per_clip=False)
 model = dict(
     backbone=dict(type='VARED2ResNet2Plus1d', dynamic=dict(temporal=2)),
     neck=dict(type='SoftModulationGateNeck'),
