@@ -18,9 +18,10 @@ from rich.console import Console
 from rich.progress import Progress
 
 import vared2_mmaction
-from commands.cli import add_optimize_option, is_whole, run_tool
+from commands.cli import add_optimize_option, run_tool
 from studies import compare
 from vared2_mmaction.apis.optimizing import try_to_optimize
+from vared2_mmaction.checkpoints.resuming import is_whole
 from vared2_mmaction.executors import BACKENDS
 
 ROOT = Path(__file__).resolve().parent.parent

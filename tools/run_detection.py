@@ -19,8 +19,9 @@ from mmengine.config import Config
 from rich.console import Console
 
 import vared2_mmaction  # noqa: F401  (mends the installed releases)
-from commands.cli import is_whole, run_tool
+from commands.cli import run_tool
 from studies import detection
+from vared2_mmaction.checkpoints.resuming import is_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / 'configs' / 'detection'

@@ -18,7 +18,6 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from vared2_mmaction.apis.config_file import first_line
-from vared2_mmaction.checkpoints.reading import CheckpointError, read_progress
 from vared2_mmaction.errors import FileError
 
 _LAST_TENSORS = 0.5
@@ -134,15 +133,6 @@ def resolve_work_dir(cfg: Config, args: argparse.Namespace) -> str:
 def build_runner(cfg: Config) -> Runner:
     """Builds the config's ``runner_type``, or MMEngine's ``Runner`` where it names none."""
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-
-
-def is_whole(path: str | Path) -> bool:
-    """Whether there is a file, and all of a checkpoint is in it."""
-    try:
-        read_progress(str(path))
-    except (CheckpointError, OSError):
-        return False
-    return True
 
 
 def leave_process_group() -> None:

@@ -51,6 +51,11 @@ def newest_checkpoint(folder: str | Path, logger: str = 'current') -> str | None
     return str(path)
 
 
+def is_whole(path: str | Path) -> bool:
+    """Whether there is a file, and all of a checkpoint is in it."""
+    return _read(Path(path), 'silent') is not None
+
+
 def _find(folder: Path, name: str) -> Path:
     """The file that a note names, also where its folder was moved since."""
     inside = folder / Path(name).name

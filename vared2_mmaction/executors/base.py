@@ -56,6 +56,11 @@ class LayerRecord:
     choice: Choice | None = None
     """None for a stock convolution."""
 
+    def output_frames(self, frames: int) -> int:
+        """Number of output frames of an input of so many."""
+        extent = self.dilation[0] * (self.weight.shape[2] - 1) + 1
+        return (frames + 2 * self.padding[0] - extent) // self.stride[0] + 1
+
 
 Charges = Tensor | Decision | int
 """What a layer charges: each clip, (N, 5) in float64 with the columns of

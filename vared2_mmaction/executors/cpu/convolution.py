@@ -118,7 +118,7 @@ class CpuConv:
         assert record.choice is not None
         clips = x if record.rank == 3 else as_clips(x, record.clip_rows)
         step = native.Step(layer=self._layer, gate=None, floor=0.0, relu=record.relu)
-        step.weights = weigh(record.choice, clips, output_frames(record, clips.shape[2]))
+        step.weights = weigh(record.choice, clips, record.output_frames(clips.shape[2]))
         return step
 
     def _plan(self, key: tuple[int, ...]) -> bool:
@@ -134,12 +134,6 @@ class CpuConv:
         views = {'view': found.view, 'convolved': found.convolved}
         self._layer.add_plan(key=key, step=found.step, **views, **found.call._asdict())
         return True
-
-
-def output_frames(record: LayerRecord, frames: int) -> int:
-    """Number of output frames of an input of so many."""
-    extent = record.dilation[0] * (record.weight.shape[2] - 1) + 1
-    return (frames + 2 * record.padding[0] - extent) // record.stride[0] + 1
 
 
 def weigh(choice: Choice, clips: Tensor, frames: int) -> list[tuple[list[float], list[float]]]:

@@ -14,7 +14,6 @@ from ...ops.cost import Decision, LayerCost
 from ...ops.gate import Modulation
 from ...ops.options import WHOLE, Options, available, kept
 from ..base import Choice, LayerRecord
-from ..cpu.convolution import output_frames
 from . import TYPES
 from .gate import Decided, DeviceGate, serves
 from .maps import filled_up, maps_of, memory_of, vector
@@ -72,7 +71,7 @@ class CudaConv:
             memory = memory_of(x, record.clip_rows, dtype)
             added = None if residual is None else memory_of(residual, record.clip_rows, dtype)
             clips = memory.movedim(-1, 1)
-            length = output_frames(record, clips.shape[2])
+            length = record.output_frames(clips.shape[2])
             if choice is None:
                 y = self._finish(self._convolve(clips, dtype), WHOLE, None, length, added)
                 maps = maps_of(y, len(record.weight), record.rank)
