@@ -19,7 +19,7 @@ model = dict(
         norm_eval=False,
         conv_cfg=dict(type='Conv2plus1d'),
         norm_cfg=dict(type='BN3d'),
-        conv1_kernel=(3, 5, 5),
+        conv1_kernel=(3, 3, 3),
         conv1_stride_t=1,
         pool1_stride_t=1,
         temporal_strides=(1, 1, 2, 2),
@@ -39,6 +39,13 @@ model = dict(
         format_shape='NCTHW',
     ),
 )
+max_epochs = 18
+train_cfg = dict(max_epochs=max_epochs)
+by_iteration = dict(by_epoch=True, convert_to_iter_based=True)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.1, begin=0, end=2, **by_iteration),
+    dict(type='CosineAnnealingLR', begin=2, end=max_epochs, eta_min=0, **by_iteration),
+]
 default_hooks = dict(
     checkpoint=dict(interval=5, max_keep_ckpts=1, save_best='acc/top1'),
     logger=dict(interval=35),

@@ -89,21 +89,15 @@ def test_processes_that_see_other_clips_agree(tmp_path):
     assert alone[0] != alone[1]
 
 
-@pytest.mark.parametrize(
-    ('recipe', 'shape', 'budgets'),
-    [
-        ('study/vared2_r2plus1d.py', (3, 32, 32, 32), (0.3, 0.4, 0.6, 0.8)),
-        ('demo/vared2_r2plus1d.py', (3, 8, 48, 48), (0.4, 0.6, 0.8)),  # its stem takes 0.29
-    ],
-)
+@pytest.mark.parametrize('recipe', ['study/vared2_r2plus1d.py', 'demo/vared2_r2plus1d.py'])
 @pytest.mark.parametrize('std', [0.0, 0.3])
-def test_recipes_come_near_to_any_budget(recipe, shape, budgets, std):
+def test_recipes_come_near_to_any_budget(recipe, std):
     register_all_modules()
     torch.manual_seed(0)
     model = MODELS.build(Config.fromfile(CONFIGS / recipe).model.backbone)
     model.eval()  # does not return the module
     for layer in dynamic_layers(model).values():  # as they start, and as if they had learned
         layer.gate.fc2.bias.data += std * torch.randn_like(layer.gate.fc2.bias)
-    loader = [torch.randn(2, *shape)]
-    for budget in budgets:
+    loader = [torch.randn(2, 3, 32, 32, 32)]
+    for budget in (0.3, 0.4, 0.6, 0.8):
         assert abs(common_options(model, loader, budget)[1] - budget) <= 0.02, budget

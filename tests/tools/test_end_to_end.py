@@ -263,7 +263,7 @@ def test_dumped_policies_differ_between_layers(tested):
 
 def test_show_dir_holds_a_picture_of_every_frame(tested, folder):
     pictures = list((folder / 'pictures').rglob('*.png'))
-    assert len(pictures) == 3 * 8
+    assert len(pictures) == 3 * 32
 
 
 def test_mmaction2s_own_tools_run_the_config(run, start, varied, tested, folder, static_checkpoint):

@@ -56,7 +56,7 @@ class MovingShapes:
     val: int = 280
     test: int = 560
     size: int = 64
-    frames: int = 24
+    frames: int = 32
     fps: int = 25
     seed: int = 0
     repeats: float = 1.0

@@ -1,22 +1,21 @@
-# Generated videos of 24 frames, see tools/make_moving_shapes.py; a clip's 8 frames span the video.
+# Generated videos of 32 frames, see tools/make_moving_shapes.py; a clip is all of a video.
 data_root = 'data/moving_shapes'
 
-frames = dict(type='SampleFrames', clip_len=8, frame_interval=3, num_clips=1)
+frames = dict(type='SampleFrames', clip_len=32, frame_interval=1, num_clips=1)
+small = dict(type='Resize', scale=(40, 40), keep_ratio=False)
 format_inputs = [dict(type='FormatShape', input_format='NCTHW'), dict(type='PackActionInputs')]
+decode = [dict(type='DecordInit', num_threads=1), frames, dict(type='DecordDecode'), small]
 train_pipeline = [
-    dict(type='DecordInit', num_threads=1),
-    frames,
-    dict(type='DecordDecode'),
-    dict(type='Resize', scale=(56, 56), keep_ratio=False),
-    dict(type='RandomCrop', size=48),  # no Flip: left and right are classes
+    dict(type='DecodeOnce', transforms=decode),  # all frames of a video: nothing is random
+    dict(type='RandomCrop', size=32),  # no Flip: left and right are classes
     *format_inputs,
 ]
 test_pipeline = [
     dict(type='DecordInit', num_threads=1),
     dict(test_mode=True, **frames),
     dict(type='DecordDecode'),
-    dict(type='Resize', scale=(56, 56), keep_ratio=False),
-    dict(type='CenterCrop', crop_size=48),
+    small,
+    dict(type='CenterCrop', crop_size=32),
     *format_inputs,
 ]
 
