@@ -40,8 +40,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run_all(args: argparse.Namespace) -> None:
     os.chdir(ROOT)
-    # Threads that wait actively take the cores from the processes that decode videos.
-    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
     console = Console()
     console.rule('video set')
     run('tools/make_moving_shapes.py', 'data/moving_shapes')
