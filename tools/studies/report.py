@@ -27,17 +27,22 @@ def write(results: Results, path: Path) -> None:
         path: The page; its folder is made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    points = {
+    figure.draw(points(results), line=STATIC).savefig(path.with_suffix('.png'), dpi=150)
+    path.write_text(page(results, path.with_suffix('.png').name))
+
+
+def points(results: Results) -> dict[str, list[figure.Point]]:
+    """Compute and accuracy of the runs of every network, and of VA-RED2 set to other budgets."""
+    found = {
         variant: [(results.gmacs(variant, seed), results.top1(variant, seed)) for seed in by_seed]
         for variant, by_seed in results.runs.items()
     }
     for budget in BUDGETS:
-        if found := results.calibrated(100 * budget):
-            points[f'{DYNAMIC}, set to {100 * budget:g} %'] = [
-                (c['gmacs'] + c['overhead_gmacs'], 100 * c['top1']) for c in found
+        if calibrated := results.calibrated(100 * budget):
+            found[f'{DYNAMIC}, set to {100 * budget:g} %'] = [
+                (c['gmacs'] + c['overhead_gmacs'], 100 * c['top1']) for c in calibrated
             ]
-    figure.draw(points, line=STATIC).savefig(path.with_suffix('.png'), dpi=150)
-    path.write_text(page(results, path.with_suffix('.png').name))
+    return found
 
 
 def page(results: Results, drawn: str = 'results.png') -> str:

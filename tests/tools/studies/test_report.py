@@ -5,6 +5,7 @@ import copy
 import json
 import re
 
+import numpy as np
 import pytest
 
 from studies import report
@@ -156,6 +157,17 @@ def test_page(load, content):
     assert 'different versions' not in page
     for line in re.findall(r'^\|.*\|$', page, re.M):
         assert ' nan' not in line
+
+
+def test_the_figure_has_every_network_and_what_was_set_without_training(load, content):
+    points = report.points(load(content))
+    assert set(points) == {*NUMBERS, 'vared2, set to 60 %'}
+    expected = {
+        'vared2': [(0.057, 87.5), (0.061, 89.5)],
+        'vared2, set to 60 %': [(0.06, 77.5), (0.06, 79.5)],
+    }
+    for name, runs in expected.items():
+        assert np.asarray(points[name]) == pytest.approx(np.asarray(runs)), name
 
 
 def test_pages_of_older_results_and_of_other_videos(load, content):
