@@ -42,7 +42,7 @@ train, val, test = (
 )
 train_dataloader = dict(dataset=train, **loader)
 val_dataloader, test_dataloader = dict(dataset=val, **loader), dict(dataset=test, **loader)
-train_cfg = dict(max_epochs=max_epochs, val_interval=1)
+train_cfg = dict(max_epochs=max_epochs, val_begin=1, val_interval=1)
 custom_hooks = [
     dict(type='BudgetScheduleHook', fall=max_epochs / 4),
     dict(type='FixOptionsHook', begin=max_epochs / 4),

@@ -19,7 +19,9 @@ custom_hooks = [
     dict(type='FixOptionsHook', begin=max_epochs / 4),
     dict(type='PolicyUsageHook'),
 ]
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_begin=1, val_interval=5)
+train_cfg = dict(
+    type='EpochBasedTrainLoop', max_epochs=max_epochs, val_begin=max_epochs // 4 + 1, val_interval=5
+)
 optim_wrapper = dict(optimizer=dict(lr=0.005))
 param_scheduler = [dict(type='CosineAnnealingLR', T_max=max_epochs, eta_min=0, by_epoch=True)]
 val_evaluator = [dict(type='AccMetric'), dict(type='ComputeMetric')]

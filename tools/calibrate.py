@@ -99,10 +99,17 @@ def calibrate_and_test(cfg: Config, args: argparse.Namespace) -> list[Point]:
     if 'ComputeMetric' not in [metric['type'] for metric in metrics]:
         cfg.test_evaluator = [*metrics, {'type': 'ComputeMetric'}]
     loader = training_clips(cfg, args.num_videos)
+    at_once, in_training = loader.batch_size or 1, cfg.train_dataloader.batch_size
     for key in _OF_TRAINING:  # nothing is trained
         cfg[key] = None
     runner = build_runner(cfg)
     model = runner.model
+    if at_once < in_training:
+        runner.logger.warning(
+            f'test_dataloader.batch_size={at_once}: BatchNorm is estimated over batches of so few '
+            f'videos, and had {in_training} in training; --cfg-options '
+            f'test_dataloader.batch_size={in_training} gives it as many'
+        )
     if args.from_static != ('lacks gates' in load_weights(model, checkpoint)):
         found = 'dynamic' if args.from_static else 'static'
         raise ValueError(

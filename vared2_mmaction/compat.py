@@ -32,7 +32,18 @@ def apply() -> None:
     _return_data_samples()
     _keep_results_of_processes_apart()
     _restore_names_of_numpy()
+    _refuse_to_fold_dynamic_layers()
     compat_checkpoints.apply()
+
+
+def _refuse_to_fold_dynamic_layers() -> None:
+    """mmcv's fusion would give cheap operations other maps than those they learned to read."""
+
+    @replaces(importlib.import_module('mmcv.cnn.utils.fuse_conv_bn'), '_fuse_conv_bn')
+    def fuse(original: Callable, conv: Any, bn: Any) -> Any:
+        if hasattr(conv, 'gate'):
+            raise ValueError(f'{conv.layer_name}: fuse_conv_bn does not know it: use optimize')
+        return original(conv, bn)
 
 
 def _leave_out_multimodal_models() -> None:

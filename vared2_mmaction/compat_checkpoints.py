@@ -163,7 +163,8 @@ def _write_whole_files() -> None:
         os.replace(part, path)
 
     @replaces(CheckpointHook, '_save_checkpoint_with_step')
-    def save_first(save: Callable, self: Any, runner: Any, step: int, meta: dict) -> None:
+    @replaces(CheckpointHook, '_save_best_checkpoint')
+    def save_first(save: Callable, self: Any, *args: Any, **kwargs: Any) -> None:
         backend, removed = self.file_backend, []
 
         class Later:
@@ -174,7 +175,7 @@ def _write_whole_files() -> None:
 
         self.file_backend = Later()
         try:
-            save(self, runner, step, meta)
+            save(self, *args, **kwargs)
         finally:
             self.file_backend = backend
         for remove, path in removed:

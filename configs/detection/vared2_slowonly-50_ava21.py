@@ -28,7 +28,7 @@ custom_hooks = [
     dict(type='PruneOptionsHook', unused_for=2000, begin=max_epochs * 3 / 4),
     dict(type='PolicyUsageHook'),
 ]
-train_cfg = dict(max_epochs=max_epochs)
+train_cfg = dict(max_epochs=max_epochs, val_begin=max_epochs * 3 // 4 + 1)
 optim_wrapper = dict(optimizer=dict(lr=0.02))
 param_scheduler = [dict(type='CosineAnnealingLR', T_max=max_epochs, eta_min=0, by_epoch=True)]
 val_evaluator = [_base_.val_evaluator, dict(type='ComputeMetric')]

@@ -4,8 +4,11 @@
 import re
 
 import pytest
+from mmengine.config import Config
 
+from vared2_mmaction.apis.check import check_config
 from vared2_mmaction.apis.config_file import read_config_file
+from vared2_mmaction.apis.weights import check_checkpoint
 
 WRONG = {
     # File: (its text, the file and line that are named, what is said).
@@ -110,3 +113,11 @@ def test_options_replace_settings(folder):
         'model': {'depth': 50},
         'a': {'b': {'c': 'new'}},
     }
+
+
+def test_a_checkpoint_at_home_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    (tmp_path / 'x.pth').touch()
+    check_checkpoint('~/x.pth')
+    model = {'type': 'Recognizer2D', 'backbone': {'type': 'ResNet', 'depth': 18}}
+    check_config(Config({'model': model, 'load_from': '~/x.pth', 'default_scope': 'mmaction'}))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from mmaction.registry import MODELS
 from mmaction.utils import register_all_modules
+from torch import nn
 
 from vared2_mmaction import set_budget
 from vared2_mmaction.budget import Calibration, shift_gates, start_from_static
@@ -213,3 +214,26 @@ def test_least_squares_are_those_of_a_solver():
     x = torch.stack((z[:, 0].flatten(), torch.ones(z[:, 0].numel())), 1)
     solved = torch.linalg.lstsq(x, z[:, k].flatten()[:, None]).solution
     assert torch.allclose(torch.stack((scale, shift)), solved[:, 0], atol=1e-4), name
+
+
+def test_norms_of_a_head_that_is_not_run_whole_stay():
+    class Detector(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = network()
+            self.roi_head = nn.Module()
+            self.roi_head.bbox_head = nn.Conv3d(8, 2, 1)
+            self.roi_head.bbox_head.in_channels = 8
+            self.roi_head.shared_head = nn.BatchNorm3d(8)
+            self.data_preprocessor = lambda batch, training: {'inputs': batch}
+
+        def extract_feat(self, x):
+            return self.backbone(x)
+
+    model = Detector()
+    nn.init.constant_(model.roi_head.shared_head.running_mean, 5.0)
+    norm = next(m for m in model.backbone.modules() if isinstance(m, nn.BatchNorm3d))
+    of_backbone = norm.running_mean.clone()
+    estimate_batch_norm(model, clips(2, seed=0))
+    assert model.roi_head.shared_head.running_mean.eq(5).all()
+    assert not torch.equal(norm.running_mean, of_backbone)

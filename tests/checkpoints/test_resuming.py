@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.evaluator import BaseMetric
 from mmengine.fileio import LocalBackend
 from mmengine.logging import MMLogger
+from mmengine.registry import METRICS
 from mmengine.runner import Runner
 from torch import nn
 
@@ -177,6 +179,23 @@ class Model(nn.Module):
         loss = self.linear(data).square().mean()
         optim_wrapper.update_params(loss)
         return {'loss': loss.detach()}
+
+    def val_step(self, data):
+        return [{} for _ in data]
+
+
+@METRICS.register_module()
+class Better(BaseMetric):
+    """A score that is higher after every epoch."""
+
+    epochs = 0
+
+    def process(self, data_batch, data_samples):
+        self.results.append(0)
+
+    def compute_metrics(self, results):
+        self.epochs += 1
+        return {'score': self.epochs}
 
 
 def runner(work_dir: Path, epochs: int = 3, **changes) -> Runner:
@@ -379,3 +398,26 @@ def test_what_training_starts_from_stays_where_there_is_nothing_to_resume(tmp_pa
         assert (cfg.resume, cfg.load_from) == (True, str(whole))
     named = train_config(tmp_path, '--resume', 'named.pth')
     assert (named.resume, named.load_from) == (True, 'named.pth')
+
+
+def test_a_kill_while_a_better_one_is_saved_leaves_the_one_before(tmp_path, monkeypatch):
+    training = runner(
+        tmp_path,
+        default_hooks={
+            'checkpoint': {'type': 'CheckpointHook', 'save_best': 'score', 'rule': 'greater'}
+        },
+        val_dataloader=torch.utils.data.DataLoader(Data(), batch_size=2),
+        val_cfg={},
+        val_evaluator={'type': 'Better'},
+    )
+    save = training.save_checkpoint
+
+    def die(out_dir, filename, *args, **kwargs):
+        if filename.startswith('best') and training.epoch == 2:
+            raise Killed
+        save(out_dir, filename, *args, **kwargs)
+
+    monkeypatch.setattr(training, 'save_checkpoint', die)
+    with pytest.raises(Killed):
+        training.train()
+    assert [path.name for path in tmp_path.glob('best*')] == ['best_score_epoch_1.pth']

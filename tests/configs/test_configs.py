@@ -28,6 +28,9 @@ DYNAMIC = [name for name in FILES if Path(name).stem.startswith(('vared2', 'temp
 FROM_OUR_STATIC = [name for name in DYNAMIC if '/' in name]  # the others start from MMAction2's
 SPLITS = ('train', 'val', 'test')
 VIEWS = 2
+RECIPES = [n for n in PATHS if Path(n).stem.startswith(('vared2', 'template'))]
+RECIPES = [n for n in RECIPES if not n.startswith('_base_')]
+SETTLE = ('FixOptionsHook', 'FreezeGatesHook')
 
 
 def twin_in_model(name):
@@ -235,3 +238,13 @@ def test_model_trains_and_tests_for_a_step(name):
         assert any(moved.values())
         # A short clip leaves late layers nothing to choose in a network without channel options.
         assert all(moved[k] for k, layer in layers.items() if len(layer.channel_options.kept) > 1)
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_a_best_checkpoint_is_of_a_network_that_has_met_its_budget(name):
+    cfg = load(name)
+    loop, settled = cfg.train_cfg, [h.begin for h in cfg.custom_hooks if h.type in SETTLE]
+    assert loop.val_begin <= loop.max_epochs
+    if cfg.default_hooks.checkpoint.get('save_best') and settled:
+        first = -(-loop.val_begin // loop.val_interval) * loop.val_interval
+        assert min(first, loop.max_epochs) > max(settled)

@@ -65,3 +65,16 @@ def test_a_video_without_a_name():
     register_all_modules()
     with pytest.raises(KeyError, match='filename'):
         TRANSFORMS.build(dict(type='DecodeOnce', transforms=DECODE))(dict(label=0))
+
+
+def test_samples_of_one_video_keep_what_is_their_own(tmp_path):
+    register_all_modules()
+    few = MovingShapes(train=1, val=1, test=1, frames=16, size=32)
+    make_moving_shapes(tmp_path / 'set', few, workers=1)
+    (name,) = (tmp_path / 'set' / 'train').iterdir()
+    once = TRANSFORMS.build(dict(type='DecodeOnce', transforms=DECODE))
+    info = dict(filename=str(name), start_index=0, modality='RGB')
+    for _ in range(2):
+        for index in range(2):
+            assert once({**info, 'sample_idx': index, 'label': index + 5})['label'] == index + 5
+            assert once({**info, 'timestamp': index})['timestamp'] == index

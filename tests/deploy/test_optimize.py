@@ -5,10 +5,11 @@ import dataclasses
 
 import pytest
 import torch
+from mmaction.registry import MODELS
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from vared2_mmaction import dynamize, force_policy, optimize
+from vared2_mmaction import dynamize, force_policy, optimize, set_budget, static_cost
 from vared2_mmaction.deploy import executed
 from vared2_mmaction.executors import BACKENDS, ExecutedConv
 from vared2_mmaction.models import dynamic_layers, force_policies
@@ -132,3 +133,56 @@ def test_what_is_available_is_chosen(monkeypatch):
         BACKENDS, 'cpu', dataclasses.replace(BACKENDS['cpu'], is_available=lambda: False)
     )
     assert executed(optimize(net)) == 'executed: 1 convolution by eager'
+
+
+def test_what_only_stands_beside_each_other_is_not_folded():
+    """UniFormer registers a norm right behind a convolution whose output it does not get."""
+    options = {'depth': [1, 1, 1, 1], 'embed_dim': [8, 16, 16, 16], 'head_dim': 8, 'img_size': 32}
+    net = MODELS.build({'type': 'mmaction.UniFormer', **options})
+    randomise_norms(net)
+    net.eval()
+    x = torch.randn(1, 3, 8, 32, 32)
+    with torch.no_grad():
+        assert relative(optimize(net)(x), net(x)) <= 1e-4
+
+
+def test_convolutions_over_joints_stay_as_they_are():
+    graph = {'layout': 'coco', 'mode': 'spatial'}
+    stages = {'base_channels': 4, 'num_stages': 2, 'inflate_stages': [2], 'down_stages': [2]}
+    net = MODELS.build({'type': 'mmaction.AAGCN', 'graph_cfg': graph, **stages})
+    randomise_norms(net)
+    net.eval()
+    x = torch.randn(1, 2, 8, 17, 3)
+    with torch.no_grad():
+        assert relative(optimize(net)(x), net(x)) <= 1e-4
+
+
+@pytest.mark.parametrize('executor', EXECUTORS)
+def test_a_copy_that_is_made_under_a_policy_decides_for_itself(executor):
+    net, x = dynamic('ResNet3d'), clips('ResNet3d')
+    randomise(net)
+    net.eval()
+    with force_policy(net, 2, 2):
+        fast = optimize(net, executor=executor)
+    with torch.no_grad():
+        assert torch.equal(fast(x).decisions, net(x).decisions)
+
+
+@pytest.mark.parametrize('executor', EXECUTORS)
+def test_no_clip_gives_no_features(executor):
+    net = dynamic('ResNet3d')
+    net.eval()
+    nothing = clips('ResNet3d')[:0]
+    with torch.no_grad():
+        expected, found = net(nothing), optimize(net, executor=executor)(nothing)
+    for a, b in zip(expected, found, strict=True):
+        assert a.shape == b.shape
+
+
+def test_what_wants_the_network_refuses_its_copy():
+    fast = optimize(dynamic('ResNet3d'))
+    message = 'expected the network that optimize was given'
+    with pytest.raises(ValueError, match=message):
+        static_cost(fast, (3, 16, 32, 32))
+    with pytest.raises(ValueError, match=message):
+        set_budget(fast, 0.5, [clips('ResNet3d')])

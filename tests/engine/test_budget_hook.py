@@ -6,10 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 from mmaction.registry import MODELS
+from mmengine.dataset import InfiniteSampler
 from torch import nn
+from torch.utils.data import DataLoader
 
 from vared2_mmaction import dynamize
-from vared2_mmaction.engine import BudgetScheduleHook, FreezeGatesHook
+from vared2_mmaction.engine import BudgetScheduleHook, FreezeGatesHook, network
 from vared2_mmaction.models import ComputationBudgetLoss
 
 pytestmark = pytest.mark.fast
@@ -77,3 +79,13 @@ def test_a_beginning_after_the_end_is_named(hook):
         expected = f'{hook.__name__}: begin={begin}: expected an epoch.* of the 2 that are trained'
         with pytest.raises(ValueError, match=expected):
             hook(begin=begin).before_train(training)
+
+
+@pytest.mark.parametrize(('processes', 'epochs'), [(1, 0.5), (3, 1.25)])
+def test_an_infinite_sampler_has_epochs_of_all_processes(processes, epochs, monkeypatch):
+    monkeypatch.setattr(network.dist, 'get_world_size', lambda: processes)
+    loader = DataLoader(range(20), batch_size=2, sampler=InfiniteSampler(range(20)))
+    runner = SimpleNamespace(train_dataloader=loader, iter=5)
+    assert network.epochs_passed(runner) == epochs
+    runner.train_dataloader = DataLoader(range(20), batch_size=2)  # this one knows its share
+    assert network.epochs_passed(runner) == 0.5

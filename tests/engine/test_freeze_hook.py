@@ -156,3 +156,15 @@ def test_mistakes_are_named():
     training = SimpleNamespace(model=nn.Linear(1, 1), train_dataloader=range(3), max_iters=6)
     with pytest.raises(ValueError, match='no dynamic layer'):
         FreezeGatesHook(0).before_train(training)
+
+
+def test_epochs_end_where_they_do_after_one_was_resumed_halfway():
+    """MMEngine then begins the epoch again, and goes on counting iterations."""
+    hook = FreezeGatesHook(begin=0)
+    hook.frozen, ended = [(torch.zeros(1), torch.zeros(1))], []
+    hook._freeze = lambda runner: ended.append((runner.iter, batch))
+    runner = SimpleNamespace(iter=4, max_iters=99, train_dataloader=range(10))
+    for batch in (*range(10), *range(10)):
+        hook.after_train_iter(runner, batch)
+        runner.iter += 1
+    assert ended == [(13, 9), (23, 9)]

@@ -105,7 +105,12 @@ def _train_a_part(rank, rendezvous):
         layer.gate.fc2.weight.data.zero_()
         layer.gate.fc2.bias.data[:] = torch.tensor([channel, *[1.0] * 5])
     runner = SimpleNamespace(
-        model=network, hooks=[], iter=0, train_dataloader=range(9), logger=logging.getLogger()
+        model=network,
+        hooks=[],
+        iter=0,
+        max_iters=9,
+        train_dataloader=range(9),
+        logger=logging.getLogger(),
     )
     hook = PruneOptionsHook(unused_for=2)
     hook.before_train(runner)
@@ -133,3 +138,16 @@ def _train_a_part(rank, rendezvous):
 def test_an_option_stays_that_another_process_uses_and_training_goes_on(tmp_path):
     arguments = (tmp_path / 'rendezvous',)
     multiprocessing.start_processes(_train_a_part, arguments, nprocs=2, start_method='fork')
+
+
+@pytest.mark.parametrize(('unused_for', 'warns'), [(5, False), (6, True)])
+def test_a_training_that_is_too_short_to_prune_is_told(unused_for, warns, caplog):
+    runner = SimpleNamespace(
+        model=dynamic('ResNet3d'),
+        hooks=[],
+        max_iters=20,
+        train_dataloader=range(10),
+        logger=logging.getLogger(),
+    )
+    PruneOptionsHook(unused_for, begin=1.5).before_train(runner)
+    assert ('training ends before anything is pruned' in caplog.text) == warns

@@ -112,7 +112,7 @@ def by_iteration(videos, tmp_path_factory):
         'log_processor__by_epoch': False,
     }
     cfg = config(videos, tmp_path_factory.mktemp('iterations'), hooks, **changes)
-    cfg.train_dataloader.dataset.pipeline[1].clip_len = 4
+    cfg.train_dataloader.dataset.pipeline[0].transforms[1].clip_len = 4
     return train(cfg)
 
 

@@ -94,7 +94,9 @@ def config(videos: Path, work_dir: Path, hooks: list[dict], **changes: Any) -> C
     for split in ('train', 'val'):
         dataset = {'ann_file': str(videos / f'{split}.txt'), 'data_prefix': {'video': str(videos)}}
         cfg.merge_from_dict({f'{split}_dataloader': {'dataset': dataset, **loader}})
-    cfg.train_dataloader.dataset.pipeline[4].size = 24  # the crop
+    decode, crop, *_ = cfg.train_dataloader.dataset.pipeline
+    decode.transforms[1].clip_len = 8
+    crop.size = 24
     cfg.model.backbone.dynamic = {}
     cfg.model.backbone.base_channels, cfg.model.cls_head.in_channels = 4, 32
     cfg.optim_wrapper = {

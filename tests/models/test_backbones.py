@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 from mmaction.registry import MODELS
+from mmcv.cnn import fuse_conv_bn
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -354,3 +355,32 @@ def test_static_cost_of_one_clip(name, shape, same):
     assert static_cost(net, shape) == static_cost(net, same) > 0
     with pytest.raises(ValueError, match=r'input_shape=\(1, 2\): expected'):
         static_cost(net, (1, 2))
+
+
+def test_own_parts_are_on_the_device_of_the_backbone():
+    net = dynamize(stock('ResNet3d').to('meta'))
+    tensors = [*net.parameters(), *net.buffers()]
+    assert {tensor.device.type for tensor in tensors} == {'meta'}
+
+
+@pytest.mark.parametrize('training', [True, False])
+def test_a_forward_pass_that_fails_leaves_nothing_behind(training):
+    net, x = dynamic('ResNet3d'), clips('ResNet3d')
+    net.train(training)
+
+    def fail(*args):
+        raise KeyboardInterrupt
+
+    handle = net.layer2.register_forward_hook(fail)
+    with pytest.raises(KeyboardInterrupt):
+        net(x)
+    handle.remove()
+    assert all(layer.decisions is None for layer in dynamic_layers(net).values())
+    copy.deepcopy(net)  # refuses tensors that have a history
+
+
+def test_mmcvs_fusion_refuses_dynamic_layers():
+    net = dynamic('ResNet')
+    with pytest.raises(ValueError, match=r'^layer1\.0\.conv1\.conv: fuse_conv_bn does not know it'):
+        fuse_conv_bn(net)
+    fuse_conv_bn(stock('ResNet'))

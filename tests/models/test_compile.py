@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vared2_mmaction import dynamize, static_cost
 from vared2_mmaction.models import SoftModulationGateNeck, dynamic_layers
-from vared2_mmaction.ops import ComputationBudgetLoss
+from vared2_mmaction.ops import ComputationBudgetLoss, cost
 
 from ..engine.training import config, train
 from .backbones import STOCK, dynamic, listed
@@ -191,3 +191,15 @@ def test_mmengine_compiles_what_a_config_asks_for(videos, tmp_path):
         assert ((ratio > 0) & (ratio <= 1)).all()
     gate = next(iter(dynamic_layers(training.runner.model).values())).gate
     assert gate.bn.num_batches_tracked == 2
+
+
+@torch.no_grad()
+def test_a_network_that_is_exported_first_goes_on_and_is_exported_again():
+    cost._tables_on.cache_clear()  # of what other tests computed
+    net, x = network('ResNet2Plus1d')
+    net.eval()
+    first, second = (torch.export.export(net, (x,)).module() for _ in range(2))
+    expected = net(x).decisions
+    assert type(expected) is torch.Tensor
+    for exported in (first, second):
+        assert torch.equal(exported(x)[1], expected)

@@ -6,9 +6,13 @@ import json
 import mmengine
 import pytest
 import torch
+from mmengine.config import Config
+
+from commands.testing import training_clips
 
 from ..loading import load_tool
 from ..networks import write_network, write_test_config
+from ..videos import SPLITS
 
 TRAIN = """
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=1)
@@ -55,6 +59,23 @@ def test_the_curve_is_that_of_the_checkpoints(project, tmp_path, capsys):
     load_tool('test').main(dumped)
     tested = [sample['compute_ratio'] for sample in mmengine.load('tested.pkl')]
     assert sum(tested) / len(tested) == pytest.approx(cheap['compute/ratio'])
+
+
+@pytest.mark.parametrize(('in_training', 'warns'), [(2, False), (3, True)])
+def test_small_batches_are_warned_of(in_training, warns, project, capsys):
+    options = ['--cfg-options', f'train_dataloader.batch_size={in_training}']
+    run(project, '--ratios', '0.95', *options)
+    said = 'test_dataloader.batch_size=2: BatchNorm is estimated over batches of so few'
+    assert (said in capsys.readouterr().out) == warns
+
+
+def test_training_videos_are_found_in_wrappers(project):
+    cfg = Config.fromfile(project[0])
+    one = cfg.train_dataloader.dataset
+    twice = {'type': 'ConcatDataset', 'datasets': [one, one]}
+    cfg.train_dataloader.dataset = {'type': 'RepeatDataset', 'times': 3, 'dataset': twice}
+    number = sum(len(batch['inputs']) for batch in training_clips(cfg))
+    assert number == 2 * len(SPLITS['train'])
 
 
 def test_a_static_network_needs_no_training(project, capsys):

@@ -61,6 +61,9 @@ WRONG = {
         (['gone.json', '--out', 'a.png'], 'gone.json'),
         (['gone.json', '--out', 'a.jpg'], "--out 'a.jpg': expected a name that ends in .png"),
     ],
+    'run_stock.py': [
+        (['gone.py'], "TOOL='gone.py': no such file"),
+    ],
     'study.py': [
         (['--out', 'out', '--epochs', '1', '1'], '--epochs: expected at least 2 each'),
         (['--report', 'gone'], 'gone'),
@@ -69,6 +72,7 @@ WRONG = {
         (['gone.py', 'gone.pth'], "CONFIG='gone.py': no such file"),
         (['syntax.py', 'gone.pth'], "CONFIG='syntax.py' cannot be read: "),
         (['static.py', 'gone.pth'], "load_from='gone.pth': no such checkpoint"),
+        (['static.py', '~/gone.pth'], "load_from='~/gone.pth': no such checkpoint"),
         (['static.py', 'gone.pth', '--dump', 'a.json'], "'a.json' must end in .pkl"),
     ],
     'train.py': [

@@ -13,8 +13,8 @@ import torch
 from mmaction.structures import ActionDataSample
 from mmaction.utils import GradCAM
 from mmengine.config import Config
+from run_stock import STOCK, main
 
-from vared2_mmaction.__main__ import STOCK, main
 from vared2_mmaction.apis import load_model
 from vared2_mmaction.models import force_policy, to_static
 
@@ -153,7 +153,8 @@ def test_vis_cam(project, tool, videos):
 def test_a_tool_that_imports_mmaction_first_starts(tmp_path):
     """In a process of its own, where nothing is mended yet."""
     env = {**os.environ, 'PYTHONPATH': str(TOOLS.parent), 'PYTHONWARNINGS': 'ignore'}
-    command = [sys.executable, '-m', 'vared2_mmaction', 'tools/visualizations/vis_cam.py', '-h']
+    stock = 'tools/visualizations/vis_cam.py'
+    command = [sys.executable, str(TOOLS / 'run_stock.py'), stock, '-h']
     done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert 'usage: vis_cam.py' in done.stdout

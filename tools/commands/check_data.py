@@ -1,6 +1,7 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """Find the mistakes of a config, and look for what its data sets will read."""
 
+import inspect
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -55,7 +56,7 @@ def check_data(dataset: Any, key: str, scope: str) -> None:
     if not isinstance(dataset, dict):
         return
     kind = dataset.get('type')
-    found = DATASETS.get(kind) if isinstance(kind, str) else kind
+    found = _class(kind)
     if found is None:
         raise ValueError(
             f'{key}.type={kind!r}: expected a registered data set; is custom_imports missing a '
@@ -73,7 +74,9 @@ def _build(config: dict, key: str, scope: str) -> BaseDataset:
     """The data set with its list of annotations, ``data_list``."""
     with DefaultScope.overwrite_default_scope(scope):
         try:
-            dataset = DATASETS.build({**config, 'lazy_init': True, 'serialize_data': False})
+            lazily = {'lazy_init': True, 'serialize_data': False}  # as far as its class takes that
+            taken = {key: value for key, value in lazily.items() if _takes(config['type'], key)}
+            dataset = DATASETS.build({**config, **taken})
             _check_annotation(dataset.ann_file, key)
             dataset.full_init()
         except ImportError:
@@ -89,20 +92,29 @@ def _build(config: dict, key: str, scope: str) -> BaseDataset:
     return dataset
 
 
+def _class(kind: Any) -> Any:
+    return DATASETS.get(kind) if isinstance(kind, str) else kind
+
+
+def _takes(kind: Any, argument: str) -> bool:
+    parameters = inspect.signature(_class(kind)).parameters
+    return argument in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
 def _check_annotation(path: Any, key: str) -> None:
-    if path and isinstance(path, str) and '://' not in path and not os.path.isfile(path):
+    if path and isinstance(path, str) and '://' not in path and not os.path.exists(path):
         raise FileNotFoundError(f'{key}.ann_file={path!r}: no such annotation file')
 
 
 def _check_files(dataset: BaseDataset, key: str) -> None:
-    if not dataset.data_list:
+    if not len(dataset):
         raise ValueError(f'{key}.ann_file={dataset.ann_file!r}: expected videos, found none')
     reader = next(_readers(dataset.pipeline), None)
     if reader is None or reader.io_backend != 'disk':
         return
     # Asking a file server for millions of files takes longer than the first epoch's first error.
-    step = -(-len(dataset.data_list) // _MOST_FILES_LOOKED_FOR)
-    paths = [path for info in dataset.data_list[::step] if (path := _path(info, reader))]
+    some = range(0, len(dataset), -(-len(dataset) // _MOST_FILES_LOOKED_FOR))
+    paths = [path for i in some if (path := _path(dataset.get_data_info(i), reader))]
     exists = os.path.isfile if isinstance(reader, _READ_VIDEOS) else os.path.isdir
     missing = [path for path in paths if not exists(path)]
     if missing:

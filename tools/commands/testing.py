@@ -38,16 +38,22 @@ def training_clips(cfg: Config, videos: int | None = None) -> DataLoader:
         videos: How many, evenly spaced; None takes all.
     """
     init_default_scope(cfg.get('default_scope') or 'mmaction')
-    train = cfg.train_dataloader.dataset
-    while 'pipeline' not in train and 'dataset' in train:
-        train = train.dataset  # repeated
     pipeline = cfg.test_dataloader.dataset.pipeline
-    dataset = DATASETS.build({**train, 'pipeline': pipeline, 'test_mode': True})
+    dataset = DATASETS.build(_read_by(pipeline, cfg.train_dataloader.dataset))
     number = len(dataset) if videos is None else min(videos, len(dataset))
     chosen = np.linspace(0, len(dataset) - 1, number).round().astype(int)
     wanted = {**cfg.test_dataloader, 'dataset': Subset(dataset, chosen.tolist())}
     wanted['sampler'] = {'type': 'DefaultSampler', 'shuffle': False}
     return Runner.build_dataloader(wanted)
+
+
+def _read_by(pipeline: list, dataset: dict) -> dict:
+    """The config of a data set, in wrappers or not, that is read by another pipeline, once."""
+    if 'datasets' in dataset:
+        return {**dataset, 'datasets': [_read_by(pipeline, part) for part in dataset['datasets']]}
+    if 'pipeline' not in dataset and 'dataset' in dataset:
+        return _read_by(pipeline, dataset['dataset'])
+    return {**dataset, 'pipeline': pipeline, 'test_mode': True}
 
 
 def _executes_the_dearest(module: nn.Module) -> bool:

@@ -34,7 +34,7 @@ def views_of_split(cfg: Config, model: nn.Module, split: str) -> Views | None:
     pipeline = (cfg.get(f'{split}_dataloader') or {}).get('dataset', {}).get('pipeline') or []
     views, crops, size = None, 1, None
     for step in pipeline:
-        kind = str(step['type']).rpartition('.')[2]
+        kind = getattr(step['type'], '__name__', str(step['type'])).rpartition('.')[2]
         if 'clip_len' in step:
             positions = step.get('num_sample_positions', 10 if kind == 'DenseSampleFrames' else 1)
             repeats = positions * (2 if step.get('twice_sample') else 1)

@@ -90,7 +90,7 @@ def _is(config: dict, base: type, scope: str | None = None) -> bool:
 
 
 def _check_checkpoint(path: str | None) -> None:
-    if path is not None and '://' not in path and not os.path.exists(path):
+    if path is not None and '://' not in path and not os.path.exists(os.path.expanduser(path)):
         raise FileNotFoundError(
             f'load_from={path!r}: no such checkpoint; train the network it is from first, or name '
             'another with --cfg-options load_from=FILE'

@@ -68,5 +68,5 @@ def load_weights(model: nn.Module, checkpoint: str) -> str:
 
 def check_checkpoint(checkpoint: str) -> None:
     """Raise a FileNotFoundError if there is no such file; a URL is believed."""
-    if '://' not in checkpoint and not os.path.isfile(checkpoint):
+    if '://' not in checkpoint and not os.path.isfile(os.path.expanduser(checkpoint)):
         raise FileNotFoundError(f'CHECKPOINT={checkpoint!r}: no such file')

@@ -55,8 +55,8 @@ class Calibration:
 
     Args:
         model: A recognizer, detector or backbone with dynamic layers and soft modulation gates.
-        loader: Batches of clips, without a need for labels, which are gone through several times;
-            the same ones in the same order. See
+        loader: Batches of clips, as large as in training, without a need for labels, which are gone
+            through several times; the same ones in the same order. See
             :func:`~vared2_mmaction.budget.passes.run_batches`.
         max_ratio: Share of the static compute that no clip, seen or not, may exceed; options are
             taken out of use, those first whose rebuilding errs least for what it saves.
@@ -207,7 +207,7 @@ def set_budget(
     Args:
         model: A recognizer, detector or backbone with dynamic layers and soft modulation gates.
         ratio: Mean compute ratio over the loader's clips.
-        loader: Batches of clips, without a need for labels.
+        loader: Batches of clips, as large as in training, without a need for labels.
         max_ratio: Share of the static compute that no clip may exceed.
 
     Returns:

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..models.dynamize import DynamicBackbone
 from ..models.policy import dynamic_layers
-from ..models.static import run_once
+from ..models.static import is_detector, refuse_optimized, run_once
 from ..watched import BATCH_NORMS
 
 
@@ -18,8 +18,9 @@ def backbone_to_calibrate(model: nn.Module) -> Any:
     """The dynamic backbone of a model.
 
     Raises:
-        ValueError: If it has none, or several.
+        ValueError: If it has none, or several, or is optimised.
     """
+    refuse_optimized(model)
     found = [module for module in model.modules() if isinstance(module, DynamicBackbone)]
     if len(found) != 1:
         raise ValueError(
@@ -65,18 +66,21 @@ def run_batches(model: Any, loader: Iterable[Any]) -> None:
 def estimate_batch_norm(model: nn.Module, loader: Iterable[Any]) -> None:
     """Estimate the running statistics of BatchNorm again, under the policy that the gates decide.
 
-    Means and variances are averaged over batches, which should therefore be alike in size. The
-    statistics of gates stay: their decisions are what the statistics are estimated for.
+    Means and variances are averaged over batches, which should therefore be alike in size, and as
+    large as in training. Those of gates stay, whose decisions they are estimated for, and those of
+    a detector's head.
 
     Args:
         model: See :func:`run_batches`.
         loader: Batches; those of earlier layers are the same whatever later layers decide.
     """
-    of_gates = {m for layer in dynamic_layers(model).values() for m in layer.gate.modules()}
+    kept: set[Any] = {m for layer in dynamic_layers(model).values() for m in layer.gate.modules()}
+    if is_detector(model):  # whose boxes are not run
+        kept.update(model.get_submodule('roi_head').modules())
     norms: list[Any] = [
         module
         for module in model.modules()
-        if isinstance(module, BATCH_NORMS) and module.track_running_stats and module not in of_gates
+        if isinstance(module, BATCH_NORMS) and module.track_running_stats and module not in kept
     ]
     momenta = [norm.momentum for norm in norms]
     with evaluating(model):

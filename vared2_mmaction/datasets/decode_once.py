@@ -9,7 +9,7 @@ from mmcv.transforms import BaseTransform, Compose
 
 @TRANSFORMS.register_module()
 class DecodeOnce(BaseTransform):
-    """Apply the first transforms of a pipeline once a video, and keep what they gave.
+    """Apply the first transforms of a pipeline once a sample, and keep what they gave.
 
     For sets that fit into memory: each process that loads data keeps all it has seen, for as long
     as it lives (``persistent_workers=True``). What is random in these transforms is drawn once.
@@ -20,10 +20,10 @@ class DecodeOnce(BaseTransform):
 
     def __init__(self, transforms: list[dict]) -> None:
         self.transforms = Compose(transforms)
-        self._kept: dict[str, dict] = {}
+        self._kept: dict[tuple, dict] = {}
 
     def transform(self, results: dict) -> dict[str, Any]:
-        """Transform a video, named by the key ``filename``.
+        """Transform a sample of a video, named by the key ``filename``.
 
         Values of the result are shared by all calls, so that later transforms must replace them, as
         those of MMAction2 do, and never write into them.
@@ -31,7 +31,8 @@ class DecodeOnce(BaseTransform):
         Raises:
             KeyError: If there is no ``filename``.
         """
-        name = results['filename']
-        if name not in self._kept:
-            self._kept[name] = self.transforms(results)
-        return {**self._kept[name], 'imgs': list(self._kept[name]['imgs'])}
+        # Several samples may be of one video, with labels and times of their own.
+        sample = results['filename'], results.get('sample_idx'), results.get('timestamp')
+        if sample not in self._kept:
+            self._kept[sample] = self.transforms(results)
+        return {**self._kept[sample], 'imgs': list(self._kept[sample]['imgs'])}

@@ -2,6 +2,7 @@
 """Fold normalisation into convolutions, cheap operations and gates, for inference."""
 
 import itertools
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -25,13 +26,15 @@ from ..watched import BATCH_NORMS, is_plain, is_watched
 
 AMPLIFICATION = 100
 """How far rounding errors of normalised maps may grow when other maps are rebuilt from them."""
+_NAMED_ALIKE = re.compile(r'conv(\w*) (?:bn|norm)\1$')
 
 
 def fold_norms(network: nn.Module) -> None:
     """Fold every BatchNorm of a network in evaluation mode that can be, in place.
 
     A BatchNorm is folded where it is the ``norm`` of an mmcv ``ConvModule``, or is registered right
-    behind its convolution, as MMEngine's and mmcv's own fusion take it; and in gates.
+    behind its convolution in an ``nn.Sequential`` or under a name like that of it (``conv1`` and
+    ``bn1``); and in gates.
     """
     for owner, name, norm_name in list(_pairs(network)):
         conv, norm = owner.get_submodule(name), owner.get_submodule(norm_name)
@@ -144,6 +147,9 @@ def _pairs(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
                 pairs = [(f'conv{name}', module.norm_name)]
         else:
             pairs = itertools.pairwise(name for name, _ in module.named_children())
+            if not isinstance(module, nn.Sequential):
+                # What stands beside each other need not be called one after the other.
+                pairs = (names for names in pairs if _NAMED_ALIKE.match(' '.join(names)))
         for conv_name, norm_name in pairs:
             conv, norm = module.get_submodule(conv_name), module.get_submodule(norm_name)
             if _foldable(norm, conv):

@@ -17,6 +17,7 @@ from ..models.forms import (
     accelerate,
     keep_channels_last,
 )
+from ..models.policy import dynamic_layers
 from ..models.wrapped import backbone_of, unwrapped, without_parametrizations
 from ..ops import DynamicConv2d, DynamicConv3d
 from ..watched import runs
@@ -69,10 +70,13 @@ def optimize(
     """
     network = without_parametrizations(copy.deepcopy(unwrapped(model)))
     network.eval()  # does not return the module in stock backbones
+    for layer in dynamic_layers(network).values():
+        layer.forced = None  # force_policy is of the model
     device = next((p.device for p in network.parameters()), torch.device('cpu'))
     name = _choose(executor, device)
     backbone = backbone_of(network)
-    if not isinstance(backbone, DynamicBackbone):
+    of_joints = hasattr(backbone, 'graph')  # and takes views of maps as they are laid out
+    if not (of_joints or isinstance(backbone, DynamicBackbone)):
         accelerate(network)
     fold_norms(network)
     network, convolutions = _swap(network)
@@ -80,7 +84,8 @@ def optimize(
         backbone.find_layers()
     take_relus(network)
     execute_blocks(network)
-    keep_channels_last(network)
+    if not of_joints:
+        keep_channels_last(network)
     for conv in convolutions:
         conv.execute_by(name)
     if device.type == 'cpu':

@@ -13,7 +13,15 @@ from ..budget.passes import backbone_to_calibrate
 from ..errors import COUNT, check
 from ..models import dynamic_layers
 from .freeze_hook import OFF_BUDGET
-from .network import EPOCH, budget_of, check_begin, epochs_passed, network_of, networks_of
+from .network import (
+    EPOCH,
+    batches_of_epoch,
+    budget_of,
+    check_begin,
+    epochs_passed,
+    network_of,
+    networks_of,
+)
 from .newest_clips import NewestClips
 from .usage import DIMENSIONS, shorten
 
@@ -68,7 +76,7 @@ class FixOptionsHook(Hook):
         """Keep the newest clips; fix options when it is time."""
         if self._fixed:
             return
-        epoch = len(runner.train_dataloader)
+        epoch = batches_of_epoch(runner)
         self._newest.keep(data_batch, epoch)
         if epochs_passed(runner) >= self.begin and self._newest.suffice(epoch):
             self._fix(runner)

@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from ..budget import shift_gates
 from ..errors import COUNT, check
 from ..models import dynamic_layers
-from .network import EPOCH, budget_of, check_begin, epochs_passed, network_of, networks_of
+from .network import (
+    EPOCH,
+    batches_of_epoch,
+    budget_of,
+    check_begin,
+    epochs_passed,
+    network_of,
+    networks_of,
+)
 from .newest_clips import NewestClips
 
 OFF_BUDGET = 0.02
@@ -72,7 +80,7 @@ class FreezeGatesHook(Hook):
             if not self.frozen:
                 self._freeze(runner)
         if self._budget is not None:
-            self._newest.keep(data_batch, len(runner.train_dataloader))
+            self._newest.keep(data_batch, batches_of_epoch(runner))
 
     @torch.no_grad()
     def after_train_iter(
@@ -86,7 +94,8 @@ class FreezeGatesHook(Hook):
         for parameter, value in self.frozen:
             parameter.copy_(value)
         last = runner.iter + 1 == runner.max_iters
-        if self.frozen and (last or (runner.iter + 1) % len(runner.train_dataloader) == 0):
+        # An epoch that is resumed halfway begins again, and its batches are counted anew.
+        if self.frozen and (last or (batch_idx + 1) % batches_of_epoch(runner) == 0):
             self._freeze(runner)
 
     def _freeze(self, runner: Runner) -> None:
@@ -98,7 +107,7 @@ class FreezeGatesHook(Hook):
     def _keep_budget(self, runner: Runner) -> None:
         """Bring gates, and their moving averages, to the budget, if there are clips enough."""
         seen, budget = len(self._newest), self._budget
-        if budget is None or not self._newest.suffice(len(runner.train_dataloader)):
+        if budget is None or not self._newest.suffice(batches_of_epoch(runner)):
             return
         for model in networks_of(runner):
             before, ratio = shift_gates(model, self._newest, budget)

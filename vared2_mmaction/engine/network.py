@@ -3,6 +3,8 @@
 
 from typing import Any
 
+from mmengine import dist
+from mmengine.dataset import InfiniteSampler
 from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
 from torch import nn
@@ -38,15 +40,23 @@ def budget_of(model: nn.Module) -> float | None:
     return next((b for _, weight, b in budgets_of(model) if b > 0 < weight), None)
 
 
+def batches_of_epoch(runner: Runner) -> int:
+    """Batches that a process gets in a pass of all processes through the data."""
+    loader = runner.train_dataloader
+    # Its length is that of the data, whatever the number of processes.
+    shared = isinstance(getattr(loader, 'sampler', None), InfiniteSampler)
+    return -(-len(loader) // dist.get_world_size()) if shared else len(loader)
+
+
 def epochs_passed(runner: Runner) -> float:
     """Share of the training so far in passes through the data, in loops by epochs and in loops by
     iterations alike."""
-    return runner.iter / len(runner.train_dataloader)
+    return runner.iter / batches_of_epoch(runner)
 
 
 def check_begin(hook: Any, runner: Runner) -> None:
     """Refuse a hook that would never do anything, because training ends before ``hook.begin``."""
-    epochs = runner.max_iters / len(runner.train_dataloader)
+    epochs = runner.max_iters / batches_of_epoch(runner)
     if hook.begin >= epochs:
         raise ValueError(
             f'{type(hook).__name__}: begin={hook.begin!r}: expected an epoch, counted from 0, of '

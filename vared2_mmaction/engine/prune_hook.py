@@ -14,7 +14,7 @@ from ..errors import Expected, check
 from ..models import dynamic_layers
 from ..models.dynamize import DynamicBackbone
 from ..ops.options import MAX_OPTIONS
-from .network import EPOCH, ITERATIONS, epochs_passed, network_of, networks_of
+from .network import EPOCH, ITERATIONS, batches_of_epoch, epochs_passed, network_of, networks_of
 from .usage import DIMENSIONS, shorten
 
 _SHARE = Expected(float, 'a share of clips in [0, 1)', lambda share: 0 <= share < 1)
@@ -58,6 +58,8 @@ class PruneOptionsHook(Hook):
         self._backbones: list[Any] = [m for m in modules if isinstance(m, DynamicBackbone)]
         if not self._backbones:
             raise ValueError('PruneOptionsHook: the model has no dynamic backbone')
+        if self.begin * batches_of_epoch(runner) + self.unused_for > runner.max_iters:
+            runner.logger.warning('PruneOptionsHook: training ends before anything is pruned')
         # Each of them the same all along, so that what was captured with it goes on.
         self._counts = [
             torch.zeros(
@@ -104,9 +106,8 @@ class PruneOptionsHook(Hook):
         where = next(n for n, m in network_of(runner).named_modules() if m is backbone)
         pruned: dict[str, list[str]] = {}
         for name, of_layer in zip(backbone.dynamic_layers, counts, strict=True):
-            for d, (dimension, in_use) in enumerate(
-                zip(DIMENSIONS, layers[name].in_use, strict=True)
-            ):
+            used = zip(DIMENSIONS, layers[name].in_use, strict=True)
+            for d, (dimension, in_use) in enumerate(used):
                 left = _left(in_use, of_layer[d].tolist(), self.share)
                 if left == in_use:
                     continue

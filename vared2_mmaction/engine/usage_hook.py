@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import FLAG, check
 from ..models import SoftModulationGateNeck, dynamic_layers
 from .graph_hook import CUDAGraphHook
-from .network import ITERATIONS, budgets_of, network_of
+from .network import ITERATIONS, batches_of_epoch, budgets_of, network_of
 from .usage import Usage, shorten
 
 
@@ -74,7 +74,7 @@ class PolicyUsageHook(Hook):
                 'compiles it'
             )
         self._every = self.interval or _logger_interval(runner)
-        self._in_period = self.period or len(runner.train_dataloader)
+        self._in_period = self.period or batches_of_epoch(runner)
         self._losses = budgets_of(model)
         layers = dynamic_layers(model)
         # A short clip leaves a layer fewer temporal options than it was made with.

@@ -82,8 +82,9 @@ class Eager:
         else:
             weights = forced_weights(forced, len(clips), options, conv.weight.dtype)
         groups = divide(weights)
-        if len(groups) == 1:
-            y = self._modulate(clips, weights, options, frames[0], groups[0].active)
+        if len(groups) <= 1:  # none, if there is no clip
+            active: Any = groups[0].active if groups else options
+            y = self._modulate(clips, weights, options, frames[0], active)
         else:
             if not torch.is_grad_enabled() and clips[0].numel() > conv.weight.numel():
                 groups = in_runs(groups)

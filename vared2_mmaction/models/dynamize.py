@@ -112,8 +112,12 @@ class DynamicBackbone(nn.Module):
         layers, fixed = self._charged
         _collect(layers, 'decisions', ())
         _collect(fixed, 'macs', 0)
-        features = super().forward(channels_last(x), *args, **kwargs)
-        return DynamicFeatures(features, self._tabulate(layers, fixed, x))
+        try:
+            features = super().forward(channels_last(x), *args, **kwargs)
+            return DynamicFeatures(features, self._tabulate(layers, fixed, x))
+        finally:
+            _collect(layers, 'decisions', None)
+            _collect(fixed, 'macs', None)
 
     def find_layers(self) -> None:
         """Look for the convolutions by their names again, after they were swapped for others."""
@@ -141,8 +145,6 @@ class DynamicBackbone(nn.Module):
         clips = len(x) // frames
         decided = [layer.decisions for layer in layers]
         macs = sum(conv.macs for conv in fixed)
-        _collect(layers, 'decisions', None)
-        _collect(fixed, 'macs', None)
         first = x.new_full((clips, 1, 2), macs / max(clips, 1), dtype=torch.float64)
         rows = _charge_all(decided, F.pad(first, (0, len(COLUMNS) - 2)))
         if self.training and self.option_counts is not None:

@@ -258,7 +258,7 @@ def _convert(backbone: nn.Module, name: str, options: DynamicOptions) -> nn.Modu
     layer.mix = mix_anywhere if options.compiled else mix_on_gpu
     if isinstance(layer, DynamicConv2d):
         layer.num_segments = _segments(backbone, name, options)
-    return layer
+    return layer.to(conv.weight.device)
 
 
 def _segments(backbone: nn.Module, name: str, options: DynamicOptions) -> int:

@@ -16,11 +16,13 @@ from .dynamize import DynamicBackbone, report_convolution
 from .forms import restore_stock_forms
 from .heads import BudgetPart
 from .neck import SoftModulationGateNeck
+from .policy import dynamic_layers
 from .wrapped import unwrapped, without_parametrizations
 
 
 def to_static(model: nn.Module) -> nn.Module:
     """A copy of a model that is the stock network again, with the same weights."""
+    refuse_optimized(model)
     static = without_parametrizations(copy.deepcopy(unwrapped(model)))
     restore_stock_forms(static)
     for module in list(static.modules()):
@@ -40,6 +42,12 @@ def to_static(model: nn.Module) -> nn.Module:
             if isinstance(child, SoftModulationGateNeck):
                 setattr(module, name, None)
     return static
+
+
+def refuse_optimized(model: nn.Module) -> None:
+    """Raise a ValueError if a dynamic model is what ``optimize`` returned."""
+    if any(hasattr(layer, 'executed_by') for layer in dynamic_layers(model).values()):
+        raise ValueError('expected the network that optimize was given, got its optimised copy')
 
 
 def static_cost(model: nn.Module, input_shape: Sequence[int]) -> int:

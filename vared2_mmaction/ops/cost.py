@@ -126,15 +126,17 @@ def _tables(costs: tuple[LayerCost, ...], device: torch.device) -> tuple[Tensor,
         of each layer, (3, L); and where the weight of each option in the first table stands among
         those of all layers, channel options of a layer before its temporal ones, and then a zero.
     """
-    return _tables_on(costs, device)
+    if type((tables := _tables_on(costs, device))[0]) is not Tensor:
+        _tables_on.cache_clear()  # torch.export made tensors that hold nothing
+    return tables
 
 
 @functools.lru_cache(maxsize=64)
 def _tables_on(costs: tuple[LayerCost, ...], device: torch.device) -> tuple[Tensor, ...]:
-    width = max(len(options) for cost in costs for options in cost.options)
+    sizes = [len(options) for cost in costs for options in cost.options]
 
     def filled(rows: Iterable[Sequence[int]], behind: int = 0) -> list[list[int]]:
-        return [[*row, *[behind] * (width - len(row))] for row in rows]
+        return [[*row, *[behind] * (max(sizes) - len(row))] for row in rows]
 
     kinds = (
         [cost.computed() for cost in costs],
@@ -143,7 +145,6 @@ def _tables_on(costs: tuple[LayerCost, ...], device: torch.device) -> tuple[Tens
     )
     table = [[filled(rows) for rows in zip(*kind, strict=True)] for kind in kinds]
     whole = list(zip(*(cost.whole() for cost in costs), strict=True))
-    sizes = [len(options) for cost in costs for options in cost.options]
     starts = [0, *itertools.accumulate(sizes)]
     rows = [range(start, stop) for start, stop in itertools.pairwise(starts)]
     places = filled((*rows[::2], *rows[1::2]), behind=starts[-1])

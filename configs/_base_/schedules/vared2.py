@@ -8,7 +8,9 @@ custom_hooks = [
     dict(type='PolicyUsageHook'),
 ]
 
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_begin=1, val_interval=5)
+train_cfg = dict(
+    type='EpochBasedTrainLoop', max_epochs=max_epochs, val_begin=max_epochs // 4 + 1, val_interval=5
+)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 

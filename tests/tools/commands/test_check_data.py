@@ -3,11 +3,13 @@
 
 import functools
 import http.server
+import os
 import threading
 
 import mmengine
 import numpy as np
 import pytest
+from mmaction.datasets import BaseActionDataset
 from mmaction.registry import DATASETS
 from mmaction.utils import register_all_modules
 from mmengine.config import Config
@@ -74,6 +76,22 @@ def frame_set(**changes):
     )
 
 
+@DATASETS.register_module()
+class OfAFolder(BaseActionDataset):
+    """Takes no arguments but its own, and a folder for a list."""
+
+    def __init__(self, ann_file, pipeline, test_mode=False):
+        super().__init__(ann_file, pipeline, test_mode=test_mode)
+
+    def load_data_list(self):
+        names = sorted(os.listdir(self.ann_file))
+        return [
+            {'filename': f'{self.ann_file}/{name}', 'label': 0}
+            for name in names
+            if name.endswith('.mp4')
+        ]
+
+
 ROOT = {'data_root': 'data', 'ann_file': 'list.txt', 'data_prefix': {'video': 'videos'}}
 RIGHT = {
     'plain': video_set(),
@@ -104,6 +122,7 @@ RIGHT = {
     ),
     'skeletons': {'type': 'PoseDataset', 'ann_file': 'data/pose.pkl', 'pipeline': []},
     'repeated': {'type': 'RepeatDataset', 'times': 2, 'dataset': video_set()},
+    'a class of its own': {'type': 'OfAFolder', 'ann_file': 'data/videos', 'pipeline': DECORD},
     'several': {'type': 'ConcatDataset', 'datasets': [video_set(), video_set(**ROOT)]},
     'nested': {
         'type': 'RepeatDataset',
@@ -183,6 +202,12 @@ def test_what_is_missing_is_named(change, message, folder):
         check(video_set(**change))
     with pytest.raises(FileNotFoundError, match=message.replace(KEY, rf'{KEY}\.datasets\[1\]')):
         check({'type': 'ConcatDataset', 'datasets': [video_set(), video_set(**change)]})
+
+
+def test_videos_that_a_class_of_its_own_lists_are_looked_for(folder, monkeypatch):
+    monkeypatch.setattr(module.os.path, 'isfile', lambda path: not path.endswith('c.mp4'))
+    with pytest.raises(FileNotFoundError, match="1 of 2 videos .* first 'data/videos/c.mp4'"):
+        check({'type': 'OfAFolder', 'ann_file': 'data/videos', 'pipeline': DECORD})
 
 
 def test_frames_and_proposals_that_are_missing_are_named(folder):

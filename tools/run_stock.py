@@ -1,8 +1,8 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
-"""Runs a tool of MMAction2, or any script, with this package imported before.
+"""Runs a tool of MMAction2, or any script, with vared2_mmaction imported before.
 
-Some tools import MMAction2 before they read the config that would import this package, and
-MMAction2 1.2.0 cannot be imported without what is mended here.
+Some tools import MMAction2 before they read the config that would import that package, and
+MMAction2 1.2.0 cannot be imported without what is mended there.
 """
 
 import argparse
@@ -13,6 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import mmaction
+
+import vared2_mmaction  # noqa: F401, as that is what it is for
+from commands.cli import run_tool
 
 STOCK = Path(mmaction.__file__).parent / '.mim'
 
@@ -31,20 +34,25 @@ def find_tool(name: str) -> str:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog='python -m vared2_mmaction', description=__doc__)
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         'tool', metavar='TOOL', help='such as tools/misc/clip_feature_extraction.py'
     )
     parser.add_argument('arguments', metavar='...', nargs=argparse.REMAINDER, help='of the tool')
-    args = parser.parse_args(argv)
-    try:
-        tool = find_tool(args.tool)
-    except FileNotFoundError as error:
-        parser.exit(2, f'{parser.prog}: error: {error}\n')
+    return parser
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Let it look as if the tool were run by itself."""
+    tool = find_tool(args.tool)
     sys.argv = [tool, *args.arguments]
-    sys.path[0] = os.path.dirname(os.path.abspath(tool))  # as if it were run by itself
-    runpy.run_path(tool, run_name='__main__')
+    sys.path[0] = os.path.dirname(os.path.abspath(tool))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    run_tool(build_parser(), prepare, argv)
+    runpy.run_path(sys.argv[0], run_name='__main__')
 
 
 if __name__ == '__main__':
