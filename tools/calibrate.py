@@ -99,12 +99,13 @@ def calibrate_and_test(cfg: Config, args: argparse.Namespace) -> list[Point]:
     if 'ComputeMetric' not in [metric['type'] for metric in metrics]:
         cfg.test_evaluator = [*metrics, {'type': 'ComputeMetric'}]
     loader = training_clips(cfg, args.num_videos)
-    at_once, in_training = loader.batch_size or 1, cfg.train_dataloader.batch_size
+    # Loaders that get a batch_sampler have no size of their own.
+    at_once, in_training = loader.batch_size, cfg.train_dataloader.get('batch_size')
     for key in _OF_TRAINING:  # nothing is trained
         cfg[key] = None
     runner = build_runner(cfg)
     model = runner.model
-    if at_once < in_training:
+    if at_once and in_training and at_once < in_training:
         runner.logger.warning(
             f'test_dataloader.batch_size={at_once}: BatchNorm is estimated over batches of so few '
             f'videos, and had {in_training} in training; --cfg-options '

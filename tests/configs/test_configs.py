@@ -28,8 +28,7 @@ DYNAMIC = [name for name in FILES if Path(name).stem.startswith(('vared2', 'temp
 FROM_OUR_STATIC = [name for name in DYNAMIC if '/' in name]  # the others start from MMAction2's
 SPLITS = ('train', 'val', 'test')
 VIEWS = 2
-RECIPES = [n for n in PATHS if Path(n).stem.startswith(('vared2', 'template'))]
-RECIPES = [n for n in RECIPES if not n.startswith('_base_')]
+RECIPES = [*DYNAMIC, *(n for n in PATHS if n.startswith('detection/vared2'))]
 SETTLE = ('FixOptionsHook', 'FreezeGatesHook')
 
 
