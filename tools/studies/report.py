@@ -11,7 +11,7 @@ from . import figure
 from .budgets import BUDGETS
 from .motion import PERMUTATIONS
 from .statistics import Result, Results, Spread
-from .study import DYNAMIC, PRUNED, STATIC, VARIANTS
+from .study import DYNAMIC, PRUNED, RECIPE, STATIC, VARIANTS
 
 load = Results.load
 PAGE = 'results.md'
@@ -151,7 +151,7 @@ def _equal_compute(results: Results) -> Iterator[str]:
     yield '## At equal compute'
     yield ''
     yield (
-        'VA-RED² minus the other network, in points. The random policy draws its options so that '
+        'One network minus the other, in points. The random policy draws its options so that '
         'its convolutions are expected to take what those of VA-RED² of the same seed took; it has '
         'no gates to pay for. The slimmed network has the width whose multiply-adds are nearest to '
         'those of VA-RED² with gates and cheap operations; widths are whole numbers. The fixed '
@@ -162,12 +162,12 @@ def _equal_compute(results: Results) -> Iterator[str]:
         'layer keeps one option.'
     )
     yield ''
-    others = ('random', 'fixed', 'pruned', 'slimmed')
-    yield from _differences(results, [(DYNAMIC, other) for other in others])
+    pairs = [(DYNAMIC, other) for other in ('random', 'fixed', RECIPE, 'slimmed')]
+    yield from _differences(results, [*pairs, (RECIPE, 'slimmed')])
     yield ''
     yield 'Minus the static network that they start from, and one trained for as many epochs:'
     yield ''
-    pairs = [(name, other) for name in (DYNAMIC, 'pruned') for other in (STATIC, 'longer')]
+    pairs = [(name, other) for name in (DYNAMIC, RECIPE) for other in (STATIC, 'longer')]
     yield from _differences(results, pairs)
 
 
@@ -181,7 +181,7 @@ def _budgets(results: Results) -> Iterator[str]:
     )
     yield ''
     rows = []
-    trained = {results.budget(name): name for name in ('pruned', *PRUNED) if name in results.runs}
+    trained = {results.budget(name): name for name in (RECIPE, *PRUNED) if name in results.runs}
     budgets = {100 * budget for budget in BUDGETS} | {b for b in trained if b is not None}
     for budget in sorted(budgets):
         cells = ['–'] * 4
@@ -221,7 +221,7 @@ def _controls(results: Results) -> Iterator[str]:
 
 
 def _choices(results: Results) -> Iterator[str]:
-    compared = (STATIC, DYNAMIC, 'random', 'fixed', 'pruned', *PRUNED, 'slimmed', 'longer')
+    compared = (STATIC, DYNAMIC, 'random', 'fixed', RECIPE, *PRUNED, 'slimmed', 'longer')
     others = [name for name in VARIANTS if name not in compared]
     yield '## Choices'
     yield ''

@@ -12,7 +12,7 @@ import numpy as np
 
 from controls.measure import interval
 
-from .study import DYNAMIC, PRUNED, STATIC, VARIANTS
+from .study import DYNAMIC, PRUNED, RECIPE, STATIC, VARIANTS
 
 Result = Mapping[str, Any]
 SIGNIFICANT = 0.01
@@ -154,12 +154,22 @@ class Results:
 
     def goals(self) -> list[Goal]:
         """What was to be shown, and whether it was."""
+        networks = {RECIPE: 'The recipe (pruned)', DYNAMIC: 'VA-RED²'}
         return [
-            self._saves(),
-            self._keeps_accuracy(STATIC, 'the static network that it starts from'),
-            self._keeps_accuracy('longer', 'one that is trained for as long as both phases'),
-            self._beats('random', 'a random policy'),
-            self._beats('slimmed', 'a slimmed static network'),
+            *(self._saves(*network) for network in networks.items()),
+            *(
+                self._keeps_accuracy(*network, *other)
+                for other in (
+                    (STATIC, 'the static network that it starts from'),
+                    ('longer', 'one that is trained for as long as both phases'),
+                )
+                for network in networks.items()
+            ),
+            self._beats(DYNAMIC, 'VA-RED²', 'random', 'a random policy'),
+            *(
+                self._beats(*network, 'slimmed', 'a slimmed static network')
+                for network in networks.items()
+            ),
             self._adapts(),
             self._clips_are_apart(),
             self._same_compute(),
@@ -167,11 +177,11 @@ class Results:
             self._keeps_budgets(),
         ]
 
-    def _saves(self) -> Goal:
-        text = f'VA-RED² saves at least {SAVES:g} % of the static multiply-adds, all included'
-        if DYNAMIC not in self.runs:
+    def _saves(self, variant: str, name: str) -> Goal:
+        text = f'{name} saves at least {SAVES:g} % of the static multiply-adds, all included'
+        if variant not in self.runs:
             return Goal(text, None, 'not measured')
-        share = self.spread('share', DYNAMIC)
+        share = self.spread('share', variant)
         return Goal(text, share.mean <= 100 - SAVES, f'takes {share.text()} %')
 
     def _keeps_budgets(self) -> Goal:
@@ -181,7 +191,7 @@ class Results:
         )
         misses = {
             name: Spread.of([v - budget for v in self.spread('ratio', name).values])
-            for name in (DYNAMIC, 'pruned', *PRUNED)
+            for name in (DYNAMIC, RECIPE, *PRUNED)
             if (budget := self.budget(name)) is not None
         }
         if not misses:
@@ -190,16 +200,16 @@ class Results:
         said = '; '.join(f'{name} {miss.text(sign=True)}' for name, miss in misses.items())
         return Goal(text, met, f'{said} points')
 
-    def _keeps_accuracy(self, other: str, what: str) -> Goal:
-        text = f'VA-RED² is at most {MAY_LOSE:g} points of top-1 below {what}'
-        change = self.difference('top1', DYNAMIC, other)
+    def _keeps_accuracy(self, variant: str, name: str, other: str, what: str) -> Goal:
+        text = f'{name} is at most {MAY_LOSE:g} points of top-1 below {what}'
+        change = self.difference('top1', variant, other)
         if change is None:
             return Goal(text, None, 'not measured')
         return Goal(text, change.mean >= -MAY_LOSE, f'{change.text(sign=True)} points')
 
-    def _beats(self, other: str, what: str) -> Goal:
-        text = f'At equal compute VA-RED² is at least {BEATS:g} points above {what}'
-        change = self.difference('top1', DYNAMIC, other)
+    def _beats(self, variant: str, name: str, other: str, what: str) -> Goal:
+        text = f'{name} is at least {BEATS:g} points above {what} at equal compute'
+        change = self.difference('top1', variant, other)
         if change is None:
             return Goal(text, None, 'not measured')
         return Goal(text, change.mean >= BEATS, f'{change.text(sign=True)} points')

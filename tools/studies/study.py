@@ -24,6 +24,8 @@ from .footage import Footage
 
 STATIC, DYNAMIC = 'static', 'vared2'
 """The variants that others build on."""
+RECIPE = 'pruned'
+"""The variant that the project's recipes train."""
 CONFIGS = {STATIC: 'static_r2plus1d.py', DYNAMIC: 'vared2_r2plus1d.py'}
 _DYNAMIC = 'model.backbone.dynamic'
 _GATE = f'{_DYNAMIC}.gate'
@@ -36,7 +38,7 @@ _FIXED = {
         dict(type='FixOptionsHook', begin=3),
     ]
 }
-PRUNED = {f'pruned_{100 * budget:.0f}': budget for budget in BUDGETS}
+PRUNED = {f'{RECIPE}_{100 * budget:.0f}': budget for budget in BUDGETS}
 """Variants that are trained to other budgets."""
 
 
@@ -83,7 +85,7 @@ VARIANTS: dict[str, Variant] = {
         needs=DYNAMIC,
         equal_compute='options',
     ),
-    'pruned': Variant(
+    RECIPE: Variant(
         'the same options for every clip from the end of the fall on, which the gates chose until '
         'then (FixOptionsHook), in one training',
         options=_FIXED,
