@@ -2,6 +2,7 @@
 """tools/calibrate.py: checkpoints of several budgets, which tools/test.py loads."""
 
 import json
+from pathlib import Path
 
 import mmengine
 import pytest
@@ -67,6 +68,18 @@ def test_small_batches_are_warned_of(in_training, warns, project, capsys):
     run(project, '--ratios', '0.95', *options)
     said = 'test_dataloader.batch_size=2: BatchNorm is estimated over batches of so few'
     assert (said in capsys.readouterr().out) == warns
+
+
+def test_a_training_loader_without_a_batch_size_is_taken(project, capsys):
+    sampler = "dict(type='BatchSampler', _scope_='torch', batch_size=3, drop_last=False)"
+    path = Path(project[0])
+    path.write_text(
+        f"{path.read_text()}\ndel train_dataloader['batch_size']\n"
+        f'train_dataloader.update(batch_sampler={sampler})\n'
+    )
+    _, point = run(project, '--ratios', '0.95')
+    assert point['calibration'] == pytest.approx(0.95, abs=0.02)
+    assert 'BatchNorm is estimated over batches' not in capsys.readouterr().out
 
 
 def test_training_videos_are_found_in_wrappers(project):
