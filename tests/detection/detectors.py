@@ -87,7 +87,7 @@ def batch(name: str, clips: int) -> dict[str, Any]:
     samples = []
     for i in range(clips):
         boxes = torch.rand(1 + i, 4) * size / 2
-        boxes[:, 2:] += size / 2 - 2
+        boxes[:, 2:] += size / 2  # below and right of the other corner
         labels = torch.zeros(1 + i, CLASSES)
         labels[torch.arange(1 + i), 1 + torch.arange(1 + i) % (CLASSES - 1)] = 1
         labels[:, -1] = 1  # two actions at once
