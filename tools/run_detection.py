@@ -1,6 +1,7 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """Action detection on the moving-boxes set: a static network, the same with a frozen backbone of
-random weights, and VA-RED2 from the static weights, some seeds each.
+random weights and trained for longer, and VA-RED2 from the static weights, with the same options
+for every clip and with gates that adapt; some seeds each.
 
 Every step leaves a file and is skipped where that is there; an interrupted training goes on from
 its last checkpoint.
@@ -26,8 +27,14 @@ from vared2_mmaction.checkpoints.resuming import is_whole
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / 'configs' / 'detection'
 STATIC, DYNAMIC = 'static_resnet3d_moving-boxes', 'vared2_resnet3d_moving-boxes'
-FROZEN = 'model.backbone.frozen_stages=3'
-NETWORKS = {'static': STATIC, 'frozen': STATIC, 'VA-RED2': DYNAMIC}
+VARED2, ADAPTIVE = 'VA-RED2', 'adaptive'
+NETWORKS = {
+    'static': STATIC,
+    'frozen': STATIC,
+    'longer': STATIC,
+    VARED2: DYNAMIC,
+    ADAPTIVE: DYNAMIC,
+}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -68,11 +75,18 @@ def train_and_test(name: str, seed: int, work_dir: Path) -> detection.Score:
     config = CONFIGS / f'{NETWORKS[name]}.py'
     cfg = Config.fromfile(config)
     folder = work_dir / f'{name}_seed{seed}'
-    checkpoint = folder / f'epoch_{cfg.train_cfg.max_epochs}.pth'
-    changes = {'static': [], 'frozen': [FROZEN], 'VA-RED2': []}[name]
-    if name == 'VA-RED2':
-        epochs = Config.fromfile(CONFIGS / f'{STATIC}.py').train_cfg.max_epochs
-        changes = [f'load_from={work_dir / f"static_seed{seed}" / f"epoch_{epochs}.pth"}']
+    first, second = (epochs_of(network) for network in (STATIC, DYNAMIC))
+    epochs = {'longer': first + second}.get(name, cfg.train_cfg.max_epochs)
+    checkpoint = folder / f'epoch_{epochs}.pth'
+    changes = []
+    if NETWORKS[name] == DYNAMIC:
+        changes.append(f'load_from={work_dir / f"static_seed{seed}" / f"epoch_{first}.pth"}')
+    if name == 'frozen':
+        changes.append('model.backbone.frozen_stages=3')
+    if name == 'longer':
+        changes += [f'train_cfg.max_epochs={epochs}', f'param_scheduler.1.end={epochs}']
+    if name == ADAPTIVE:
+        changes.append('custom_hooks.1.type=FreezeGatesHook')
     options = ['--cfg-options', *changes] if changes else []
     if not is_whole(checkpoint):
         where = ['--work-dir', str(folder), '--seed', str(seed)]
@@ -84,6 +98,11 @@ def train_and_test(name: str, seed: int, work_dir: Path) -> detection.Score:
         run('tools/test.py', str(config), str(checkpoint), *where)
         partial.replace(dump)
     return detection.score(cfg, str(dump))
+
+
+def epochs_of(network: str) -> int:
+    """Epochs that a config trains for."""
+    return Config.fromfile(CONFIGS / f'{network}.py').train_cfg.max_epochs
 
 
 def main(argv: Sequence[str] | None = None) -> None:

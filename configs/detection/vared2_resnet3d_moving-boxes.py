@@ -1,9 +1,10 @@
-# VA-RED2 of the static twin, from its weights: the budget falls, then gates are frozen.
+# VA-RED2 of the static twin, from its weights: the budget falls while gates learn, then every layer
+# keeps the options that they want.
 _base_ = 'static_resnet3d_moving-boxes.py'
 custom_imports = dict(imports=['vared2_mmaction'])
 custom_hooks = [
     dict(type='BudgetScheduleHook', fall=7),
-    dict(type='FreezeGatesHook', begin=8),
+    dict(type='FixOptionsHook', begin=8),
     dict(type='PolicyUsageHook'),
 ]
 

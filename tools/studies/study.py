@@ -219,12 +219,16 @@ class Study:
         variant = VARIANTS[run.variant]
         cfg = self._base_config(variant)
         cfg.merge_from_dict(dict(variant.options))
+        if self.epochs is not None:
+            set_epochs(cfg, self._epochs(variant.base))  # of the variant's hooks as well
         if variant.loss_weight != 1:
             _scale_budget_loss(cfg, variant.loss_weight)
         if variant.equal_compute == 'thrift':
             cfg.custom_imports.imports.append('studies.random_gate')
             cfg.model.backbone.type = 'RandomPolicyResNet2Plus1d'
             cfg.model.backbone.dynamic.gate = dict(type='RandomPolicyGate', thrift=equal_compute)
+            # Gates that learn nothing cannot be brought to a budget: thrift is their compute.
+            cfg.custom_hooks = [h for h in cfg.custom_hooks if h.type != 'FreezeGatesHook']
         if variant.equal_compute == 'width':
             set_width(cfg, int(equal_compute))
         if variant.equal_compute == 'options':
@@ -274,8 +278,6 @@ class Study:
         cfg.merge_from_dict(dict(self.options))
         if isinstance(self.videos, Footage):
             self.videos.configure(cfg)
-        if self.epochs is not None:
-            set_epochs(cfg, self._epochs(variant.base))
         return cfg
 
     def _epochs(self, base: str) -> int:

@@ -27,6 +27,7 @@ TWO_STAGES = {
 }
 SMALL = {f'model.backbone.{key}': value for key, value in TWO_STAGES.items()}
 SMALL |= {'model.cls_head.in_channels': 8}
+FIXED = [[0, 1]] * 10
 
 
 class Interrupted(Exception):
@@ -96,6 +97,25 @@ def test_interrupted_run_goes_on(task, tmp_path, monkeypatch):
     assert (usage[..., -1] == 1).all()
     assert (usage.diff() >= 0).all()
     assert 0 < result['training']['ratio'] <= 1
+
+
+@pytest.mark.parametrize(
+    ('variant', 'equal_compute'), [('random', 0.4), ('fixed', FIXED), ('pruned_60', None)]
+)
+def test_what_is_compared_trains_and_is_tested(variant, equal_compute, tmp_path, monkeypatch):
+    monkeypatch.setattr('studies.motion.PERMUTATIONS', 10)
+    make_moving_shapes(tmp_path / 'data', VIDEOS)
+    study = Study(CONFIGS, VIDEOS, SMALL, epochs=(2, 2))
+    cfg = study.config(Run(variant, 0), equal_compute)
+    set_data(cfg, str(tmp_path / 'data'), workers=0)
+    cfg.load_from, cfg.work_dir, cfg.train_dataloader.batch_size = None, str(tmp_path), 4
+    cfg.dump(tmp_path / 'config.py')
+    run.run(tmp_path, {'threads': 1, 'data': str(tmp_path / 'data'), 'settings': {}})
+    result = json.loads((tmp_path / run.RESULT).read_text())
+    assert result['controls']['own']['ratio'] == pytest.approx(result['ratio']['mean'])
+    assert result['ratio']['min'] < 1
+    apart = result['ratio']['max'] - result['ratio']['min']
+    assert (apart > 0) == (variant == 'random')
 
 
 def sample(label, predicted, options):

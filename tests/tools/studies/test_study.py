@@ -94,7 +94,12 @@ def test_random_policy_differs_in_its_gates_alone(configs):
     assert found['model.backbone.type'] == 'RandomPolicyResNet2Plus1d'
     assert found['model.backbone.dynamic.gate.thrift'] == 0.4
     others = [key for key in found if not key.startswith('model.backbone.dynamic.gate')]
+    others = [key for key in others if not key.startswith('custom_hooks.')]
     assert sorted(others) == ['custom_imports.imports.1', 'model.backbone.type']
+    hooks, given = (
+        [hook.type for hook in configs[name].custom_hooks] for name in ('random', 'vared2')
+    )
+    assert hooks == [kind for kind in given if kind != 'FreezeGatesHook']
     assert found['custom_imports.imports.1'] == 'studies.random_gate'
 
 
@@ -127,13 +132,16 @@ def test_epochs_stretch_the_schedules():
     assert config('slimmed', epochs=(2, 4)).train_cfg.max_epochs == 6
 
 
-def test_epochs_stretch_the_hooks():
-    kept, stretched = config('vared2'), config('vared2', epochs=(2, 6))
+@pytest.mark.parametrize(
+    ('variant', 'settles'), [('vared2', 'FreezeGatesHook'), ('pruned', 'FixOptionsHook')]
+)
+def test_epochs_stretch_the_hooks(variant, settles):
+    kept, stretched = config(variant), config(variant, epochs=(2, 6))
     factor = 6 / kept.train_cfg.max_epochs
     before, after = ({hook.type: hook for hook in cfg.custom_hooks} for cfg in (kept, stretched))
     falls, begins = (
         [hooks[name][key] for hooks in (before, after)]
-        for name, key in (('BudgetScheduleHook', 'fall'), ('FreezeGatesHook', 'begin'))
+        for name, key in (('BudgetScheduleHook', 'fall'), (settles, 'begin'))
     )
     assert falls[1] == pytest.approx(factor * falls[0])
     assert begins[1] == pytest.approx(factor * begins[0])
