@@ -26,7 +26,7 @@ import vared2_mmaction
 from benchmarking import benchmark
 from benchmarking.batches import Batch, clip_of, read_batches
 from benchmarking.environment import processor
-from commands.cli import add_config_options, run_tool
+from commands.cli import add_config_options, check_out, run_tool
 from counting.clips import views_of_split
 from vared2_mmaction.apis import load_model
 from vared2_mmaction.apis.config_file import read_config_file
@@ -114,8 +114,8 @@ def check_numbers(args: argparse.Namespace) -> None:
     args.executor = choose_executor(args)
     if args.profile and (args.device, args.mode) != ('cpu', 'infer'):
         raise ValueError('--profile: expected --device cpu and --mode infer')
-    if args.out and not os.path.isdir(os.path.dirname(args.out) or '.'):
-        raise FileNotFoundError(f'--out {args.out!r}: there is no such folder')
+    if args.out:
+        check_out('--out', args.out)
 
 
 def choose_executor(args: argparse.Namespace) -> str:

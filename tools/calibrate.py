@@ -2,6 +2,7 @@
 """Sets a trained network to compute budgets without training, and tests it at each."""
 
 import argparse
+import copy
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -80,7 +81,8 @@ def build_parser() -> argparse.ArgumentParser:
 def calibrate_and_test(cfg: Config, args: argparse.Namespace) -> list[Point]:
     """Calibrate and test, from the dearest ratio to the cheapest.
 
-    A checkpoint is written for each ratio, which ``tools/test.py`` loads with the same config.
+    A checkpoint is written for each ratio, which ``tools/test.py`` loads with the same config, and
+    after each all points are, as ``curve.json``.
 
     Returns:
         A point for the network as it was loaded, and one for each ratio.
@@ -116,21 +118,24 @@ def calibrate_and_test(cfg: Config, args: argparse.Namespace) -> list[Point]:
         raise ValueError(
             f'CHECKPOINT={checkpoint!r} is of a {found} network; --from-static is for static ones'
         )
+    if args.from_static:
+        start_from_static(model, loader)
+    loaded = copy.deepcopy(model.state_dict())
+    calibration = Calibration(model, loader, args.max_ratio)
+    for ratio in sorted(args.ratios):  # what is out of reach is said before a test takes hours
+        calibration.check(ratio)
+    model.load_state_dict(loaded)
     with force_policy(model) if args.from_static else nullcontext():
         points: list[Point] = [{'asked': None, **runner.test()}]
     if not args.no_optimize:
         runner.register_hook(OptimizeHook())
-    if args.from_static:
-        start_from_static(model, loader)
-    calibration = Calibration(model, loader, args.max_ratio)
-    for ratio in sorted(args.ratios):  # what is out of reach is said before hours are spent
-        calibration.check(ratio)
     for ratio in sorted(args.ratios, reverse=True):
         reached = calibration.set(ratio)
         path = out / f'{Path(checkpoint).stem}_ratio-{ratio:g}.pth'
         save_checkpoint({'state_dict': model.state_dict(), 'meta': {'ratio': reached}}, str(path))
         point = {'asked': ratio, 'calibration': reached, 'checkpoint': str(path)}
         points.append({**point, **runner.test()})
+        (out / 'curve.json').write_text(json.dumps(points, indent=2) + '\n')
     return points
 
 
@@ -178,12 +183,15 @@ def calibrate(args: argparse.Namespace) -> None:
     for ratio in args.ratios:
         if not 0 < ratio <= 1:
             raise ValueError(f'--ratios {ratio:g}: expected shares of the static compute in (0, 1]')
+    if not max(args.ratios) <= args.max_ratio <= 1:
+        raise ValueError(
+            f'--max-ratio {args.max_ratio:g}: expected a share from {max(args.ratios):g}, the '
+            'largest of --ratios, to 1'
+        )
     cfg = read_config_file(args.config, args.cfg_options)
     points = calibrate_and_test(cfg, args)
-    out = Path(args.out)
-    (out / 'curve.json').write_text(json.dumps(points, indent=2) + '\n')
     print_curve(points)
-    plot_curve(points, out / 'curve.png')
+    plot_curve(points, Path(args.out) / 'curve.png')
 
 
 def main(argv: Sequence[str] | None = None) -> None:

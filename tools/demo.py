@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 import vared2_mmaction  # noqa: F401  (registers the models and mends the OpenMMLab releases)
-from commands.cli import add_optimize_option, run_tool
+from commands.cli import add_optimize_option, check_out, run_tool
 from commands.people import find_people
 from policy_report import boxes, decisions
 from vared2_mmaction.apis import (
@@ -95,16 +95,6 @@ def _read_box(line: str, where: str, video: Video) -> np.ndarray:
         raise ValueError(f'{where}: expected x1,y1,x2,y2, found {line.strip()[:80]!r}') from error
     check_box(box, where, video)
     return box
-
-
-def check_out(path: str) -> None:
-    """Whether a figure can be written there, before anything is computed."""
-    if not path.lower().endswith(SUFFIXES):
-        raise ValueError(f'--out {path!r}: expected a name that ends in {", ".join(SUFFIXES)}')
-    if not os.path.isdir(os.path.dirname(path) or '.'):
-        raise FileNotFoundError(f'--out {path!r}: there is no such folder')
-    if os.path.isdir(path):
-        raise IsADirectoryError(f'--out {path!r}: is a folder')
 
 
 def describe_compute(found: Computation) -> str:
@@ -195,7 +185,7 @@ def answer_detection(args: argparse.Namespace) -> Answer:
 
 def show(args: argparse.Namespace) -> None:
     if args.out:
-        check_out(args.out)
+        check_out('--out', args.out, *SUFFIXES)
     check_video(args.video)  # before the network is built
     detection = 'roi_head' in read_config(args.config).model
     answer = answer_detection(args) if detection else answer_recognition(args)

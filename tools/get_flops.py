@@ -3,7 +3,6 @@
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 
@@ -11,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 import vared2_mmaction  # noqa: F401  (registers the models and mends the OpenMMLab releases)
-from commands.cli import add_config_options, run_tool
+from commands.cli import add_config_options, check_out, run_tool
 from counting.clips import random_clip, read_videos, views_of_split
 from counting.flops import CostMismatchError, measure
 from vared2_mmaction.apis import load_model
@@ -51,8 +50,8 @@ def count(args: argparse.Namespace) -> dict:
     """Does what the arguments ask for; costs in multiply-adds a clip."""
     if args.num_videos < 1:
         raise ValueError(f'--num-videos {args.num_videos}: expected at least 1')
-    if args.out and not os.path.isdir(os.path.dirname(args.out) or '.'):
-        raise FileNotFoundError(f'--out {args.out!r}: there is no such folder')
+    if args.out:
+        check_out('--out', args.out)
     cfg = read_config_file(args.config, args.cfg_options)
     cfg.load_from = None  # what training starts from is not what is counted
     model, weights = load_model(cfg, args.checkpoint)

@@ -2,11 +2,10 @@
 """Draws time and memory of benchmarks over frames, side and batch size."""
 
 import argparse
-import os
 from collections.abc import Sequence
 
 from benchmarking import scaling
-from commands.cli import run_tool
+from commands.cli import check_out, run_tool
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -17,10 +16,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def plot(args: argparse.Namespace) -> None:
-    if not args.out.endswith('.png'):
-        raise ValueError(f'--out {args.out!r}: expected a name that ends in .png')
-    if not os.path.isdir(os.path.dirname(args.out) or '.'):
-        raise FileNotFoundError(f'--out {args.out!r}: there is no such folder')
+    check_out('--out', args.out, '.png')
     scaling.draw(scaling.load_rows(args.files)).savefig(args.out, dpi=150)
 
 

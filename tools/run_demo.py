@@ -39,6 +39,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run_all(args: argparse.Namespace) -> None:
+    if args.timed_clips < 1:
+        raise ValueError(f'--timed-clips {args.timed_clips}: expected at least 1')
     os.chdir(ROOT)
     console = Console()
     console.rule('video set')

@@ -92,7 +92,7 @@ def train_and_test(name: str, seed: int, work_dir: Path) -> detection.Score:
         where = ['--work-dir', str(folder), '--seed', str(seed)]
         run('tools/train.py', str(config), *where, '--resume', *options)
     dump = folder / 'test.pkl'
-    if not dump.exists():
+    if not dump.exists() or dump.stat().st_mtime < checkpoint.stat().st_mtime:
         partial = folder / 'partial.pkl'
         where = ['--work-dir', str(folder), '--dump', str(partial)]
         run('tools/test.py', str(config), str(checkpoint), *where)

@@ -89,8 +89,8 @@ def enable_drawing(cfg: Config, args: argparse.Namespace) -> None:
 
 
 def dump_predictions(cfg: Config, path: str) -> None:
-    if not path.endswith(('.pkl', '.pickle')):
-        raise ValueError(f'--dump writes a pickle: {path!r} must end in .pkl or .pickle')
+    Path(path).parent.mkdir(parents=True, exist_ok=True)  # as the dump would, after the test
+    cli.check_out('--dump', path, '.pkl', '.pickle')
     if cfg.get('test_evaluator') is None:
         raise ValueError('--dump needs a `test_evaluator` in the config')
     cfg.test_evaluator = [*metrics_of(cfg), {'type': 'DumpResults', 'out_file_path': path}]

@@ -103,6 +103,20 @@ def test_options_that_do_not_fit_are_named(key, value, reason, folder):
         read_config_file('right.py', {key: value})
 
 
+def test_options_of_misspelt_settings_are_refused(folder):
+    (folder / 'loaders.py').write_text('train_dataloader = dict()\noptim_wrapper = dict()\n')
+    for key, meant in (
+        ('optim_wraper.lr', 'optim_wrapper'),
+        ('train_dataloder', 'train_dataloader'),
+        ('optim_wrappers.lr', 'optim_wrapper'),
+    ):
+        named = f"--cfg-options {key}: .*'{key.split('.')[0]}'; is '{meant}' meant?"
+        with pytest.raises(ValueError, match=named):
+            read_config_file('loaders.py', {key: 3})
+    new = {'val_dataloader.batch_size': 1, 'compile': True, 'test_dataloader': {}}
+    assert read_config_file('loaders.py', new).val_dataloader == {'batch_size': 1}
+
+
 def test_options_replace_settings(folder):
     (folder / 'steps.py').write_text("_base_ = 'right.py'\nsteps = [dict(a=1), dict(a=2)]\n")
     cfg = read_config_file('steps.py', {'model.depth': 50, 'steps.1.a': 7, 'a.b.c': 'new'})

@@ -8,6 +8,7 @@ import mmengine
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.runner import Runner
 
 from commands.testing import training_clips
 
@@ -104,7 +105,16 @@ def test_a_static_network_needs_no_training(project, capsys):
         with pytest.raises(SystemExit):
             run((project[0], checkpoint), *flag, '--ratios', '0.9')
         assert '--from-static is for static ones' in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        run(project, '--ratios', '0.9', '0.01')
-    said = capsys.readouterr().err.splitlines()
-    assert 'ratio=0.01: out of reach without training: expected a share from 0.' in said[-1]
+
+
+def test_what_is_out_of_reach_is_said_before_a_test(project, capsys, monkeypatch):
+    tested = []
+    monkeypatch.setattr(Runner, 'test', lambda runner: tested.append(runner))
+    for options, said in (
+        (('0.9', '0.01'), 'ratio=0.01: out of reach without training: expected a share from 0.'),
+        (('0.9', '--max-ratio', '0.8'), '--max-ratio 0.8: expected a share from 0.9, the largest'),
+    ):
+        with pytest.raises(SystemExit):
+            run(project, '--ratios', *options)
+        assert said in capsys.readouterr().err.splitlines()[-1]
+    assert not tested

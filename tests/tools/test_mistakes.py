@@ -53,6 +53,7 @@ WRONG = {
         (['gone.py'], "CONFIG='gone.py': no such file"),
         (['syntax.py'], "CONFIG='syntax.py' cannot be read: "),
         (['static.py', '--num-videos', '0'], '--num-videos 0'),
+        (['static.py', '--out', '.'], "--out '.': is a folder"),
     ],
     'gpu_check.py': [(['--clips', '0'], '--clips 0 --runs 10: expected 1 or more')],
     'make_moving_boxes.py': [(['list.txt'], 'OUT')],
@@ -61,6 +62,7 @@ WRONG = {
         (['gone.json', '--out', 'a.png'], 'gone.json'),
         (['gone.json', '--out', 'a.jpg'], "--out 'a.jpg': expected a name that ends in .png"),
     ],
+    'run_demo.py': [(['--timed-clips', '0'], '--timed-clips 0: expected at least 1')],
     'run_stock.py': [
         (['gone.py'], "TOOL='gone.py': no such file"),
     ],
@@ -73,7 +75,11 @@ WRONG = {
         (['syntax.py', 'gone.pth'], "CONFIG='syntax.py' cannot be read: "),
         (['static.py', 'gone.pth'], "load_from='gone.pth': no such checkpoint"),
         (['static.py', '~/gone.pth'], "load_from='~/gone.pth': no such checkpoint"),
-        (['static.py', 'gone.pth', '--dump', 'a.json'], "'a.json' must end in .pkl"),
+        (['static.py', 'gone.pth', '--dump', 'folder.pkl'], "--dump 'folder.pkl': is a folder"),
+        (
+            ['static.py', 'gone.pth', '--dump', 'a.json'],
+            "--dump 'a.json': expected a name that ends in .pkl",
+        ),
     ],
     'train.py': [
         (['gone.py'], "CONFIG='gone.py': no such file"),
@@ -94,8 +100,8 @@ WRONG = {
         (['list.txt', 'syntax.py', '--out', 'x'], "CONFIG='syntax.py' cannot be read: "),
     ],
 }
-WITHOUT_FILES = {'run_demo.py', 'run_detection.py'}
-"""Tools that only run others, whose mistakes are told by these."""
+WITHOUT_FILES = {'run_detection.py'}
+"""A tool that only runs others, whose mistakes are told by these."""
 
 
 @pytest.fixture
@@ -115,6 +121,7 @@ def folder(tmp_path, monkeypatch):
         "    cls_head=dict(type='VARED2TSNHead', num_classes=2, in_channels=512))\n"
     )
     (tmp_path / 'list.txt').write_text('a.mp4 1\n')
+    (tmp_path / 'folder.pkl').mkdir()
     return tmp_path
 
 

@@ -33,25 +33,27 @@ def check_run(cfg: Config, *splits: str) -> None:
         FileNotFoundError: If a checkpoint, an annotation file or a video is missing.
     """
     check_config(cfg)
+    classes = _num_classes(cfg)
     for split in splits:
         loader = cfg.get(f'{split}_dataloader')
         if loader is None and split != 'val':
             raise ValueError(f'the config has no {split}_dataloader')
         if isinstance(loader, dict):
             scope = cfg.get('default_scope') or 'mmaction'
-            check_data(loader.get('dataset'), f'{split}_dataloader.dataset', scope)
+            check_data(loader.get('dataset'), f'{split}_dataloader.dataset', scope, classes)
 
 
-def check_data(dataset: Any, key: str, scope: str) -> None:
+def check_data(dataset: Any, key: str, scope: str, classes: int | None = None) -> None:
     """Look whether what a data set names is there: the annotation, and videos or folders of frames.
 
     The data set is built, in a scope of the registries, and asked; ``key`` is its name in the
-    config. What is read from elsewhere than the local disk is believed, and so is what is no config
-    of a data set or of a wrapper such as ``ConcatDataset``.
+    config, and labels are below ``classes``, if that is known. What is read from elsewhere than
+    the local disk is believed, and so is what is no config of a data set or of a wrapper such as
+    ``ConcatDataset``.
 
     Raises:
         FileNotFoundError: If something is missing.
-        ValueError: If the data set cannot be built, or is empty.
+        ValueError: If the data set cannot be built, is empty, or has a label of another class.
     """
     if not isinstance(dataset, dict):
         return
@@ -63,11 +65,21 @@ def check_data(dataset: Any, key: str, scope: str) -> None:
             'module?'
         )
     if isinstance(found, type) and issubclass(found, BaseDataset):
-        _check_files(_build(dataset, key, scope), key)
+        built = _build(dataset, key, scope)
+        _check_files(built, key)
+        _check_labels(built, key, classes)
         return
-    check_data(dataset.get('dataset'), f'{key}.dataset', scope)
+    check_data(dataset.get('dataset'), f'{key}.dataset', scope, classes)
     for number, part in enumerate(dataset.get('datasets') or ()):
-        check_data(part, f'{key}.datasets[{number}]', scope)
+        check_data(part, f'{key}.datasets[{number}]', scope, classes)
+
+
+def _num_classes(cfg: Config) -> int | None:
+    """Classes of a recognizer's head, within another head or not; None where they are not told."""
+    head = cfg.get('model', {}).get('cls_head')
+    while isinstance(head, dict) and 'num_classes' not in head:
+        head = head.get('head')
+    return head['num_classes'] if isinstance(head, dict) else None
 
 
 def _build(config: dict, key: str, scope: str) -> BaseDataset:
@@ -123,6 +135,21 @@ def _check_files(dataset: BaseDataset, key: str) -> None:
             f'{missing[0]!r}; expected those of {dataset.ann_file!r} under '
             f'data_prefix={dict(dataset.data_prefix)}'
         )
+
+
+def _check_labels(dataset: BaseDataset, key: str, classes: int | None) -> None:
+    """A label that no class has ends a training, and counts as an error of a test in silence."""
+    if classes is None:
+        return
+    for info in dataset.data_list:
+        label = info.get('label')
+        labels = label if isinstance(label, list | tuple) else [label]
+        if any(isinstance(one, int) and one >= classes for one in labels):
+            name = info.get('filename') or info.get('frame_dir')
+            raise ValueError(
+                f'{key}.ann_file={dataset.ann_file!r}: {name!r} has the label {label}; expected '
+                f'less than num_classes={classes} of the head'
+            )
 
 
 def _readers(pipeline: Any) -> Iterator[Any]:

@@ -33,7 +33,7 @@ def run_tool(
 ) -> None:
     """Run a tool; what a user can mend is said in one line, without a traceback.
 
-    That are the exceptions by which arguments, configs and files are refused, such as
+    These are the exceptions by which arguments, configs and files are refused, such as
     ``ValueError`` and ``OSError``, and ``KeyError``, ``TypeError`` and the like of what a config
     builds. Any other is a fault of the program and keeps its traceback, as all do with
     ``--traceback``.
@@ -128,6 +128,21 @@ def resolve_work_dir(cfg: Config, args: argparse.Namespace) -> str:
     if cfg.get('work_dir') is not None:
         return cfg.work_dir
     return os.path.join('./work_dirs', Path(args.config).stem)
+
+
+def check_out(option: str, path: str, *suffixes: str) -> None:
+    """Whether a file can be written there, before anything is computed.
+
+    Raises:
+        ValueError: If its name ends in none of the suffixes.
+        OSError: If there is no such folder, or it is one.
+    """
+    if suffixes and not path.lower().endswith(suffixes):
+        raise ValueError(f'{option} {path!r}: expected a name that ends in {", ".join(suffixes)}')
+    if not os.path.isdir(os.path.dirname(path) or '.'):
+        raise FileNotFoundError(f'{option} {path!r}: there is no such folder')
+    if os.path.isdir(path):
+        raise IsADirectoryError(f'{option} {path!r}: is a folder')
 
 
 def build_runner(cfg: Config) -> Runner:

@@ -3,6 +3,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ class Footage:
             or to itself where there is none.
 
     Raises:
-        ValueError: If the lists are not there, or a line is another.
+        ValueError: If the lists are not there, a line is another, a test video is there twice, or
+            a class has no name.
     """
 
     root: Path
@@ -31,6 +33,15 @@ class Footage:
         for split in _SPLITS:
             if not self.entries(split):
                 raise ValueError(f'--data-root: {self.root / split}.txt names no video')
+        names = [name for name, _ in self.entries('test')]
+        if twice := [name for name, times in Counter(names).items() if times > 1]:
+            raise ValueError(f'--data-root: {self.root}/test.txt names {twice[0]!r} twice')
+        most = max(label for split in _SPLITS for _, label in self.entries(split))
+        if most >= len(self.classes):
+            raise ValueError(
+                f'--data-root: {self.root}/classes.txt: expected a name for each label, to {most}; '
+                f'got {len(self.classes)}'
+            )
 
     def entries(self, split: str) -> list[tuple[str, int]]:
         """Path and label of each video."""
@@ -91,10 +102,10 @@ def _span_videos(steps: list[ConfigDict]) -> None:
 
 def test_facts(data: Path) -> dict[str, dict[str, Any]]:
     """Label, class and stillness of each test video of a generated or another set, by name."""
-    meta = data / 'meta.json'
-    if not meta.is_file():
+    try:
+        videos = json.loads((data / 'meta.json').read_text())['videos']
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # it may be a file of the user's
         return Footage(data).test_facts()
-    videos = json.loads(meta.read_text())['videos']
     return {name: facts for name, facts in videos.items() if name.startswith('test/')}
 
 

@@ -4,6 +4,7 @@
 import os
 import traceback
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,9 @@ def read_config_file(path: str | os.PathLike, options: Mapping[str, Any] | None 
 def merge_options(cfg: Config, options: Mapping[str, Any] | None) -> None:
     """Replace settings by those of ``--cfg-options``, in place; a ValueError if one is wrong."""
     for key, value in (options or {}).items():
+        name = key.split('.')[0]
+        if name not in cfg and (meant := get_close_matches(name, cfg, 1, 0.9)):
+            raise ValueError(f'--cfg-options {key}: there is no {name!r}; is {meant[0]!r} meant?')
         try:
             cfg.merge_from_dict({key: value})
         except Exception as error:

@@ -238,6 +238,23 @@ def test_lists_that_are_none_are_named(change, message, folder):
         check(video_set(**change))
 
 
+@pytest.mark.parametrize('split', ['train', 'val', 'test'])
+def test_labels_that_the_head_lacks_are_named(split, folder):
+    write(folder / 'data' / 'many.txt', ['a.mp4 0', 'folder/b.mp4 1 2', 'c.mp4 -1'])
+    dataset = video_set(ann_file='data/many.txt', multi_class=True, num_classes=3)
+    parts = {f'{name}_dataloader': {'dataset': video_set()} for name in ('train', 'val', 'test')}
+    parts[f'{split}_dataloader'] = {'dataset': {'type': 'RepeatDataset', 'dataset': dataset}}
+    model = {'type': 'Recognizer2D', 'backbone': {'type': 'ResNet', 'depth': 18}}
+    for head in ({}, {'num_classes': 3}, {'type': 'VARED2Head', 'head': {'num_classes': 3}}):
+        check_run(Config({'model': {**model, 'cls_head': head}, **parts}), split)
+    for head in ({'num_classes': 2}, {'type': 'VARED2Head', 'head': {'num_classes': 2}}):
+        named = (
+            rf"{split}_dataloader.*'data/many.txt'.*b.mp4' has the label \[1, 2\].*num_classes=2"
+        )
+        with pytest.raises(ValueError, match=named):
+            check_run(Config({'model': {**model, 'cls_head': head}, **parts}), split)
+
+
 def test_long_lists_are_sampled(folder, monkeypatch):
     write(folder / 'data' / 'long.txt', (f'{i}.mp4 1' for i in range(1000)))
     looked_for = []

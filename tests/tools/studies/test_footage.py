@@ -26,6 +26,10 @@ def test_what_lists_say(footage, tmp_path):
     facts = test_facts(footage.root)
     assert facts['test1.mp4'] == {'label': 1, 'class_name': '1', 'still': False}
     of_meta = {'train/a.mp4': {'label': 0}, 'test/b.mp4': {'label': 1}}
+    for name in ('train', 'test'):
+        (tmp_path / f'{name}.txt').write_text('mine.mp4 0')
+    (tmp_path / 'meta.json').write_text('{"author": "me"}')
+    assert list(test_facts(tmp_path)) == ['mine.mp4']
     (tmp_path / 'meta.json').write_text(json.dumps({'videos': of_meta}))
     assert test_facts(tmp_path) == {'test/b.mp4': {'label': 1}}
 
@@ -62,6 +66,11 @@ def test_clips_span_videos_of_any_length(footage, videos):
     [
         ({'train.txt': 'a.mp4 0'}, 'expected a folder with test.txt'),
         ({'train.txt': 'a.mp4 0', 'test.txt': ''}, 'test.txt names no video'),
+        ({'train.txt': 'a.mp4 0', 'test.txt': 'b.mp4 0\nb.mp4 0'}, "test.txt names 'b.mp4' twice"),
+        (
+            {'train.txt': 'a.mp4 2', 'test.txt': 'b.mp4 0', 'classes.txt': 'wave\nclap'},
+            'classes.txt: expected a name for each label, to 2; got 2',
+        ),
         ({'train.txt': 'a.mp4', 'test.txt': 'a.mp4 0'}, 'lines of "path label"'),
     ],
 )
