@@ -1,7 +1,7 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
-"""Action detection on the moving-boxes set: a static network, the same with a frozen backbone of
-random weights and trained for longer, and VA-RED2 from the static weights, with the same options
-for every clip and with gates that adapt; some seeds each.
+"""Action detection on the moving-boxes set: a static network, the same trained for longer, and
+VA-RED2 from the static weights, with the same options for every clip and with gates that adapt;
+some seeds each.
 
 Every step leaves a file and is skipped where that is there; an interrupted training goes on from
 its last checkpoint.
@@ -30,7 +30,6 @@ STATIC, DYNAMIC = 'static_resnet3d_moving-boxes', 'vared2_resnet3d_moving-boxes'
 VARED2, ADAPTIVE = 'VA-RED2', 'adaptive'
 NETWORKS = {
     'static': STATIC,
-    'frozen': STATIC,
     'longer': STATIC,
     VARED2: DYNAMIC,
     ADAPTIVE: DYNAMIC,
@@ -81,8 +80,6 @@ def train_and_test(name: str, seed: int, work_dir: Path) -> detection.Score:
     changes = []
     if NETWORKS[name] == DYNAMIC:
         changes.append(f'load_from={work_dir / f"static_seed{seed}" / f"epoch_{first}.pth"}')
-    if name == 'frozen':
-        changes.append('model.backbone.frozen_stages=3')
     if name == 'longer':
         changes += [f'train_cfg.max_epochs={epochs}', f'param_scheduler.1.end={epochs}']
     if name == ADAPTIVE:
