@@ -18,5 +18,5 @@ read -r -a SRUN_EXTRA <<< "${SRUN_ARGS:-}"
 exec srun --partition="$1" --job-name="$2" \
     --gres=gpu:"${GPUS_PER_NODE:-8}" --ntasks="${GPUS:-8}" \
     --ntasks-per-node="${GPUS_PER_NODE:-8}" --cpus-per-task="${CPUS_PER_TASK:-5}" \
-    --kill-on-bad-exit=1 "${SRUN_EXTRA[@]}" \
+    --kill-on-bad-exit=1 ${SRUN_EXTRA[@]+"${SRUN_EXTRA[@]}"} \
     "${PYTHON:-python}" -u "$ROOT/tools/test.py" "$3" "$4" --launcher slurm "${@:5}"

@@ -20,7 +20,7 @@ import vared2_mmaction  # noqa: F401  (registers the models and mends the OpenMM
 from commands import cli
 from commands.check_data import check_run
 from commands.testing import OptimizeHook, metrics_of
-from controls.answers import MEAN, OTHER, OWN
+from controls.gate_outputs import MEAN, OTHER, OWN
 from controls.measure import KINDS, check_controls, measure_controls
 from vared2_mmaction.apis.config_file import merge_options, read_config_file
 from vared2_mmaction.checkpoints.loading import whole_networks
@@ -101,13 +101,13 @@ def test(args: argparse.Namespace) -> None:
     merge_args(cfg, args)
     check_run(cfg, 'test')
     if args.controls:
-        cfg.compile = False  # compiled code does not see what takes the place of answers
+        cfg.compile = False  # compiled code does not see what takes the place of gate outputs
     runner = cli.build_runner(cfg)
     if args.controls:
         check_controls(network_of(runner))
     if not args.no_optimize:
         runner.register_hook(OptimizeHook())
-    with whole_networks():  # what answers must not be as initialised
+    with whole_networks():  # what is tested must not be as initialised
         runner.test()
     if args.controls:
         found = measure_controls(runner, args.controls)
@@ -156,8 +156,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         nargs='?',
         const=KINDS[0],
         choices=KINDS,
-        help="also test each clip with another clip's and with the mean answers of the gates "
-        '(answers, the default), or with the options that they choose, each with weight one '
+        help="also test each clip with another clip's and with the mean gate outputs "
+        '(outputs, the default), or with the options that they choose, each with weight one '
         '(options); writes controls.json into the work folder',
     )
     cli.run_tool(parser, test, argv)

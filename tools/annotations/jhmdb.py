@@ -62,7 +62,7 @@ def convert(source: Jhmdb, out: Path, split: int, step: int = 1) -> dict[str, in
         source: The annotation.
         out: Folder to write to.
         split: Number of the split, in the names of the files.
-        step: Take every so-manieth frame of a training video; all of a test video are taken.
+        step: Take every ``step``-th frame of a training video; all of a test video are taken.
 
     Returns:
         Number of keyframes of train and test.

@@ -2,7 +2,7 @@
 """Controls that tell adapting to the clip from pruning.
 
 A network may owe its compute to options that it would need for no clip at all. So it is tested with
-other answers of its gates: each clip with those of another clip, and all clips with the mean one.
+other gate outputs: each clip with those of another clip, and all clips with the mean ones.
 What is replaced are the weights V of the options, because networks learn to mix options: with
 weight one for each clip's own dearest options they are far worse than they are
 (``kind='options'`` measures that).
@@ -22,9 +22,9 @@ from torch import nn
 from vared2_mmaction.engine.network import network_of
 from vared2_mmaction.models import dynamic_layers
 
-from .answers import OWN, SEED, Recording, Replay, replaced
+from .gate_outputs import OWN, SEED, Recording, Replay, replaced
 
-KINDS = ('answers', 'options')
+KINDS = ('outputs', 'options')
 """What of the gates is replaced: weights V, or the dearest options that are on, with weight one."""
 RESAMPLES = 2000
 _MEASURES = {
@@ -46,7 +46,7 @@ def check_controls(model: nn.Module) -> None:
 
 @torch.no_grad()
 def measure_controls(runner: Runner, kind: str = KINDS[0]) -> dict[str, Any]:
-    """Test a runner's network with other answers of its gates, by its definition.
+    """Test a runner's network with other gate outputs, by its definition.
 
     Every process permutes the clips that it tests; the mean is that of all of them.
 
@@ -71,10 +71,10 @@ def measure_controls(runner: Runner, kind: str = KINDS[0]) -> dict[str, Any]:
             found[OWN] += _test(runner, batch)
     if len(found[OWN]) < 2:
         raise ValueError(f'--controls: expected at least 2 clips, got {len(found[OWN])}')
-    answers = replaced(recording.answers(), len(found[OWN]), single=kind == 'options')
-    if kind == 'answers':
-        del answers[OWN]
-    replays = {name: Replay(model, rows) for name, rows in answers.items()}
+    outputs = replaced(recording.outputs(), len(found[OWN]), single=kind == 'options')
+    if kind == 'outputs':
+        del outputs[OWN]
+    replays = {name: Replay(model, rows) for name, rows in outputs.items()}
     found |= {name: [] for name in replays}
     for batch in _batches(runner):
         for name, replay in replays.items():

@@ -101,6 +101,8 @@ def _introduction(results: Results) -> Iterator[str]:
 def _goals(results: Results) -> Iterator[str]:
     yield '## Goals'
     yield ''
+    yield 'A goal that names neither seeds nor an interval is judged by the mean over seeds.'
+    yield ''
     yield from _rows(
         ('goal', '', 'found'), [(goal.text, _MET[goal.met], goal.found) for goal in results.goals()]
     )
@@ -151,9 +153,11 @@ def _equal_compute(results: Results) -> Iterator[str]:
     yield '## At equal compute'
     yield ''
     yield (
-        'One network minus the other, in points. The random policy draws its options so that '
-        'its convolutions are expected to take what those of VA-RED² of the same seed took; it has '
-        'no gates to pay for. The slimmed network has the width whose multiply-adds are nearest to '
+        'One network minus the other, in points. Intervals are those of the mean over seeds by a '
+        'paired bootstrap over clips; of twenty, one leaves out the true value by chance. They do '
+        'not cover what other seeds would change. The random policy draws its options so that its '
+        'convolutions are expected to take what those of VA-RED² of the same seed took; it has no '
+        'gates to pay for. The slimmed network has the width whose multiply-adds are nearest to '
         'those of VA-RED² with gates and cheap operations; widths are whole numbers. The fixed '
         'network starts from the static one as VA-RED² does, and is trained for as many epochs, '
         'pruned to one option a layer: that which suffices for a share of the training clips, the '
@@ -197,8 +201,8 @@ def _controls(results: Results) -> Iterator[str]:
     yield '## Adapting to the clip'
     yield ''
     yield (
-        'Each network, tested with other answers of its gates (`tools/test.py --controls`): '
-        "accuracy in % with each clip's own answers, with another clip's, and with the mean of all "
+        'Each network, tested with other gate outputs (`tools/test.py --controls`): '
+        "accuracy in % with each clip's own, with another clip's, and with the mean of all "
         'clips; compute of their convolutions in %; and how far the compute of clips is apart from '
         'the 10th to the 90th percentile, in points. Another clip takes the compute of its own.'
     )
@@ -236,8 +240,11 @@ def _differences(results: Results, pairs: Sequence[tuple[str, str]]) -> Iterator
         changes = [results.difference(m, *pair) for m in ('top1', 'share')]
         cells = [change.text(sign=True) for change in changes if change is not None]
         if len(cells) == len(changes):
-            rows.append((' − '.join(pair), *cells))
-    yield from _rows(('networks', 'top-1', 'compute'), rows or [('not measured', '–', '–')])
+            found = results.over_clips(*pair)
+            between = f'{found["low"]:+.1f} to {found["high"]:+.1f}' if found else '–'
+            rows.append((' − '.join(pair), cells[0], between, cells[1]))
+    header = ('networks', 'top-1', '95 % interval', 'compute')
+    yield from _rows(header, rows or [('not measured', *'–––')])
 
 
 def _motion(results: Results) -> Iterator[str]:

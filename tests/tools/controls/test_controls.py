@@ -1,5 +1,5 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
-"""Controls: what accuracy and compute are with other answers of the gates."""
+"""Controls: what accuracy and compute are with other gate outputs."""
 
 import json
 
@@ -10,7 +10,7 @@ import torch
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 
-from controls.answers import Recording, Replay, replaced
+from controls.gate_outputs import Recording, Replay, replaced
 from controls.measure import interval
 from vared2_mmaction.apis import load_model
 from vared2_mmaction.models import force_policies
@@ -76,7 +76,7 @@ def test_the_tool_reports_all_controls(kind, project, tester, tmp_path, capsys):
         assert words in printed
 
 
-def test_options_take_the_place_of_answers(project, tester, tmp_path):
+def test_options_take_the_place_of_outputs(project, tester, tmp_path):
     tester.main([*project['Recognizer3D'], '--work-dir', 'out', '--controls', 'options'])
     found = json.loads((tmp_path / 'out' / 'controls.json').read_text())
     assert found['kind'] == 'options'
@@ -90,11 +90,11 @@ def test_networks_without_gates_are_refused(project, tester, capsys):
 
 
 @torch.no_grad()
-def test_replayed_answers_are_the_networks(network):
+def test_replayed_outputs_are_the_networks(network):
     clips = torch.randn(5, 3, 8, 32, 32) * torch.arange(1.0, 6).view(5, 1, 1, 1, 1)
     with Recording(network) as recording:
         features, decisions = network.backbone(clips)
-    own = recording.answers()
+    own = recording.outputs()
     replay = Replay(network, own)
     with replay:
         first = network.backbone(clips[:2].flip(0))  # whatever they are asked
@@ -141,7 +141,7 @@ def test_clips_of_different_lengths_are_refused(network):
         for frames in (8, 1):
             network.backbone(torch.randn(1, 3, frames, 32, 32))
     with pytest.raises(ValueError, match='--controls: clips leave .* different numbers of options'):
-        recording.answers()
+        recording.outputs()
 
 
 def test_interval_of_a_mean():

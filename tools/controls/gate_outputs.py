@@ -1,5 +1,5 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
-"""Record what the gates of a network answer, and let them answer something else.
+"""Record the gate outputs of a network, and put others in their place.
 
 :class:`~vared2_mmaction.models.force_policies` forces options; here the weights of options are
 replaced, because networks learn to mix options.
@@ -20,16 +20,16 @@ from vared2_mmaction.models import dynamic_layers
 from vared2_mmaction.ops import Modulation
 
 OWN, OTHER, MEAN = 'own', 'other', 'mean'
-"""Whose answers a clip gets."""
+"""Whose gate outputs a clip gets."""
 SEED = 0
 """Of the permutation of clips."""
 
-Answers = Mapping[str, Modulation]
+GateOutputs = Mapping[str, Modulation]
 """Weights of each layer whose gate is asked; a row a view, those of a clip together."""
 
 
 class Recording:
-    """Context that keeps what the gates of a model answer."""
+    """Context that keeps the gate outputs of a model."""
 
     def __init__(self, model: nn.Module) -> None:
         self._gates = {name: layer.gate for name, layer in dynamic_layers(model).items()}
@@ -50,7 +50,7 @@ class Recording:
         self._kept.setdefault(name, []).append(Modulation(*(v.detach().cpu() for v in output)))
         return None
 
-    def answers(self) -> Answers:
+    def outputs(self) -> GateOutputs:
         """All that was kept.
 
         Raises:
@@ -66,30 +66,30 @@ class Recording:
 
 
 class Replay(Recording):
-    """Context in which gates answer what is given, row by row, whatever they are asked.
+    """Context in which gates return what is given, row by row, whatever their input is.
 
     It may be entered any number of times, and goes on with the next row.
     """
 
-    def __init__(self, model: nn.Module, answers: Answers) -> None:
+    def __init__(self, model: nn.Module, outputs: GateOutputs) -> None:
         super().__init__(model)
-        self._answers = answers
-        self._next = dict.fromkeys(answers, 0)
+        self._outputs = outputs
+        self._next = dict.fromkeys(outputs, 0)
 
     def _hear(self, name: str, gate: nn.Module, args: Any, output: Modulation) -> Modulation:
         begin = self._next[name]
         self._next[name] = end = begin + len(output.channel)
-        pairs = zip(self._answers[name], output, strict=True)
+        pairs = zip(self._outputs[name], output, strict=True)
         return Modulation(*(rows[begin:end].to(given) for rows, given in pairs))
 
 
-def replaced(answers: Answers, clips: int, single: bool = False) -> dict[str, Answers]:
-    """The answers of a network by control.
+def replaced(outputs: GateOutputs, clips: int, single: bool = False) -> dict[str, GateOutputs]:
+    """The gate outputs of a network by control.
 
     Args:
-        answers: Its own.
+        outputs: Its own.
         clips: Number of clips that they are for; each has as many rows.
-        single: Whether a clip has its dearest option alone, with weight one; the mean answer is
+        single: Whether a clip has its dearest option alone, with weight one; the mean output is
             then the option that most clips have. Otherwise that is the mean of the weights, without
             options that are on for less than half of the clips.
     """
@@ -102,7 +102,7 @@ def replaced(answers: Answers, clips: int, single: bool = False) -> dict[str, An
 
     own = {
         name: Modulation(*(map(_dearest, pair) if single else pair))
-        for name, pair in answers.items()
+        for name, pair in outputs.items()
     }
     return {
         OWN: own,
