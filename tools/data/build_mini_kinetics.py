@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def build(args: argparse.Namespace) -> int:
-    """The exit status is 1 where too many videos are missing."""
+    """The exit status is 1 where a class has no video."""
     report = build_lists(args.train_csv, args.val_csv, args.videos, args.out, args.delimiter)
     print_report(report)
     return 0 if report.complete_enough else 1
