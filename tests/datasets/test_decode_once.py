@@ -48,11 +48,11 @@ def test_epochs_equal_those_that_decode_again(tmp_path):
     )
     videos = sorted(map(str, (folder / 'train').glob('*.mp4')))
     assert len(videos) == 2
-    again = epochs([*DECODE, *REST], videos, 3)
+    again = epochs([*DECODE, *REST], videos, 10)
     once = epochs(
         [dict(type='DecodeOnce', transforms=DECODE), *REST],
         videos,
-        3,
+        10,
         after_first=lambda: folder.rename(tmp_path / 'gone'),  # nobody opens them again
     )
     for (found, label), (expected, expected_label) in zip(once, again, strict=True):

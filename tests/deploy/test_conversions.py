@@ -2,6 +2,7 @@
 """Networks that somebody converted, wrapped, parametrised or hooked are what they were."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -273,6 +274,39 @@ def test_hooks_that_an_executed_block_would_not_call_are_refused(executor):
     with torch.no_grad():
         fast(x)
     assert len(seen) == 1
+
+
+def test_gates_of_quantised_layers_decide_and_are_optimised():
+    net, x = network()
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # PyTorch moves this elsewhere
+        quantised = torch.ao.quantization.quantize_dynamic(net, {nn.Linear})
+    with torch.no_grad():
+        expected, found, fast = (one(x) for one in (net, quantised, optimize(quantised)))
+    assert torch.equal(found.decisions[..., 3:5], expected.decisions[..., 3:5])
+    assert 1e-5 < relative(found.features, expected.features) < 0.05
+    assert relative(fast.features, found.features) < 1e-5
+
+
+class Heads(nn.Module):
+    """Attention's way: each head of a clip is an input of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv3d(4, 8, 1)
+
+    def forward(self, x):
+        return self.conv(x.unflatten(1, (2, 4)).flatten(0, 1)).unflatten(0, (-1, 2)).flatten(1, 2)
+
+
+def test_layers_with_several_inputs_a_clip_are_named():
+    net = dynamize(nn.Sequential(nn.Conv3d(3, 8, 1), Heads()), layers='.')
+    with pytest.raises(
+        ValueError, match=r'1.conv: expected an input a clip, got 4 of 2 clips; dyn'
+    ):
+        net(torch.rand(2, 3, 4, 8, 8))
+    net = dynamize(nn.Sequential(nn.Conv3d(3, 8, 1), Heads()), layers='^0')
+    assert net(torch.rand(2, 3, 4, 8, 8)).features.shape == (2, 16, 4, 8, 8)
 
 
 def test_gates_that_are_derived_from_ours_are_called():

@@ -50,6 +50,8 @@ def test_budget_falls_with_the_iterations():
     runner.iter = 8  # a resumed run
     hook.before_train_iter(runner, 0)
     assert loss.budget == pytest.approx(0.8)
+    hook.before_train(runner)  # again, after an error ended the training
+    assert hook.losses == [(loss, 0.8, 0.6)]
     hook.after_train(runner)
     assert loss.budget == 0.6
 

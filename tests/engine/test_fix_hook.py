@@ -9,9 +9,11 @@ from mmaction.registry import HOOKS
 from mmengine.hooks import EMAHook, Hook
 from torch import nn
 
-from vared2_mmaction.engine import FixOptionsHook
+from vared2_mmaction import dynamize
+from vared2_mmaction.engine import FixOptionsHook, FreezeGatesHook
 from vared2_mmaction.engine.network import network_of
-from vared2_mmaction.models import dynamic_layers
+from vared2_mmaction.models import ComputationBudgetLoss, dynamic_layers
+from vared2_mmaction.ops.gate import SoftModulationGate
 
 from .training import STEPS, config, train
 
@@ -123,6 +125,20 @@ def test_a_budget_out_of_reach_is_said(videos, tmp_path):
 def test_wrong_options_are_named(options):
     with pytest.raises(ValueError, match=r'FixOptionsHook: (begin|clips)='):
         FixOptionsHook(**options)
+
+
+class DerivedGate(SoftModulationGate):
+    pass
+
+
+@pytest.mark.parametrize('hook', [FixOptionsHook, FreezeGatesHook])
+def test_gates_that_cannot_be_brought_to_a_budget_are_refused_before_training(hook):
+    net = dynamize(nn.Sequential(nn.Conv3d(3, 8, 3)), layers='0')
+    next(iter(dynamic_layers(net).values())).gate.__class__ = DerivedGate
+    model = nn.Sequential(net, ComputationBudgetLoss(1.0, budget=0.5))
+    runner = SimpleNamespace(model=model, max_iters=9, train_dataloader=range(3))
+    with pytest.raises(ValueError, match='0: expected a SoftModulationGate to calibrate'):
+        hook(begin=1).before_train(runner)
 
 
 def test_without_layers_or_budget_it_is_refused_before_training(videos, tmp_path):

@@ -92,8 +92,7 @@ def observe(model: nn.Module, loader: Iterable[Any], errors: bool = False) -> Ob
     Raises:
         ValueError: If a gate is of another kind, there is no clip, or clips differ in length.
     """
-    backbone = backbone_to_calibrate(model)
-    layers = dynamic_layers(backbone)
+    backbone, layers = observable(model)
     said: dict[str, list[Tensor]] = defaultdict(list)
     costs: dict[str, list[tuple[int, LayerCost]]] = {}  # in the order in which layers run
     sums: dict[str, Any] = defaultdict(float)
@@ -116,7 +115,6 @@ def observe(model: nn.Module, loader: Iterable[Any], errors: bool = False) -> Ob
 
     with ExitStack() as stack, evaluating(model):
         for name, layer in layers.items():
-            _check_gate(name, layer.gate)
             hooks = (
                 layer.register_forward_hook(partial(look, name)),
                 layer.gate.fc2.register_forward_hook(
@@ -143,10 +141,15 @@ def observe(model: nn.Module, loader: Iterable[Any], errors: bool = False) -> Ob
     )
 
 
-def _check_gate(name: str, gate: nn.Module) -> None:
-    if type(gate) is not SoftModulationGate:
-        kind = type(gate).__name__
-        raise ValueError(f'{name}: expected a SoftModulationGate to calibrate, got {kind}')
+def observable(model: nn.Module) -> tuple[Any, dict[str, Any]]:
+    """Backbone and dynamic layers of a model whose gates can be observed, or a ValueError."""
+    backbone = backbone_to_calibrate(model)
+    layers = dynamic_layers(backbone)
+    for name, layer in layers.items():
+        if type(layer.gate) is not SoftModulationGate:
+            kind = type(layer.gate).__name__
+            raise ValueError(f'{name}: expected a SoftModulationGate to calibrate, got {kind}')
+    return backbone, layers
 
 
 def _errors(layer: Any, clips: Tensor, every: Options) -> np.ndarray:

@@ -1,6 +1,7 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """Decode small videos in the first epoch only."""
 
+import copy
 from typing import Any
 
 from mmaction.registry import TRANSFORMS
@@ -25,9 +26,6 @@ class DecodeOnce(BaseTransform):
     def transform(self, results: dict) -> dict[str, Any]:
         """Transform a sample of a video, named by the key ``filename``.
 
-        Values of the result are shared by all calls, so that later transforms must replace them, as
-        those of MMAction2 do, and never write into them.
-
         Raises:
             KeyError: If there is no ``filename``.
         """
@@ -35,4 +33,4 @@ class DecodeOnce(BaseTransform):
         sample = results['filename'], results.get('sample_idx'), results.get('timestamp')
         if sample not in self._kept:
             self._kept[sample] = self.transforms(results)
-        return {**self._kept[sample], 'imgs': list(self._kept[sample]['imgs'])}
+        return copy.deepcopy(self._kept[sample])  # Flip writes into what it is given

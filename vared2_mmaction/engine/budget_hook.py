@@ -33,6 +33,7 @@ class BudgetScheduleHook(Hook):
         self.begin = begin
         self.ramp = ramp
         self.fall = fall
+        self.losses: list = []
 
     def before_train(self, runner: Runner) -> None:
         """Remember the configured weights and budgets.
@@ -40,6 +41,7 @@ class BudgetScheduleHook(Hook):
         Raises:
             ValueError: If there is no budget loss, or training ends before ``begin``.
         """
+        self.after_train(runner)  # of a training that an error ended
         check_begin(self, runner)
         self.losses = budgets_of(network_of(runner))
         if not self.losses:

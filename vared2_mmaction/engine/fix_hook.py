@@ -5,29 +5,19 @@ from typing import Any
 
 import torch
 from mmaction.registry import HOOKS
-from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from ..budget import common_options
 from ..budget.passes import backbone_to_calibrate
-from ..errors import COUNT, check
 from ..models import dynamic_layers
 from .freeze_hook import OFF_BUDGET
-from .network import (
-    EPOCH,
-    batches_of_epoch,
-    budget_of,
-    check_begin,
-    epochs_passed,
-    network_of,
-    networks_of,
-)
-from .newest_clips import NewestClips
+from .network import batches_of_epoch, epochs_passed, network_of, networks_of
+from .newest_clips import NewestClips, SettlingHook
 from .usage import DIMENSIONS, shorten
 
 
 @HOOKS.register_module()
-class FixOptionsHook(Hook):
+class FixOptionsHook(SettlingHook):
     """Leave every layer one option of each dimension at an epoch, and train on with these.
 
     Until then gates learn which layers can do with less; what is left is what they want for the
@@ -45,32 +35,15 @@ class FixOptionsHook(Hook):
             until then.
     """
 
-    def __init__(self, begin: float, clips: int = 128) -> None:
-        check('FixOptionsHook: begin', begin, EPOCH)
-        check('FixOptionsHook: clips', clips, COUNT)
-        self.begin = begin
-        self.clips = clips
-
     def before_train(self, runner: Runner) -> None:
-        """Find layers and budget.
-
-        Raises:
-            ValueError: If there is no dynamic layer, no budget, or training ends before ``begin``.
-        """
-        check_begin(self, runner)
-        model = network_of(runner)
-        layers = dynamic_layers(model)
-        if not layers:
-            raise ValueError('FixOptionsHook: the model has no dynamic layer')
-        budget = budget_of(model)
-        if budget is None:
+        """Find layers and budget; a ValueError if there is none, or as of every such hook."""
+        super().before_train(runner)
+        if self._budget is None:
             raise ValueError(
                 'FixOptionsHook: the model has no ComputationBudgetLoss with a weight and a budget '
                 'above 0, which says how many options to leave'
             )
-        self._budget = budget
-        self._newest = NewestClips(self.clips)
-        self._fixed = all(len(o) == 1 for layer in layers.values() for o in layer.in_use)
+        self._fixed = all(len(o) == 1 for layer in self._layers.values() for o in layer.in_use)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Keep the newest clips; fix options when it is time."""

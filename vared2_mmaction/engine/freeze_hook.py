@@ -5,30 +5,19 @@ from typing import Any
 
 import torch
 from mmaction.registry import HOOKS
-from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ..budget import shift_gates
-from ..errors import COUNT, check
-from ..models import dynamic_layers
-from .network import (
-    EPOCH,
-    batches_of_epoch,
-    budget_of,
-    check_begin,
-    epochs_passed,
-    network_of,
-    networks_of,
-)
-from .newest_clips import NewestClips
+from .network import batches_of_epoch, epochs_passed, networks_of
+from .newest_clips import SettlingHook
 
 OFF_BUDGET = 0.02
 """How far the compute ratio may be from the budget before it is said."""
 
 
 @HOOKS.register_module()
-class FreezeGatesHook(Hook):
+class FreezeGatesHook(SettlingHook):
     """Keep all gates as they are from an epoch on, so that the network settles at their policy.
 
     An option that a gate has closed for a clip gets no gradient and seldom opens again, while noise
@@ -50,26 +39,11 @@ class FreezeGatesHook(Hook):
         clips: Training clips of each process that the budget is kept for; they stay in memory.
     """
 
-    def __init__(self, begin: float, clips: int = 128) -> None:
-        check('FreezeGatesHook: begin', begin, EPOCH)
-        check('FreezeGatesHook: clips', clips, COUNT)
-        self.begin = begin
-        self.clips = clips
-
     def before_train(self, runner: Runner) -> None:
-        """Find the gates.
-
-        Raises:
-            ValueError: If the model has none, or training ends before ``begin``.
-        """
-        check_begin(self, runner)
-        model = network_of(runner)
-        self.gates: list[nn.Module] = [layer.gate for layer in dynamic_layers(model).values()]
-        if not self.gates:
-            raise ValueError('FreezeGatesHook: the model has no dynamic layer')
+        """Find gates and budget; errors are those of every such hook."""
+        super().before_train(runner)
+        self.gates: list[nn.Module] = [layer.gate for layer in self._layers.values()]
         self.frozen: list[tuple[Tensor, Tensor]] = []
-        self._budget = budget_of(model)  # as configured: BudgetScheduleHook changes budgets later
-        self._newest = NewestClips(self.clips)
         self._said = False
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:

@@ -144,6 +144,13 @@ class DynamicBackbone(nn.Module):
         frames = self.clip_length or 1
         clips = len(x) // frames
         decided = [layer.decisions for layer in layers]
+        for name, runs in zip(self.dynamic_layers, decided, strict=True):
+            for run in runs:
+                if isinstance(run, Decision) and (inputs := len(run.weights[0])) != clips:
+                    raise ValueError(
+                        f'{name}: expected an input a clip, got {inputs} of {clips} clips; '
+                        'dynamic.layers may leave it out'
+                    )
         macs = sum(conv.macs for conv in fixed)
         first = x.new_full((clips, 1, 2), macs / max(clips, 1), dtype=torch.float64)
         rows = _charge_all(decided, F.pad(first, (0, len(COLUMNS) - 2)))

@@ -158,8 +158,8 @@ class SoftModulationGate(nn.Module):
         device = x.device.type
         casts = torch.is_autocast_enabled(device)  # gates keep their parameters' type
         with torch.autocast(device, enabled=False) if casts else nullcontext():
-            described = descriptor(x.detach(), self.motion).to(self.fc1.weight.dtype)
-            v = self.weigh(described).relu()
+            described = descriptor(x.detach(), self.motion)  # quantised weights have no type
+            v = self.weigh(described.to(getattr(self.fc1.weight, 'dtype', torch.float))).relu()
         sizes = self.channel_options, temporal_options, self.temporal_options - temporal_options
         if sizes[0] == sizes[1] and not sizes[2]:  # both dimensions at once
             return Modulation(*open_options(v.unflatten(1, (2, -1)), self.cheapest).unbind(1))
