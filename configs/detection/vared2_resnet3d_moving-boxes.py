@@ -18,7 +18,7 @@ model = dict(
 load_from = 'work_dirs/static_resnet3d_moving-boxes/epoch_24.pth'
 
 max_epochs = 16
-train_cfg = dict(max_epochs=max_epochs, val_begin=max_epochs * 3 // 4 + 1)
+train_cfg = dict(max_epochs=max_epochs, val_begin=max_epochs // 2 + 1)
 # Adam gives every parameter the same pace, however small its gradient: all gates would close at
 # once, before the loss sees what the first one saves. A large eps makes steps proportional to
 # gradients: those close first which save most and are missed least.

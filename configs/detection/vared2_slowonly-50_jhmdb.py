@@ -17,12 +17,11 @@ load_from = 'work_dirs/static_slowonly-50_jhmdb/epoch_20.pth'
 
 max_epochs = 5
 custom_hooks = [
-    dict(type='BudgetScheduleHook', begin=max_epochs / 20, fall=max_epochs / 2),
-    dict(type='FreezeGatesHook', begin=max_epochs * 3 / 4),
-    dict(type='PruneOptionsHook', unused_for=200, begin=max_epochs * 3 / 4),
+    dict(type='BudgetScheduleHook', fall=max_epochs / 4),
+    dict(type='FixOptionsHook', begin=max_epochs / 4),
     dict(type='PolicyUsageHook'),
 ]
-train_cfg = dict(max_epochs=max_epochs, val_begin=max_epochs * 3 // 4 + 1)
+train_cfg = dict(max_epochs=max_epochs, val_begin=max_epochs // 4 + 1)
 optim_wrapper = dict(optimizer=dict(lr=0.02))
 param_scheduler = [dict(type='CosineAnnealingLR', T_max=max_epochs, eta_min=0, by_epoch=True)]
 val_evaluator = [_base_.val_evaluator, dict(type='ComputeMetric')]
