@@ -164,7 +164,7 @@ def classes() -> dict[str, ast.ClassDef]:
 
 
 def options_of(name: str) -> dict[str, str | None]:
-    """Names and defaults of what a class is built with, or of a dataclass's fields.
+    """Names and defaults of what a class, or its base, is built with, or of a dataclass's fields.
 
     A default that is no literal is None, for the page says it in words.
     """
@@ -179,6 +179,9 @@ def options_of(name: str) -> dict[str, str | None]:
                 zip([a.arg for a in arguments], [*required, *node.args.defaults], strict=True)
             )
             break
+    for base in classes()[name].bases if not found else ():
+        if isinstance(base, ast.Name) and base.id in classes():
+            return options_of(base.id)
     return {
         option: ast.unparse(value) if isinstance(value, ast.Constant) else None
         for option, value in found.items()
