@@ -179,6 +179,18 @@ def test_no_clip_gives_no_features(executor):
         assert a.shape == b.shape
 
 
+@pytest.mark.parametrize('executor', EXECUTORS)
+def test_a_copy_is_not_traced_or_exported(executor):
+    net, x = dynamic('ResNet3d', **SHORT['ResNet3d']), clips('ResNet3d')
+    net.eval()
+    fast = optimize(net, executor=executor)
+    with torch.no_grad():
+        for record in (torch.jit.trace, torch.export.export):
+            with pytest.raises(Exception, match='the network that optimize was given, to trace or'):
+                record(fast, (x,))
+        assert torch.equal(fast(x).decisions, net(x).decisions)
+
+
 def test_what_wants_the_network_refuses_its_copy():
     fast = optimize(dynamic('ResNet3d'))
     message = 'expected the network that optimize was given'

@@ -2,6 +2,7 @@
 """Training as CUDA graphs is training; without a GPU it is left alone."""
 
 import copy
+import weakref
 
 import pytest
 import torch
@@ -23,10 +24,13 @@ class Pretended(TrainingGraphs):
         return True
 
 
-def pretend(module, args, **kwargs):
+def pretend(run, args, **kwargs):
+    # Leaves of the network belong to the default stream, which nothing captured may wait on.
+    assert len(args) > 1
+    assert not any(isinstance(leaf, nn.Parameter) for leaf in args)
     for _ in range(3):
-        module(*args)
-    return module
+        run(*args)
+    return run
 
 
 @pytest.fixture(params=['cpu', pytest.param('cuda', marks=needs_gpu)])
@@ -185,6 +189,40 @@ def test_two_passes_before_the_gradients(device):
     for a, b in zip(own.parameters(), plain.parameters(), strict=True):
         if b.grad is not None and b.grad.abs().max() > 1e-6:
             torch.testing.assert_close(a.grad, b.grad, rtol=1e-2, atol=1e-4)
+
+
+def test_passes_whose_gradients_are_waited_for_are_not_written_over(device):
+    own = network(device)
+    graphs, xs = graphs_of(own), batches(4, device)
+    for x in xs[:2]:
+        step(graphs, x)
+    replay, replays = graphs._graph, []
+    graphs._graph = lambda *given: replays.append(given) or replay(*given)
+    passes = [graphs(x) for x in xs[:3]]
+    assert len(replays) == 1
+    sum(found.features.mean() for found in passes).backward()
+    passes = graphs(xs[3])
+    assert len(replays) == 2
+    del passes  # nobody asks for its gradients
+    step(graphs, xs[3])
+    assert len(replays) == 3
+
+
+def test_a_backbone_that_does_not_learn_runs_as_ever(device):
+    own = network(device).requires_grad_(False)
+    graphs = graphs_of(own)
+    for x in batches(3, device):
+        graphs(x)
+    assert not graphs.is_captured
+
+
+def test_what_is_released_is_gone():
+    graphs = graphs_of(network())
+    graphs._graph = cycle = type('Graph', (), {})
+    kept, cycle.own = weakref.ref(cycle), cycle
+    del cycle
+    graphs.release()
+    assert kept() is None
 
 
 def test_begins_anew_when_options_are_pruned(device):

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vared2_mmaction import dynamize, static_cost
 from vared2_mmaction.models import SoftModulationGateNeck, dynamic_layers
-from vared2_mmaction.ops import ComputationBudgetLoss, cost
+from vared2_mmaction.ops import ComputationBudgetLoss, Options, cost
 
 from ..engine.training import config, train
 from .backbones import STOCK, dynamic, listed
@@ -193,9 +193,23 @@ def test_mmengine_compiles_what_a_config_asks_for(videos, tmp_path):
     assert gate.bn.num_batches_tracked == 2
 
 
+def test_costs_that_a_graph_may_read_are_kept():
+    options = Options((0, 1, 2), (0, 1, 2))
+    constants = cost.LayerConstants(27, (8, 4, 2), 10)
+
+    def tables(area):
+        layer = cost.LayerCost(constants, options, (8, 4, 2), area)
+        return cost._tables((layer,), torch.device('cpu'))
+
+    kept = [tensor.data_ptr() for tensor in tables(1)]
+    for area in range(2, 200):
+        tables(area)
+    assert [tensor.data_ptr() for tensor in tables(1)] == kept
+
+
 @torch.no_grad()
 def test_a_network_that_is_exported_first_goes_on_and_is_exported_again():
-    cost._tables_on.cache_clear()  # of what other tests computed
+    cost._KNOWN.clear()  # of what other tests computed
     net, x = network('ResNet2Plus1d')
     net.eval()
     first, second = (torch.export.export(net, (x,)).module() for _ in range(2))

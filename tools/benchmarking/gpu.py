@@ -133,7 +133,7 @@ def fullgraph_rows(scale: Scale) -> Iterator[dict[str, Any]]:
     results = []
     runs: list[Any] = [net, compiled]
     # Products rounded to TF32 differ by more than is to be shown.
-    with torch.backends.cudnn.flags(allow_tf32=False, deterministic=True):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False, deterministic=True):
         for run in runs:
             features, decisions = run(x)
             (features.square().mean() + decisions[..., 0].mean()).backward()

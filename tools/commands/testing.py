@@ -2,6 +2,7 @@
 """How commands test a network: its metrics, training clips read as those of the test, and an
 optimised copy in its place."""
 
+import gc
 from typing import Any
 
 import numpy as np
@@ -126,3 +127,4 @@ class OptimizeHook(Hook):
         """Put the network back."""
         owner, name, network = self._restore
         setattr(owner, name, network)
+        gc.collect()  # a CUDA graph is part of a cycle with its network

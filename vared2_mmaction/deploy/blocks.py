@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from ..executors import ExecutedConv
-from ..executors.base import Charges
+from ..executors.base import Charges, leaves_python
 from ..executors.cpu.blocks import Block, execute
 from ..executors.cpu.convolution import CpuConv
 from ..watched import is_watched
@@ -142,7 +142,7 @@ def _execute_layers(stages: Sequence[nn.Module], x: Tensor, residual: Tensor) ->
 
 def _execute(blocks: list[Block], x: Tensor, residual: Tensor | None = None) -> Any:
     """What compiled code answers; None if modules are to be called."""
-    if not blocks or _has_any_global_hook():
+    if not blocks or _has_any_global_hook() or leaves_python():
         return None
     try:
         return execute(blocks, x, residual)

@@ -2,6 +2,7 @@
 """Replay an optimised backbone as a CUDA graph: one launch instead of hundreds."""
 
 import copy
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ from mmengine.utils import apply_to
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from ..executors import ExecutedConv
 from ..models.policy import dynamic_layers
 from ..models.wrapped import backbone_of
 
@@ -42,6 +44,10 @@ class GraphedForward:
         """Run the forward whose place this takes."""
         return type(self.backbone).forward(self.backbone, *args, **kwargs)
 
+    def serves(self, x: Tensor) -> bool:
+        """Whether an input lies where there are graphs."""
+        return x.is_cuda
+
     def __deepcopy__(self, memo: Any) -> Self:
         return type(self)(copy.deepcopy(self.backbone, memo))
 
@@ -56,20 +62,23 @@ class Graphs(GraphedForward):
         super().__init__(backbone)
         self.by_key: dict[tuple, _Graph] = {}
         self._layers: list[Any] | None = None
+        self._executed: list[Any] = []
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if not x.is_cuda or torch.is_grad_enabled() or args or kwargs:
+        if not self.serves(x) or torch.is_grad_enabled() or args or kwargs:
             return self.run(x, *args, **kwargs)
         forced = tuple(layer.forced for layer in self.layers())
         autocast = torch.is_autocast_enabled('cuda'), torch.get_autocast_dtype('cuda')
         shapes = tuple(None if options is None else options.shape for options in forced)
-        key = (x.shape, x.stride(), x.dtype, x.device, *autocast, shapes)
+        # A network that was moved or converted has made its executors anew.
+        executors = tuple(layer.executor for layer in self._executed)
+        key = (x.shape, x.stride(), x.dtype, x.device, *autocast, shapes, executors)
         found = self.by_key.get(key)
         if found is None:
-            if len(self.by_key) >= MAX_GRAPHS:
+            if len(self.by_key) >= MAX_GRAPHS or any(map(_asks_the_host, self.layers())):
                 return self.run(x)
             # What is made here is kept, for calls outside of inference mode too.
-            with torch.cuda.device_of(x), torch.inference_mode(False), torch.no_grad():
+            with torch.cuda.device_of(x), torch.inference_mode(False), torch.no_grad(), uncached():
                 found = self.by_key[key] = self._capture(x, forced)
         with torch.cuda.device_of(x):
             found.x.copy_(x)
@@ -84,6 +93,7 @@ class Graphs(GraphedForward):
         """The backbone's dynamic layers; looking for them takes as long as a small graph."""
         if self._layers is None:
             self._layers = list(dynamic_layers(self.backbone).values())
+            self._executed = [m for m in self.backbone.modules() if isinstance(m, ExecutedConv)]
         return self._layers
 
     def _capture(self, x: Tensor, forced: tuple[Tensor | None, ...]) -> _Graph:
@@ -101,7 +111,8 @@ class Graphs(GraphedForward):
                     self.run(kept)
             torch.cuda.current_stream(x.device).wait_stream(side)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            # The default stream of captures is of the first GPU that captured; loaders pin memory.
+            with torch.cuda.graph(graph, stream=side, capture_error_mode='thread_local'):
                 output = self.run(kept)
         finally:
             self._force(forced)
@@ -132,10 +143,21 @@ def capture(model: nn.Module) -> nn.Module:
         ValueError: If a dynamic layer asks the host what to do, which a graph cannot.
     """
     for name, layer in dynamic_layers(model).items():
-        if getattr(layer, 'executed_by', None) == 'eager':
+        if _asks_the_host(layer):
             raise ValueError(
                 f'{name}: expected a layer that decides on the GPU; its executor asks the host'
             )
     backbone = backbone_of(model)
     backbone.forward = Graphs(backbone)
     return model
+
+
+def _asks_the_host(layer: Any) -> bool:
+    return getattr(layer, 'executed_by', None) == 'eager'
+
+
+def uncached() -> AbstractContextManager:
+    """Autocast as it is, but that graphs cast parameters themselves."""
+    if not torch.is_autocast_enabled('cuda'):
+        return nullcontext()
+    return torch.autocast('cuda', dtype=torch.get_autocast_dtype('cuda'), cache_enabled=False)

@@ -1,8 +1,10 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """Train a backbone as two CUDA graphs: two launches a step instead of thousands."""
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,7 +12,7 @@ from mmengine.utils import apply_to
 from torch import Tensor, nn
 
 from ..models.dynamize import DynamicBackbone
-from .graphs import GraphedForward
+from .graphs import GraphedForward, uncached
 
 
 class TrainingGraphs(GraphedForward):
@@ -36,8 +38,8 @@ class TrainingGraphs(GraphedForward):
         self._parameters: list[nn.Parameter] = []
         self._own: dict[int, int] = {}
         """Where gradients lie that later replays add to."""
-        self._pending = False
-        """Whether outputs wait for their gradients, which a replay would write over."""
+        self._pending: Callable[[], Any] = _nothing
+        """What there is while outputs wait for their gradients, which a replay would write over."""
 
     @property
     def is_captured(self) -> bool:
@@ -46,8 +48,8 @@ class TrainingGraphs(GraphedForward):
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         learns = torch.is_grad_enabled() and self.backbone.training and not x.requires_grad
-        pending, self._pending = self._pending, False
-        if not learns or not self.serves(x) or args or kwargs or pending:
+        learns = learns and any(p.requires_grad for p in self.backbone.parameters())
+        if not learns or not self.serves(x) or args or kwargs or self._pending() is not None:
             return self.run(x, *args, **kwargs)
         state, shape = self._state_now(), (x.shape, x.stride(), x.dtype, x.device)
         if state != self._state:
@@ -62,22 +64,22 @@ class TrainingGraphs(GraphedForward):
             return self.run(x)
         assert self._graph is not None
         self._keep_gradients()
-        outputs = [output.clone() for output in self._graph(x)]  # the next replay writes over them
-        self._pending = True
-        learning = next(o for o in outputs if o.requires_grad)
-        learning.register_hook(self._arrived)
-        return apply_to(self._structure, lambda n: isinstance(n, int), outputs.__getitem__)
+        # The next replay writes over its outputs.
+        outputs = [output.clone() for output in self._graph(x, *self._parameters)]
 
-    def serves(self, x: Tensor) -> bool:
-        """Whether an input lies where there are graphs."""
-        return x.is_cuda
+        def arrived(gradient: Tensor) -> None:
+            self._pending = _nothing
+
+        self._pending = weakref.ref(arrived)  # it lives as long as what waits for the gradient
+        next(o for o in outputs if o.requires_grad).register_hook(arrived)
+        return apply_to(self._structure, lambda n: isinstance(n, int), outputs.__getitem__)
 
     def release(self) -> None:
         """Forget what was captured."""
-        self._graph, self.shape, self._pending = None, None, False
-
-    def _arrived(self, gradient: Tensor) -> None:
-        self._pending = False
+        if self._graph is not None:
+            self._graph = None
+            gc.collect()  # it is part of cycles, and holds as much memory as a step takes
+        self.shape, self._pending = None, _nothing
 
     def _state_now(self) -> tuple:
         """What decides, beside the input, what is executed."""
@@ -87,8 +89,8 @@ class TrainingGraphs(GraphedForward):
         options: tuple = ()
         if isinstance(backbone, DynamicBackbone):
             layers = [backbone.get_submodule(name) for name in backbone.dynamic_layers]
-            options = tuple((layer.in_use, id(layer.forced)) for layer in layers)
-            options += (id(backbone.option_counts),)
+            options = tuple((layer.in_use, _place(layer.forced)) for layer in layers)
+            options += (_place(backbone.option_counts),)
         autocast = torch.is_autocast_enabled('cuda'), torch.get_autocast_dtype('cuda')
         return modes, learns, options, *autocast
 
@@ -105,11 +107,19 @@ class TrainingGraphs(GraphedForward):
             structures.append(apply_to(self.run(x), torch.is_tensor, number))
             return tuple(tensors)
 
-        self._parameters = [p for p in self.backbone.parameters() if p.requires_grad]
-        with self._unchanged(), _uncached_autocast():
-            # A stranger to the backbone, whose forward is this object.
+        learning = {n: p for n, p in self.backbone.named_parameters() if p.requires_grad}
+        self._parameters = list(learning.values())
+        # Leaves of their own: those of a graph that is alive, or DistributedDataParallel's,
+        # belong to the default stream, which nothing captured may wait on.
+        twins = [p.detach().requires_grad_() for p in self._parameters]
+
+        def call(x: Tensor, *leaves: Tensor) -> tuple:
+            given = dict(zip((f'of.{n}' for n in learning), leaves, strict=True))
+            return torch.func.functional_call(_Callable(run, self.backbone), given, (x,))
+
+        with self._unchanged(), uncached():
             graphed = torch.cuda.make_graphed_callables(
-                _Callable(run, self._parameters), (x.clone(),), allow_unused_input=True
+                call, (x.clone(), *twins), allow_unused_input=True
             )
         self._graph, self._structure, self._own = graphed, structures[-1], {}
 
@@ -137,20 +147,20 @@ class TrainingGraphs(GraphedForward):
                     buffer.copy_(value)
 
 
-class _Callable(nn.Module):
-    """What is captured, and the parameters that it reads."""
+def _nothing() -> None:
+    """Stands for a reference to what is gone."""
 
-    def __init__(self, run: Callable[..., tuple], parameters: list[nn.Parameter]) -> None:
+
+def _place(tensor: Any) -> tuple | None:
+    return None if tensor is None else (tensor.data_ptr(), tensor.shape)
+
+
+class _Callable(nn.Module):
+    """What is captured, and whose parameters it reads."""
+
+    def __init__(self, run: Callable[..., tuple], backbone: nn.Module) -> None:
         super().__init__()
-        self.run = run
-        self.of_backbone = nn.ParameterList(parameters)
+        self.run, self.of = run, backbone
 
     def forward(self, x: Tensor) -> tuple:
         return self.run(x)
-
-
-def _uncached_autocast() -> AbstractContextManager:
-    """Autocast as it is, but that graphs cast parameters themselves."""
-    if not torch.is_autocast_enabled('cuda'):
-        return nullcontext()
-    return torch.autocast('cuda', dtype=torch.get_autocast_dtype('cuda'), cache_enabled=False)

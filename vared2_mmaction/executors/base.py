@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from ..ops.cost import Decision, LayerConstants
@@ -119,3 +120,8 @@ backend is that of its device."""
 def register(backend: Backend) -> None:
     """Let ``optimize`` choose an executor on the device whose name it has."""
     BACKENDS[backend.name] = backend
+
+
+def leaves_python() -> bool:
+    """Whether operations are recorded for use without this package."""
+    return torch.jit.is_tracing() or torch.compiler.is_exporting()

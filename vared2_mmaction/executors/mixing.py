@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..ops.mixing import mix
 from . import cuda
+from .base import leaves_python
 from .cpu.training import mix_compiled
 
 _by_kernels: Callable[..., Tensor] | None = None
@@ -24,7 +25,7 @@ def mix_on_gpu(z: Tensor, *options: Any) -> Tensor:
     what is traced or exported, and other types than ``executors.cuda.TYPES``.
     """
     mixes = mix
-    if _by_kernels is not None and z.is_cuda and z.dtype in cuda.TYPES and not _leaves_python():
+    if _by_kernels is not None and z.is_cuda and z.dtype in cuda.TYPES and not leaves_python():
         mixes = _by_kernels
     return mixes(z, *options)
 
@@ -34,8 +35,3 @@ def mix_anywhere(z: Tensor, *options: Any) -> Tensor:
     :func:`~.cpu.training.mix_compiled`."""
     mixes = mix_on_gpu if z.is_cuda else mix_compiled
     return mixes(z, *options)
-
-
-def _leaves_python() -> bool:
-    """Whether operations are recorded for use without this package."""
-    return torch.jit.is_tracing() or torch.compiler.is_exporting()

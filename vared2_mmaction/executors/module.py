@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from ..ops import Decision, Options
-from .base import BACKENDS, Charges, Executor
+from .base import BACKENDS, Charges, Executor, leaves_python
 from .cpu.packed import PackedConvolution, packs
 from .eager import Eager
 from .records import is_dynamic, record_of
@@ -90,8 +90,13 @@ class ExecutedConv(nn.Module):
         Raises:
             FloatingPointError: If the weights of the gate are not finite.
             ValueError: If the input does not consist of whole clips, if options are forced for
-                another number of clips, or if the gate leaves no option on.
+                another number of clips, if the gate leaves no option on, or if it is traced.
         """
+        if leaves_python():
+            raise ValueError(
+                f'{self.layer_name}: expected the network that optimize was given, to trace or '
+                'export it; got its optimised copy'
+            )
         try:
             found = None if self.executor is None else self.executor(x, residual, self.forced)
             y, charges = found or self._eager(x, residual, self.forced)

@@ -180,7 +180,8 @@ class DynamicBackbone(nn.Module):
         if layers == list(range(len(self.dynamic_layers))):
             self.option_counts += counts
         else:
-            self.option_counts.index_add_(0, torch.tensor(layers, device=counts.device), counts)
+            for i, own in zip(layers, counts, strict=True):  # a list would be copied to a GPU
+                self.option_counts[i] += own
 
     def init_weights(self, *args: Any, **kwargs: Any) -> None:
         """Initialise as the stock backbone does; gates and cheap operations keep their own."""

@@ -1,7 +1,6 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """What layers decided for every clip, and what that costs."""
 
-import functools
 import itertools
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -116,6 +115,9 @@ def dearest_option(v: Tensor) -> Tensor:
     return torch.stack(options, -1)
 
 
+_KNOWN: dict[tuple, tuple[Tensor, ...]] = {}  # for good: CUDA graphs read them
+
+
 @torch.compiler.assume_constant_result
 def _tables(costs: tuple[LayerCost, ...], device: torch.device) -> tuple[Tensor, ...]:
     """Costs of L layers as tensors in float64, of which compiled graphs keep their own.
@@ -126,12 +128,13 @@ def _tables(costs: tuple[LayerCost, ...], device: torch.device) -> tuple[Tensor,
         of each layer, (3, L); and where the weight of each option in the first table stands among
         those of all layers, channel options of a layer before its temporal ones, and then a zero.
     """
-    if type((tables := _tables_on(costs, device))[0]) is not Tensor:
-        _tables_on.cache_clear()  # torch.export made tensors that hold nothing
+    if (tables := _KNOWN.get((costs, device))) is None:
+        tables = _tables_on(costs, device)
+        if type(tables[0]) is Tensor:  # torch.export makes tensors that hold nothing
+            _KNOWN[costs, device] = tables
     return tables
 
 
-@functools.lru_cache(maxsize=64)
 def _tables_on(costs: tuple[LayerCost, ...], device: torch.device) -> tuple[Tensor, ...]:
     sizes = [len(options) for cost in costs for options in cost.options]
 

@@ -203,3 +203,6 @@ def test_bad_input_is_refused():
         conv = executed(folded(next(case for case in IN_2D if case.name == 'dilated')))
         with pytest.raises(RuntimeError, match='clips of 4 x 4 x 8 are smaller than the kernels'):
             conv(small)
+        conv = executed(folded(next(case for case in IN_2D if case.name == 'spatial, strided')))
+        with pytest.raises(RuntimeError, match='clips of 4 x 4 x 2 are smaller than the kernels'):
+            conv(small[..., :2])

@@ -54,8 +54,10 @@ bool Window::along_time() const {
 Clips Window::output(const Clips& clips, int64_t channels) const {
   const std::array<int64_t, 3> in{clips.frames, clips.rows, clips.columns};
   std::array<int64_t, 3> out;
-  for (size_t d = 0; d < 3; ++d)
-    out[d] = (in[d] + 2 * padding[d] - dilation[d] * (kernel[d] - 1) - 1) / stride[d] + 1;
+  for (size_t d = 0; d < 3; ++d) {
+    const int64_t last = in[d] + 2 * padding[d] - dilation[d] * (kernel[d] - 1) - 1;
+    out[d] = last < 0 ? 0 : last / stride[d] + 1;
+  }
   return {clips.number, out[0], out[1], out[2], channels};
 }
 
