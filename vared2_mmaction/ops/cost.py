@@ -12,6 +12,7 @@ from .gate import Modulation
 from .options import Options
 
 COLUMNS = ('executed', 'static', 'overhead', 'p_c', 'p_t')
+_KNOWN: dict[tuple, tuple[Tensor, ...]] = {}  # tables, for good: CUDA graphs read them
 
 
 class LayerConstants(NamedTuple):
@@ -113,9 +114,6 @@ def dearest_option(v: Tensor) -> Tensor:
         options.append(a * all_off)
         all_off = all_off * (1 - a)
     return torch.stack(options, -1)
-
-
-_KNOWN: dict[tuple, tuple[Tensor, ...]] = {}  # for good: CUDA graphs read them
 
 
 @torch.compiler.assume_constant_result

@@ -221,8 +221,7 @@ def open_options(v: Tensor, cheapest: Tensor) -> Tensor:
         Weights in [0, 1]; zero is off. Where there is one option, there is nothing to choose, and
         its weight is one.
     """
-    number = v.shape[-1]
-    if number == 1:
+    if (number := v.shape[-1]) == 1:
         return torch.ones_like(v)
     # A sum rather than torch.where, whose gradient takes kernels more.
     return torch.addcmul(v, ~v.any(-1, keepdim=True), cheapest[-number:])
