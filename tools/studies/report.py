@@ -296,10 +296,16 @@ def _again(results: Results) -> Iterator[str]:
     yield (
         f'{len(runs)} runs, {seconds / 60:.0f} minutes of training and testing in all, several '
         f'side by side ({cpu / 60:.0f} minutes of processor time); {resumed} of them were '
-        'interrupted and went on, the time before not counted. Made on:'
+        f'interrupted and went on, the time before not counted. Made{_dates(runs)} on:'
     )
     yield ''
     yield from (f'- {place}' for place in places)
+
+
+def _dates(runs: Sequence[Result]) -> str:
+    """When runs ended, as far as they say so."""
+    dates = sorted({run['date'] for run in runs if 'date' in run})
+    return f' {" to ".join(dict.fromkeys((dates[0], dates[-1])))}' if dates else ''
 
 
 def _place(environment: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ input does, as it happens when the study that holds the other end is killed.
 
 import argparse
 import copy
+import datetime
 import fcntl
 import hashlib
 import json
@@ -120,6 +121,7 @@ def run(folder: Path, task: Mapping[str, Any]) -> None:
         'seconds': time.perf_counter() - begin,
         'cpu_seconds': cpu_seconds(),
         'resumed': last is not None,
+        'date': datetime.date.today().isoformat(),
         'environment': environment(),
     }
     write_json(folder / VIDEOS, videos)

@@ -54,6 +54,7 @@ def run(variant, seed, top1, gmacs, overhead):
         'seconds': 120.0,
         'cpu_seconds': 90.0,
         'resumed': False,
+        'date': f'2026-11-2{seed}',
         'calibrated': [
             {'budget': 0.6, 'top1': top1 - 0.1, 'ratio': 0.603, 'gmacs': 0.06, 'overhead_gmacs': 0}
         ],
@@ -163,6 +164,7 @@ def test_page(load, content):
     assert '18 runs, 36 minutes' in page
     assert '27 minutes of processor time' in page
     assert 'different versions' not in page
+    assert 'Made 2026-11-20 to 2026-11-21 on:' in page
     for line in re.findall(r'^\|.*\|$', page, re.M):
         assert ' nan' not in line
 
@@ -181,12 +183,13 @@ def test_the_figure_has_every_network_and_what_was_set_without_training(load, co
 def test_pages_of_older_results_and_of_other_videos(load, content):
     """Of results from before there were controls, what is known is told."""
     for found in content['runs'].values():
-        del found['correct'], found['controls'], found['calibrated']
+        del found['correct'], found['controls'], found['calibrated'], found['date']
     content['settings'] = {'videos.name': 'gestures', 'videos.train': 619, 'videos.test': 267}
     page = report.page(load(content))
     assert page.startswith('# Results of the study on gestures\n')
     assert 'Videos of gestures (619 to train, 267 to test)' in page
     assert '| not measured | – |' in page
+    assert 'not counted. Made on:' in page
     content['settings'] = {'videos.seed': 6, 'videos.repeats': 5.0}
     assert '--seed 6 --repeats 5, ? to train' in report.page(load(content))
 
