@@ -32,6 +32,8 @@ MAY_MISS = 1.0
 """Points of compute by which the random policy may miss that of VA-RED²."""
 OFF_BUDGET = 2.0
 """Points of compute by which a network may miss its budget."""
+_ASKED = {RECIPE: 'The recipe (pruned)', DYNAMIC: 'VA-RED²'}
+"""The variants that goals are asked of, and what they are called."""
 _BUDGET = 'config.model.cls_head.loss_budget.budget'
 _KEYS = (
     *('variant', 'seed', 'top1', 'ratio', 'gmacs', 'overhead_gmacs'),
@@ -154,22 +156,16 @@ class Results:
 
     def goals(self) -> list[Goal]:
         """What was to be shown, and whether it was."""
-        networks = {RECIPE: 'The recipe (pruned)', DYNAMIC: 'VA-RED²'}
+        longer = 'one that is trained for as long as both phases'
         return [
-            *(self._saves(*network) for network in networks.items()),
+            *(self._saves(name) for name in _ASKED),
             *(
-                self._keeps_accuracy(*network, *other)
-                for other in (
-                    (STATIC, 'the static network that it starts from'),
-                    ('longer', 'one that is trained for as long as both phases'),
-                )
-                for network in networks.items()
+                self._keeps_accuracy(name, STATIC, 'the static network that it starts from')
+                for name in _ASKED
             ),
-            self._beats(DYNAMIC, 'VA-RED²', 'random', 'a random policy'),
-            *(
-                self._beats(*network, 'slimmed', 'a slimmed static network')
-                for network in networks.items()
-            ),
+            *(self._keeps_accuracy(name, 'longer', longer) for name in _ASKED),
+            self._beats(DYNAMIC, 'random', 'a random policy'),
+            *(self._beats(name, 'slimmed', 'a slimmed static network') for name in _ASKED),
             self._adapts(),
             self._clips_are_apart(),
             self._same_compute(),
@@ -177,7 +173,8 @@ class Results:
             self._keeps_budgets(),
         ]
 
-    def _saves(self, variant: str, name: str) -> Goal:
+    def _saves(self, variant: str) -> Goal:
+        name = _ASKED[variant]
         text = f'{name} saves at least {SAVES:g} % of the static multiply-adds, all included'
         if variant not in self.runs:
             return Goal(text, None, 'not measured')
@@ -200,15 +197,15 @@ class Results:
         said = '; '.join(f'{name} {miss.text(sign=True)}' for name, miss in misses.items())
         return Goal(text, met, f'{said} points')
 
-    def _keeps_accuracy(self, variant: str, name: str, other: str, what: str) -> Goal:
-        text = f'{name} is at most {MAY_LOSE:g} points of top-1 below {what}'
+    def _keeps_accuracy(self, variant: str, other: str, what: str) -> Goal:
+        text = f'{_ASKED[variant]} is at most {MAY_LOSE:g} points of top-1 below {what}'
         change = self.difference('top1', variant, other)
         if change is None:
             return Goal(text, None, 'not measured')
         return Goal(text, change.mean >= -MAY_LOSE, f'{change.text(sign=True)} points')
 
-    def _beats(self, variant: str, name: str, other: str, what: str) -> Goal:
-        text = f'{name} is at least {BEATS:g} points above {what} at equal compute'
+    def _beats(self, variant: str, other: str, what: str) -> Goal:
+        text = f'{_ASKED[variant]} is at least {BEATS:g} points above {what} at equal compute'
         change = self.difference('top1', variant, other)
         if change is None:
             return Goal(text, None, 'not measured')
