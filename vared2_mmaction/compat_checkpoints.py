@@ -2,6 +2,7 @@
 """Known defects of MMEngine around checkpoints, mended when this package is imported."""
 
 import functools
+import inspect
 import os
 import sys
 import types
@@ -107,9 +108,10 @@ def _report_loading() -> None:
     for owner in (checkpoint, Runner, FlexibleRunner):
 
         @replaces(owner, 'load_checkpoint')
-        def named(original: Callable, into: Any, filename: str, *args: Any, **kwargs: Any) -> Any:
-            with loading.naming_file(filename):
-                return original(into, filename, *args, **kwargs)
+        def named(original: Callable, *args: Any, **kwargs: Any) -> Any:
+            call = inspect.signature(original).bind(*args, **kwargs)
+            with loading.naming_file(call.arguments['filename']):
+                return original(*args, **kwargs)
 
     _replace_everywhere('load_checkpoint', load_checkpoint, checkpoint.load_checkpoint)
 
@@ -165,6 +167,9 @@ def _write_whole_files() -> None:
     @replaces(CheckpointHook, '_save_checkpoint_with_step')
     @replaces(CheckpointHook, '_save_best_checkpoint')
     def save_first(save: Callable, self: Any, *args: Any, **kwargs: Any) -> None:
+        if not hasattr(self, 'file_backend'):  # nothing is trained, and nothing saved
+            save(self, *args, **kwargs)
+            return
         backend, removed = self.file_backend, []
 
         class Later:
@@ -178,5 +183,8 @@ def _write_whole_files() -> None:
             save(self, *args, **kwargs)
         finally:
             self.file_backend = backend
+        best = getattr(self, 'best_ckpt_path_dict', {}).values()
+        new = {self.last_ckpt, getattr(self, 'best_ckpt_path', None), *best}
         for remove, path in removed:
-            remove(path)
+            if path not in new:  # names need not differ
+                remove(path)

@@ -8,7 +8,9 @@ import pytest
 import torch
 from mmaction.registry import MODELS
 from mmaction.utils import register_all_modules
+from mmengine.model import ExponentialMovingAverage
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from vared2_mmaction import set_budget
 from vared2_mmaction.budget import Calibration, shift_gates, start_from_static
@@ -237,3 +239,31 @@ def test_norms_of_a_head_that_is_not_run_whole_stay():
     estimate_batch_norm(model, clips(2, seed=0))
     assert model.roi_head.shared_head.running_mean.eq(5).all()
     assert not torch.equal(norm.running_mean, of_backbone)
+
+
+@pytest.mark.parametrize('wrapper', [ExponentialMovingAverage, AveragedModel])
+@pytest.mark.parametrize(
+    'set_all', [set_budget, lambda model, ratio, batches: shift_gates(model, batches, ratio)]
+)
+def test_networks_in_wrappers_are_calibrated_as_they_are(wrapper, set_all):
+    config = {
+        'type': 'Recognizer3D',
+        'backbone': {
+            **{'type': 'VARED2ResNet2Plus1d', **TWO_STAGES, 'pretrained2d': False},
+            'conv_cfg': {'type': 'Conv2plus1d'},
+        },
+        'neck': {'type': 'SoftModulationGateNeck'},
+        'cls_head': {'type': 'VARED2I3DHead', 'num_classes': 2, 'in_channels': 8},
+        'data_preprocessor': {'type': 'ActionDataPreprocessor', 'format_shape': 'NCTHW'},
+    }
+    torch.manual_seed(0)
+    model = MODELS.build(config)
+    for layer in dynamic_layers(model).values():
+        nn.init.normal_(layer.gate.fc2.weight)
+    wrapped = wrapper(model)
+    loader = [{'inputs': [x[None] for x in batch], 'data_samples': None} for batch in clips(2, 1)]
+    for network in model, wrapped:
+        set_all(network, 0.9, loader)
+    expected, found = model.state_dict(), wrapped.module.state_dict()
+    for key, value in expected.items():
+        assert torch.equal(found[key], value), key

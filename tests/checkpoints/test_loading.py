@@ -175,3 +175,34 @@ def test_the_log_has_one_line(save, capsys):
     printed = [line for line in capsys.readouterr().out.splitlines() if 'tensors' in line]
     assert len(printed) == 1
     assert 'missing: 0.bias, 1.weight' in printed[0]
+
+
+@pytest.mark.parametrize('load', ['mmengine', 'torch', 'pretrained'])
+def test_layers_that_were_dynamic_and_are_not_are_refused(load, save):
+    """Their channels and frames may not have been trained for long."""
+    wide, narrow = (dynamic('ResNet3d', {'layers': layers}) for layers in ('layer1', r'layer1\.0'))
+    path = save(wide.state_dict())
+    message = r'layer1\.1\.conv1\.conv\.gate\.\S+ is of a layer that dynamic\.layers leaves out'
+    narrow.pretrained = path
+    narrow.pretrained2d = False
+    ways = {
+        'mmengine': lambda: runner.load_checkpoint(narrow, path),
+        'torch': lambda: narrow.load_state_dict(wide.state_dict(), strict=False),
+        'pretrained': lambda: narrow.init_weights(),
+    }
+    with pytest.raises(OtherNetworkError, match=message):
+        ways[load]()
+
+
+def test_arguments_of_loading_may_be_named(save):
+    net, other = network(), network()
+    nn.init.ones_(net[3].bias)
+    path = save(net.state_dict())
+    runner.load_checkpoint(model=other, filename=path)
+    assert torch.equal(other[3].bias, net[3].bias)
+    with pytest.raises(OtherNetworkError, match=path):
+        runner.load_checkpoint(model=dynamic('ResNet3d'), filename=path)
+
+
+def test_the_newest_checkpoint_may_be_asked_for_by_name(tmp_path):
+    assert runner.find_latest_checkpoint(path=tmp_path) is None

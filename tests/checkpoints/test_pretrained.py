@@ -9,6 +9,7 @@ from torch import nn
 
 from vared2_mmaction import dynamize
 from vared2_mmaction.checkpoints.loading import is_own_parameter
+from vared2_mmaction.models import dynamic_layers
 
 from ..models.backbones import narrow
 
@@ -82,11 +83,15 @@ def test_gates_of_a_pretrained_file_are_taken(tmp_path):
     trained = dynamize(MODELS.build({**config, 'pretrained': None}))
     for parameter in trained.parameters():
         nn.init.normal_(parameter)
+    for layer in dynamic_layers(trained).values():
+        layer.channel_options.use([1])
+        layer.temporal_options.use([0, 2])
     torch.save(trained.state_dict(), path)
     fresh = dynamize(MODELS.build({**config, 'pretrained': path}))
     fresh.init_weights()
     for key, value in fresh.state_dict().items():
         assert torch.equal(value, trained.state_dict()[key]), key
+    assert {layer.in_use for layer in dynamic_layers(fresh).values()} == {((1,), (0, 2))}
 
 
 def test_afterwards_the_checkpoint_of_another_network_is_refused(tmp_path):

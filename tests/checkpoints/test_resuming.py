@@ -400,16 +400,19 @@ def test_what_training_starts_from_stays_where_there_is_nothing_to_resume(tmp_pa
     assert (named.resume, named.load_from) == (True, 'named.pth')
 
 
-def test_a_kill_while_a_better_one_is_saved_leaves_the_one_before(tmp_path, monkeypatch):
-    training = runner(
+def with_scores(tmp_path, **hook):
+    return runner(
         tmp_path,
-        default_hooks={
-            'checkpoint': {'type': 'CheckpointHook', 'save_best': 'score', 'rule': 'greater'}
-        },
+        epochs=2,
+        default_hooks={'checkpoint': {'type': 'CheckpointHook', **hook}},
         val_dataloader=torch.utils.data.DataLoader(Data(), batch_size=2),
         val_cfg={},
         val_evaluator={'type': 'Better'},
     )
+
+
+def test_a_kill_while_a_better_one_is_saved_leaves_the_one_before(tmp_path, monkeypatch):
+    training = with_scores(tmp_path, save_best='score', rule='greater')
     save = training.save_checkpoint
 
     def die(out_dir, filename, *args, **kwargs):
@@ -421,3 +424,27 @@ def test_a_kill_while_a_better_one_is_saved_leaves_the_one_before(tmp_path, monk
     with pytest.raises(Killed):
         training.train()
     assert [path.name for path in tmp_path.glob('best*')] == ['best_score_epoch_1.pth']
+
+
+@pytest.mark.parametrize(
+    ('hook', 'left'),
+    [
+        ({'interval': 1, 'max_keep_ckpts': 1, 'filename_tmpl': 'latest.pth'}, 'latest.pth'),
+        (
+            {'save_best': 'score', 'rule': 'greater', 'filename_tmpl': 'latest.pth'},
+            'best_score_latest.pth',
+        ),
+    ],
+)
+def test_a_checkpoint_of_the_name_of_the_one_before_stays(hook, left, tmp_path):
+    """As in a loop by iterations, whose best ones are all of epoch 0."""
+    training = with_scores(tmp_path, **hook)
+    training.train()
+    assert (tmp_path / left).is_file()
+    saved = torch.load(tmp_path / left, weights_only=True)
+    assert saved['meta']['epoch'] == 2
+
+
+def test_a_validation_without_training_saves_nothing(tmp_path):
+    assert with_scores(tmp_path, interval=1).val() == {'score': 1}
+    assert not list(tmp_path.glob('*.pth'))

@@ -12,11 +12,13 @@ import torch
 from mmaction.registry import HOOKS
 from mmaction.utils import register_all_modules
 from mmengine.hooks import Hook
+from mmengine.runner import Runner
 from torch import nn
 
 from vared2_mmaction.budget import shift_gates
 from vared2_mmaction.engine import FreezeGatesHook, freeze_hook
-from vared2_mmaction.engine.network import network_of
+from vared2_mmaction.engine.network import network_of, networks_of
+from vared2_mmaction.models import dynamic_layers
 
 from .training import CLOSED, OPEN, VARIED, train
 from .training import config as with_four_stages
@@ -168,3 +170,16 @@ def test_epochs_end_where_they_do_after_one_was_resumed_halfway():
         hook.after_train_iter(runner, batch)
         runner.iter += 1
     assert ended == [(13, 9), (23, 9)]
+
+
+def test_averages_are_brought_to_the_budget_with_the_options_in_use(videos, tmp_path):
+    """Which weights that are loaded on initialisation left, after averages were made."""
+    hooks = [{'type': 'EMAHook'}]
+    training = Runner.from_cfg(config(videos, tmp_path, hooks, train_cfg__max_epochs=1))
+    training.call_hook('before_run')
+    model, _ = networks_of(training)
+    for layer in dynamic_layers(model).values():
+        layer.channel_options.use([1])
+        layer.temporal_options.use([0, 1])
+    for one in networks_of(training):
+        assert {layer.in_use for layer in dynamic_layers(one).values()} == {((1,), (0, 1))}

@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 from mmaction.registry import MODELS
+from torch import nn
 
 import studies.random_gate  # noqa: F401  (registers the gate that draws)
 from vared2_mmaction import dynamize
@@ -200,3 +201,21 @@ def test_right_values_are_taken():
     backbone = MODELS.build({'type': 'ResNet', 'depth': 18})
     with named('num_segments', 2.0):
         dynamize(backbone, num_segments=2.0)
+
+
+def test_a_backbone_that_was_refused_is_as_before():
+    """A later layer has more options than weights to start with."""
+
+    class TwoLayers(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.narrow, self.wide = nn.Conv3d(3, 2, 1), nn.Conv3d(2, 8, 1)
+
+        def forward(self, x):
+            return self.wide(self.narrow(x))
+
+    backbone = TwoLayers()
+    with pytest.raises(ValueError, match=r'gate\.initial.*expected 3 or more'):
+        dynamize(backbone, layers='.', gate={'initial': {'channel': (0.9, 0.1)}})
+    assert {type(module) for module in backbone.children()} == {nn.Conv3d}
+    assert dynamize(backbone, layers='.').dynamic_layers == ('narrow', 'wide')

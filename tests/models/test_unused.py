@@ -222,3 +222,15 @@ def test_own_parameters_are_gates_and_cheap_operations():
     net.train()
     net(torch.randn(2, 4, 8, 5, 5))[1].sum().backward()
     assert {key for key, p in net.named_parameters() if p.grad is not None} == own
+
+
+def test_a_layer_that_runs_twice_is_charged_for_both_and_has_decided_the_dearer():
+    net = dynamize(Unusual(), layers='twice').eval()
+    x = torch.randn(2, 4, 8, 5, 5)
+    with torch.no_grad(), force_policy(net, 1, 2):
+        rows = net(x).decisions[:, 1, :5]
+    once = 4 * 4 * 27 * 5 * 5
+    # Of two frames there is one option less, which computes one of them.
+    assert rows.tolist() == [[2 * (2 + 1) / 4 * once, (8 + 2) * once, rows[0, 2].item(), 1, 1]] * 2
+    with torch.no_grad(), force_policy(net, 1, 1):
+        assert net(x).decisions[:, 1, 3:5].tolist() == [[1, 1]] * 2

@@ -11,6 +11,7 @@ from torch import nn
 from ..models.dynamize import DynamicBackbone
 from ..models.policy import dynamic_layers
 from ..models.static import is_detector, refuse_optimized, run_once
+from ..models.wrapped import unwrapped
 from ..watched import BATCH_NORMS
 
 
@@ -52,7 +53,7 @@ def run_batches(model: Any, loader: Iterable[Any]) -> None:
     Raises:
         ValueError: If there is none.
     """
-    empty = True
+    model, empty = unwrapped(model), True
     for batch in loader:
         if hasattr(model, 'extract_feat'):
             run_once(model, model.data_preprocessor(batch, False)['inputs'])
@@ -74,6 +75,7 @@ def estimate_batch_norm(model: nn.Module, loader: Iterable[Any]) -> None:
         model: See :func:`run_batches`.
         loader: Batches; those of earlier layers are the same whatever later layers decide.
     """
+    model = unwrapped(model)
     kept: set[Any] = {m for layer in dynamic_layers(model).values() for m in layer.gate.modules()}
     if is_detector(model):  # whose boxes are not run
         kept.update(model.get_submodule('roi_head').modules())

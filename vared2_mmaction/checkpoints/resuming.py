@@ -25,7 +25,7 @@ class _Whole(NamedTuple):
     progress: Progress
 
 
-def newest_checkpoint(folder: str | Path, logger: str = 'current') -> str | None:
+def newest_checkpoint(path: str | Path, logger: str = 'current') -> str | None:
     """The newest whole checkpoint of a folder, if any; which, and what is passed over, is logged.
 
     It is the one that the note ``last_checkpoint`` names, unless a later file has come further: a
@@ -33,22 +33,22 @@ def newest_checkpoint(folder: str | Path, logger: str = 'current') -> str | None
     that was written last. Copies of the best checkpoint do not count. ``logger`` is 'current' or
     'silent', as MMEngine names it.
     """
-    note = Path(folder) / NOTE
+    note = Path(path) / NOTE
     name = note.read_text(errors='replace').strip() if note.is_file() else ''
     if '://' in name or os.path.isdir(name):
         return name  # in a store of objects, or a folder of DeepSpeed: MMEngine's matter
     noted = _read(_find(note.parent, name), logger) if name else None
     found = next(_later(note.parent, noted, logger), noted)
     if found is None:
-        print_log(f'{folder} holds no whole checkpoint: there is nothing to resume', logger)
+        print_log(f'{path} holds no whole checkpoint: there is nothing to resume', logger)
         return None
-    path, progress = found
+    found_path, progress = found
     if found is not noted:
         problem = f'names {name!r}' if name else 'is empty or missing'
         print_log(f'{note} {problem}; looked for a later whole checkpoint', logger)
     at = f'epoch {progress.epoch}, iteration {progress.iter}'
-    print_log(f'{path} is the newest whole checkpoint: {at}', logger)
-    return str(path)
+    print_log(f'{found_path} is the newest whole checkpoint: {at}', logger)
+    return str(found_path)
 
 
 def is_whole(path: str | Path) -> bool:

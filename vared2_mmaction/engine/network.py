@@ -10,6 +10,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ..errors import AT_LEAST_0, COUNT
+from ..models.policy import dynamic_layers
 from ..models.wrapped import unwrapped
 from ..ops import ComputationBudgetLoss
 
@@ -23,9 +24,15 @@ def network_of(runner: Runner) -> nn.Module:
 
 
 def networks_of(runner: Runner) -> list[nn.Module]:
-    """The model, and its moving averages."""
-    averages = (hook.ema_model.module for hook in runner.hooks if isinstance(hook, EMAHook))
-    return [network_of(runner), *averages]
+    """The model, and its moving averages, which have the options in use of the model then."""
+    model = network_of(runner)
+    averages = [hook.ema_model.module for hook in runner.hooks if isinstance(hook, EMAHook)]
+    for average in averages:
+        copies = dynamic_layers(average).values()
+        for layer, copy in zip(dynamic_layers(model).values(), copies, strict=True):
+            copy.channel_options.use(layer.channel_options.in_use)
+            copy.temporal_options.use(layer.temporal_options.in_use)
+    return [model, *averages]
 
 
 def budgets_of(model: nn.Module) -> list[tuple[ComputationBudgetLoss, float, float]]:

@@ -82,7 +82,7 @@ class DynamicBackbone(nn.Module):
         layers = [self.get_submodule(name) for name in self.dynamic_layers]
         frames = any(isinstance(layer, DynamicConv2d) for layer in layers)
         self.clip_length = clip_length(self, options) if frames else None
-        self._own = tuple(f'{name}.{part}.' for name in self.dynamic_layers for part in OWN_PARTS)
+        self._own = _names_of_parts(self.dynamic_layers)
         use_forms(self)
         checkpoint_without_reentry(self)
         fixed: dict[str, Any] = {
@@ -191,15 +191,23 @@ class DynamicBackbone(nn.Module):
         try:
             if (stock := getattr(super(), 'init_weights', None)) is not None:
                 stock(*args, **kwargs)
-            kept = {k: v for k, v in own.items() if k not in given}
-            self.load_state_dict(kept, strict=False)
         finally:
             self._initialised_by = None
+        with torch.no_grad():
+            for key, value in self.state_dict().items():
+                if key in own and key not in given:
+                    value.copy_(own[key])
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Tensor], prefix: str, *args: Any
     ) -> None:
         given = {k[len(prefix) :]: v for k, v in state_dict.items() if k.startswith(prefix)}
+        left_out = _names_of_parts(self.fixed_layers)
+        if foreign := next((key for key in given if key.startswith(left_out)), None):
+            raise OtherNetworkError(
+                f'checkpoint of another network: {prefix}{foreign} is of a layer that '
+                'dynamic.layers leaves out'
+            )
         if self._initialised_by is None:
             self._check_checkpoint(given, prefix)
         else:
@@ -289,8 +297,14 @@ def _collect(modules: Iterable[nn.Module], name: str, value: Any) -> None:
         module.__dict__[name] = value  # a module looks among its parameters first, for long
 
 
+def _names_of_parts(layers: Iterable[str]) -> tuple[str, ...]:
+    """Prefixes of the names of what dynamic layers have beside their convolutions."""
+    return tuple(f'{layer}.{part}.' for layer in layers for part in OWN_PARTS)
+
+
 def _charge_all(decided: list[tuple], first: Tensor) -> Tensor:
-    """What layers are charged, (N, 1 + layers, 5): the sum of their runs.
+    """What layers are charged, (N, 1 + layers, 5): the sum of their runs, and the dearest options
+    of these.
 
     Runs are decisions, or what executors have charged already, (N, 5) each. ``first``, (N, 1, 5),
     is the row of what is not dynamic.
@@ -302,8 +316,14 @@ def _charge_all(decided: list[tuple], first: Tensor) -> Tensor:
     rows = [*first.unbind(1)]
     for runs in decided:
         charged = [next(charges) if isinstance(run, Decision) else run for run in runs]
-        rows.append(sum(charged, torch.zeros_like(rows[0])) if len(charged) != 1 else charged[0])
+        rows.append(_all_runs(torch.stack(charged)) if charged else torch.zeros_like(rows[0]))
     return torch.stack(rows, 1)
+
+
+def _all_runs(runs: Tensor) -> Tensor:
+    """One row, (N, 5), of those of several runs of a layer, (runs, N, 5)."""
+    costs = COLUMNS.index('p_c')
+    return torch.cat((runs[..., :costs].sum(0), runs[..., costs:].amin(0)), -1)
 
 
 def _idle(layers: list[Any], decided: list[tuple]) -> list[nn.Parameter]:

@@ -206,9 +206,10 @@ def make_layers_dynamic(backbone: nn.Module, options: DynamicOptions) -> tuple[s
         _check_convolution(name, backbone.get_submodule(name))
     if options.compiled:  # what is missing is said before hours are spent
         library()
-    for name in chosen:
+    made = [_convert(backbone, name, options) for name in chosen]  # before one is put in place
+    for name, layer in zip(chosen, made, strict=True):
         parent, _, attribute = name.rpartition('.')
-        setattr(backbone.get_submodule(parent), attribute, _convert(backbone, name, options))
+        setattr(backbone.get_submodule(parent), attribute, layer)
     return tuple(chosen)
 
 
