@@ -13,7 +13,7 @@ from ..models import dynamic_layers
 from .freeze_hook import OFF_BUDGET
 from .network import batches_of_epoch, epochs_passed, network_of, networks_of
 from .newest_clips import NewestClips, SettlingHook
-from .usage import DIMENSIONS, shorten
+from .usage import DIMENSIONS, name_layers
 
 
 @HOOKS.register_module()
@@ -66,16 +66,14 @@ class FixOptionsHook(SettlingHook):
                 for dimension, option in zip(DIMENSIONS, chosen, strict=True):
                     getattr(layers[name], f'{dimension}_options').use([option])
         torch.compiler.reset()  # or compiling anew would count against its limit
-        said = []
-        for d, dimension in enumerate(DIMENSIONS):
-            for option in sorted({chosen[d] for chosen in options.values()}):
-                names = [name for name, chosen in options.items() if chosen[d] == option]
-                said.append(
-                    f'{dimension} option {option} of {", ".join(shorten(names, [*options]))}'
-                )
+        left = {
+            f'{dimension} option {option} of': [n for n, o in options.items() if o[d] == option]
+            for d, dimension in enumerate(DIMENSIONS)
+            for option in sorted({chosen[d] for chosen in options.values()})
+        }
         runner.logger.info(
             f'FixOptionsHook: compute ratio {ratio:.3f} of every clip from now on; the budget is '
-            f'{self._budget}; {"; ".join(said)}'
+            f'{self._budget}; {name_layers(left, [*options])}'
         )
         if abs(ratio - self._budget) > OFF_BUDGET:
             runner.logger.warning(

@@ -27,11 +27,10 @@ class NewestClips:
 
     def keep(self, batch: Any, epoch: int) -> None:
         """Keep a batch; ``epoch`` is the number of batches of an epoch."""
-        self._batches.append(batch)
-        older = len(self) - len(self._batches[0]['inputs'])
-        while older >= self.clips or len(self._batches) > epoch:
-            self._batches.popleft()
-            older = len(self) - len(self._batches[0]['inputs'])
+        batches = self._batches
+        batches.append(batch)
+        while len(batches) > epoch or len(self) - len(batches[0]['inputs']) >= self.clips:
+            batches.popleft()
 
     def suffice(self, epoch: int) -> bool:
         """Whether they are as many as are needed, or all that there are."""

@@ -15,7 +15,7 @@ from ..models import dynamic_layers
 from ..models.dynamize import DynamicBackbone
 from ..ops.options import MAX_OPTIONS
 from .network import EPOCH, ITERATIONS, batches_of_epoch, epochs_passed, network_of, networks_of
-from .usage import DIMENSIONS, shorten
+from .usage import DIMENSIONS, name_layers
 
 _SHARE = Expected(float, 'a share of clips in [0, 1)', lambda share: 0 <= share < 1)
 
@@ -112,19 +112,16 @@ class PruneOptionsHook(Hook):
                 if left == in_use:
                     continue
                 gone = ', '.join(str(option) for option in in_use if option not in left)
-                pruned.setdefault(f'{dimension} options {gone}', []).append(name)
+                pruned.setdefault(f'{dimension} options {gone} of', []).append(name)
                 for network in networks_of(runner):
                     copy = network.get_submodule(where).get_submodule(name)
                     getattr(copy, f'{dimension}_options').use(left)
         if pruned:
             torch.compiler.reset()  # or compiling anew would count against its limit
-            parts = (
-                f'{options} of {", ".join(shorten(names, backbone.dynamic_layers))}'
-                for options, names in pruned.items()
-            )
             runner.logger.info(
                 f'PruneOptionsHook: unused in the {self.unused_for} iterations up to '
-                f'{runner.iter + 1}, and no longer computed: {"; ".join(parts)}'
+                f'{runner.iter + 1}, and no longer computed: '
+                f'{name_layers(pruned, backbone.dynamic_layers)}'
             )
 
 

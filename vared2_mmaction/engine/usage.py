@@ -2,7 +2,7 @@
 """What gates answered for many clips: counts, shares, and gates that always answer the same."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -96,6 +96,12 @@ class Usage:
             for (layer, numbers), cells in zip(options.items(), always, strict=True)
             if self.clips and max(numbers) > 1 and cells.any()
         }
+
+
+def name_layers(said: Mapping[str, Collection[str]], among: Sequence[str]) -> str:
+    """What is said of layers, each with their names; see :func:`shorten`."""
+    parts = (f'{what} {", ".join(shorten(names, among))}' for what, names in said.items())
+    return '; '.join(parts)
 
 
 def shorten(names: Collection[str], among: Sequence[str]) -> list[str]:

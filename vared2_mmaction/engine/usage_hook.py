@@ -14,7 +14,7 @@ from ..errors import FLAG, check
 from ..models import SoftModulationGateNeck, dynamic_layers
 from .graph_hook import CUDAGraphHook
 from .network import ITERATIONS, batches_of_epoch, budgets_of, network_of
-from .usage import Usage, shorten
+from .usage import Usage, name_layers
 
 
 @HOOKS.register_module()
@@ -180,13 +180,12 @@ class PolicyUsageHook(Hook):
 
 
 def _by_answer(stuck: dict[str, tuple[int, int]], among: list[str]) -> str:
-    parts = []
+    by_answer = {}
     for answer in sorted(set(stuck.values())):
-        names = [layer for layer in stuck if stuck[layer] == answer]
         everything = '' if any(answer) else ' (all computed)'
-        said = f'p_c={answer[0]}, p_t={answer[1]}{everything}'
-        parts.append(f'{said} at {", ".join(shorten(names, among))}')
-    return '; '.join(parts)
+        said = f'p_c={answer[0]}, p_t={answer[1]}{everything} at'
+        by_answer[said] = [layer for layer in stuck if stuck[layer] == answer]
+    return name_layers(by_answer, among)
 
 
 def _logger_interval(runner: Runner) -> int:
