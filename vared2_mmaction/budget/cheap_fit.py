@@ -46,7 +46,7 @@ def start_from_static(model: nn.Module, loader: Iterable[Any]) -> None:
 
     with ExitStack() as stack, evaluating(model):
         for name, layer in layers.items():
-            stack.callback(layer.register_forward_hook(partial(look, name)).remove)
+            stack.enter_context(layer.register_forward_hook(partial(look, name)))
             _let_dearest_dominate(layer)
         run_batches(model, loader)
         for (name, dimension, option), moments in sums.items():

@@ -113,22 +113,18 @@ def observe(model: nn.Module, loader: Iterable[Any], errors: bool = False) -> Ob
         if errors:
             sums[name] += _errors(layer, clips, every)
 
+    def listen(name: str, fc2: nn.Module, args: Any, u: Tensor) -> None:
+        said[name].append(u.double().cpu())
+
+    def keep_costs(_: nn.Module, args: Any, output: Any) -> None:
+        every_frame = backbone.clip_length or 1  # a 2-D backbone has a row for each frame
+        rows.append(output.decisions[::every_frame, :, :2].cpu())
+
     with ExitStack() as stack, evaluating(model):
         for name, layer in layers.items():
-            hooks = (
-                layer.register_forward_hook(partial(look, name)),
-                layer.gate.fc2.register_forward_hook(
-                    lambda _, args, u, name=name: said[name].append(u.double().cpu())
-                ),
-            )
-            for hook in hooks:
-                stack.callback(hook.remove)
-        every_frame = backbone.clip_length or 1  # a 2-D backbone has a row for each frame
-        stack.callback(
-            backbone.register_forward_hook(
-                lambda _, args, output: rows.append(output.decisions[::every_frame, :, :2].cpu())
-            ).remove
-        )
+            stack.enter_context(layer.register_forward_hook(partial(look, name)))
+            stack.enter_context(layer.gate.fc2.register_forward_hook(partial(listen, name)))
+        stack.enter_context(backbone.register_forward_hook(keep_costs))
         run_batches(model, loader)
     whole = torch.cat(rows).numpy()
     return Observation(
