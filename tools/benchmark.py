@@ -138,9 +138,7 @@ def choose_executor(args: argparse.Namespace) -> str:
     return args.executor
 
 
-def prepare(
-    args: argparse.Namespace,
-) -> tuple[nn.Module, list[benchmark.Case], tuple[Batch, ...]]:
+def prepare(args: argparse.Namespace) -> tuple[nn.Module, list[benchmark.Case], tuple[Batch, ...]]:
     """The dynamic network of the arguments, the rows to take, and the videos of --data."""
     check_numbers(args)
     policies = [benchmark.parse_policy(text) for text in args.policy or POLICIES[args.mode]]

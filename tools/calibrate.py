@@ -18,12 +18,7 @@ from rich.table import Table
 
 import vared2_mmaction  # noqa: F401  (registers the models and mends the OpenMMLab releases)
 from commands.check_data import check_run
-from commands.cli import (
-    add_config_options,
-    add_optimize_option,
-    build_runner,
-    run_tool,
-)
+from commands.cli import add_config_options, add_optimize_option, build_runner, run_tool
 from commands.testing import OptimizeHook, metrics_of, training_clips
 from vared2_mmaction import force_policy
 from vared2_mmaction.apis.config_file import read_config_file

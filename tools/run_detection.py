@@ -28,12 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / 'configs' / 'detection'
 STATIC, DYNAMIC = 'static_resnet3d_moving-boxes', 'vared2_resnet3d_moving-boxes'
 VARED2, ADAPTIVE = 'VA-RED2', 'adaptive'
-NETWORKS = {
-    'static': STATIC,
-    'longer': STATIC,
-    VARED2: DYNAMIC,
-    ADAPTIVE: DYNAMIC,
-}
+NETWORKS = {'static': STATIC, 'longer': STATIC, VARED2: DYNAMIC, ADAPTIVE: DYNAMIC}
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -82,10 +82,7 @@ def enable_drawing(cfg: Config, args: argparse.Namespace) -> None:
         interval=args.interval,
     )
     if cfg.get('visualizer') is None:
-        cfg.visualizer = {
-            'type': 'ActionVisualizer',
-            'vis_backends': [{'type': 'LocalVisBackend'}],
-        }
+        cfg.visualizer = {'type': 'ActionVisualizer', 'vis_backends': [{'type': 'LocalVisBackend'}]}
 
 
 def dump_predictions(cfg: Config, path: str) -> None:

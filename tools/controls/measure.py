@@ -147,8 +147,4 @@ def interval(differences: np.ndarray) -> dict[str, float]:
         method='percentile',
         rng=np.random.default_rng(SEED),
     ).confidence_interval
-    return {
-        'mean': float(differences.mean()),
-        'low': float(found.low),
-        'high': float(found.high),
-    }
+    return {'mean': float(differences.mean()), 'low': float(found.low), 'high': float(found.high)}

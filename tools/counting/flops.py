@@ -17,10 +17,7 @@ import numpy as np
 import torch
 from mmaction.models.recognizers import Recognizer2D
 from torch import Tensor, nn
-from torch.nn.modules.module import (
-    register_module_forward_hook,
-    register_module_forward_pre_hook,
-)
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils.flop_counter import FlopCounterMode
 
 from vared2_mmaction.executors import ExecutedConv

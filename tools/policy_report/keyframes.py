@@ -7,16 +7,7 @@ from typing import Any
 import numpy as np
 from mmengine.dataset import BaseDataset
 
-from .boxes import (
-    ANNOTATED,
-    GAP,
-    PREDICTED,
-    WHITE,
-    Box,
-    describe,
-    draw_boxes,
-    side_by_side,
-)
+from .boxes import ANNOTATED, GAP, PREDICTED, WHITE, Box, describe, draw_boxes, side_by_side
 from .strips import StripReader
 from .videos import Videos
 

@@ -101,10 +101,7 @@ def run(folder: Path, task: Mapping[str, Any]) -> None:
     dump = folder / 'test.pkl'
     testing = copy.deepcopy(cfg)
     testing.load_from = str(checkpoint)
-    testing.test_evaluator = [
-        *metrics_of(cfg),
-        {'type': 'DumpResults', 'out_file_path': str(dump)},
-    ]
+    testing.test_evaluator = [*metrics_of(cfg), {'type': 'DumpResults', 'out_file_path': str(dump)}]
     with whole_networks():
         runner = cli.build_runner(testing)
         runner.test()

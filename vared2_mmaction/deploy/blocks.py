@@ -33,11 +33,7 @@ class ExecutedBlock(nn.Module):
     """
 
     def __init__(
-        self,
-        block: Any,
-        name: str,
-        stages: Sequence[nn.Module],
-        beside: Sequence[nn.Module],
+        self, block: Any, name: str, stages: Sequence[nn.Module], beside: Sequence[nn.Module]
     ) -> None:
         super().__init__()
         for child_name, child in block.named_children():

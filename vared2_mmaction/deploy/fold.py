@@ -11,11 +11,7 @@ from mmaction.models.backbones.resnet_tsm import TemporalShift
 from mmaction.models.common import Conv2plus1d
 from mmcv.cnn import ConvModule
 from torch import Tensor, nn
-from torch.nn.utils.fusion import (
-    fuse_conv_bn_eval,
-    fuse_conv_bn_weights,
-    fuse_linear_bn_weights,
-)
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from ..models.dynamize import is_watched_by_others
 from ..models.forms import is_convolution

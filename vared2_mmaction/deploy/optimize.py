@@ -11,12 +11,7 @@ from torch import Tensor, nn
 from ..executors import BACKENDS, ExecutedConv
 from ..layout import innermost
 from ..models.dynamize import DynamicBackbone, is_watched_by_others
-from ..models.forms import (
-    FormedConv2d,
-    FormedConv3d,
-    accelerate,
-    keep_channels_last,
-)
+from ..models.forms import FormedConv2d, FormedConv3d, accelerate, keep_channels_last
 from ..models.policy import dynamic_layers
 from ..models.wrapped import backbone_of, unwrapped, without_parametrizations
 from ..ops import DynamicConv2d, DynamicConv3d

@@ -22,11 +22,7 @@ class VARED2ResNet(DynamicBackbone, ResNet):
     """
 
     def __init__(
-        self,
-        *args: Any,
-        num_segments: int,
-        dynamic: Mapping[str, Any] | None = None,
-        **kwargs: Any,
+        self, *args: Any, num_segments: int, dynamic: Mapping[str, Any] | None = None, **kwargs: Any
     ) -> None:
         options = {'num_segments': num_segments, **given_options('dynamic', dynamic)}
         super().__init__(*args, dynamic=options, **kwargs)

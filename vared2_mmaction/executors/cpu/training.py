@@ -29,10 +29,7 @@ def mix_compiled(
     channel = channel_options.tables(options.channel)
     scales, shifts = combine(z, share, channel, temporal_options.tables(options.temporal))
     of = library().Mixed(
-        kept=channel_options.kept,
-        channel=options.channel,
-        temporal=options.temporal,
-        frames=frames,
+        kept=channel_options.kept, channel=options.channel, temporal=options.temporal, frames=frames
     )
     return _Mix.apply(z, scales, shifts, of)
 

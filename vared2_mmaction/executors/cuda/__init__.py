@@ -58,12 +58,5 @@ def create(record: LayerRecord) -> Any:
 
 
 register(
-    Backend(
-        'cuda',
-        'cuda (cuDNN and Triton)',
-        is_available,
-        create,
-        check_available,
-        by_clip=False,
-    )
+    Backend('cuda', 'cuda (cuDNN and Triton)', is_available, create, check_available, by_clip=False)
 )
