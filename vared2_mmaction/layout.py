@@ -102,9 +102,9 @@ def convolve(
     x, stride = without_pointwise_steps(x, kernel, stride, padding)
     lies = layout(x)
     within_frames = kernel[0] == 1 and padding[0] == 0 and lies != 'contiguous'
-    within_positions = (*kernel[1:], *stride[1:], *padding[1:]) == (1, 1, 1, 1, 0, 0)
+    along_time = _is_along_time(kernel, stride, padding)
     # Frames that are left out would have to be copied away; steps along a line need no copy.
-    if within_positions and lies == 'channels last' and not (within_frames and stride[0] == 1):
+    if along_time and lies == 'channels last' and not (within_frames and stride[0] == 1):
         in_time = (stride[0], 1), (padding[0], 0), (dilation[0], 1)
         return _from_lines(conv2d(_lines(x), weight.squeeze(-1), bias, *in_time, groups), x)
     if within_frames:
@@ -117,8 +117,12 @@ def convolve(
 
 def has_2d_form(kernel: Sizes, stride: Sizes, padding: Sizes) -> bool:
     """Whether a convolution is one in 2-D where channels lie innermost."""
-    within_frames = (kernel[0], padding[0]) == (1, 0)
-    return within_frames or (*kernel[1:], *stride[1:], *padding[1:]) == (1, 1, 1, 1, 0, 0)
+    return (kernel[0], padding[0]) == (1, 0) or _is_along_time(kernel, stride, padding)
+
+
+def _is_along_time(kernel: Sizes, stride: Sizes, padding: Sizes) -> bool:
+    """Whether a position is made from what lies at the same position of some frames."""
+    return (*kernel[1:], *stride[1:], *padding[1:]) == (1, 1, 1, 1, 0, 0)
 
 
 def without_pointwise_steps(
@@ -156,8 +160,7 @@ def max_pool(
     if (kernel[0], padding[0], stride[0]) == (1, 0, 1) and lies != 'contiguous':
         k, s, p, d = (tuple(size[1:]) for size in (kernel, stride, padding, dilation))
         return as_clips(F.max_pool2d(as_frames(x), k, s, p, d, ceil_mode), x.shape[2])
-    within_positions = (*kernel[1:], *stride[1:], *padding[1:]) == (1, 1, 1, 1, 0, 0)
-    if within_positions and lies == 'channels last':
+    if _is_along_time(kernel, stride, padding) and lies == 'channels last':
         k, s, p, d = (kernel[0], 1), (stride[0], 1), (padding[0], 0), (dilation[0], 1)
         return _from_lines(F.max_pool2d(_lines(x), k, s, p, d, ceil_mode), x)
     return F.max_pool3d(x, tuple(kernel), tuple(stride), tuple(padding), tuple(dilation), ceil_mode)
