@@ -11,7 +11,6 @@ from mmaction.models.heads import (
     FeatureHead,
     GCNHead,
     I3DHead,
-    RGBPoseHead,
     TPNHead,
     TRNHead,
     TSMHead,
@@ -179,7 +178,6 @@ _REFUSED: dict[type[BaseHead], str] = {
     FeatureHead: 'has no loss; it takes the features of a dynamic network by itself, as '
     'cls_head=dict(type="FeatureHead")',
     GCNHead: 'classifies skeletons, whose networks have no neck',
-    RGBPoseHead: 'has a loss or predictions of its own, of two modalities',
     TRNHead: 'relates the frames of a clip to each other, but SoftModulationGateNeck averages them',
     TSNAudioHead: 'classifies sound, whose networks have no neck',
 }
