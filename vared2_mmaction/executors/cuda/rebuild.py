@@ -71,6 +71,14 @@ def make_tables(
     return Tables(options, tuple(kept[i] for i in options.channel), factors, number == (1, 1))
 
 
+@triton.jit
+def _read(z, frame, area, row, width, source, mask, READ: tl.constexpr):
+    """A tile of a computed frame, in float32; its width is given in vectors."""
+    maps = z + frame.to(tl.int64) * area * (width * READ)
+    at = (row * width)[:, None] * READ + source[None, :]
+    return tl.load(maps + at, mask=mask, other=0.0).to(tl.float32)
+
+
 @triton.jit(do_not_specialize=_SIZES)
 def _rebuild(
     z, y, residual, factors, shares,
@@ -92,9 +100,10 @@ def _rebuild(
     row = (tile // across) % down * ROWS + tl.arange(0, ROWS)
     frame = tile // across // down
     clip, t = frame // frames, frame % frames
+    start = clip * z_frames
     there = column < width * WRITE
     mask = (row < area)[:, None] & there[None, :]
-    offset = t % period
+    offset, wide = t % period, tables_width * WRITE
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     constant = tl.zeros((COLUMNS,), tl.float32)
     for i in tl.static_range(CHANNEL):
@@ -119,28 +128,17 @@ def _rebuild(
                 if share != 0:
                     reads = (t >> j) << (j - first_temporal)
                     if (held != 0) & (reads != from_frame):
-                        start = z + (clip * z_frames + from_frame).to(tl.int64) * area * (
-                            z_width * READ
-                        )
-                        at = (row * z_width)[:, None] * READ + source[None, :]
-                        total += factor[None, :] * tl.load(start + at, mask=mask, other=0.0).to(
-                            tl.float32
-                        )
+                        maps = _read(z, start + from_frame, area, row, z_width, source, mask, READ)
+                        total += factor[None, :] * maps
                         factor = tl.zeros((COLUMNS,), tl.float32)
                     from_frame = reads
                     held = 1
-                    table = factors + ((i * TEMPORAL + n) * 2 * period + offset) * (
-                        tables_width * WRITE
-                    )
-                    table += column
-                    factor += share * tl.load(table, mask=there, other=0.0)
-                    constant += share * tl.load(
-                        table + period * (tables_width * WRITE), mask=there, other=0.0
-                    )
+                    scale = factors + ((i * TEMPORAL + n) * 2 * period + offset) * wide + column
+                    factor += share * tl.load(scale, mask=there, other=0.0)
+                    constant += share * tl.load(scale + period * wide, mask=there, other=0.0)
             if held != 0:
-                start = z + (clip * z_frames + from_frame).to(tl.int64) * area * (z_width * READ)
-                at = (row * z_width)[:, None] * READ + source[None, :]
-                total += factor[None, :] * tl.load(start + at, mask=mask, other=0.0).to(tl.float32)
+                maps = _read(z, start + from_frame, area, row, z_width, source, mask, READ)
+                total += factor[None, :] * maps
     total += constant[None, :]
     first = frame.to(tl.int64) * area * (width * WRITE)
     at = (row * width)[:, None] * WRITE + column[None, :]
