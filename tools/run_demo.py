@@ -7,21 +7,18 @@ its last checkpoint.
 
 import argparse
 import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from mmengine.config import Config
 from rich.console import Console
 from rich.progress import Progress
 
 import vared2_mmaction
+from commands import steps
 from commands.cli import add_optimize_option, run_tool
 from studies import compare
 from vared2_mmaction.apis.optimizing import try_to_optimize
-from vared2_mmaction.checkpoints.resuming import is_whole
 from vared2_mmaction.executors import BACKENDS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,7 +41,7 @@ def run_all(args: argparse.Namespace) -> None:
     os.chdir(ROOT)
     console = Console()
     console.rule('video set')
-    run('tools/make_moving_shapes.py', 'data/moving_shapes')
+    steps.run('tools/make_moving_shapes.py', 'data/moving_shapes')
     flags = ['--no-optimize'] if args.no_optimize else []
     compared = []
     for seed in args.seeds:
@@ -53,64 +50,24 @@ def run_all(args: argparse.Namespace) -> None:
             console.rule(f'training: {title}, seed {seed}')
             train(name, folder, seed)
             console.rule(f'testing: {title}, seed {seed}')
-            test(name, folder, flags)
+            steps.test(CONFIGS / f'{name}.py', final_checkpoint(name, folder), *flags)
         console.rule(f'timing, seed {seed}')
         compared.append(show(console, folder, args.timed_clips, optimized=not args.no_optimize))
     if len(compared) > 1:
         console.print(compare.over_seeds(args.seeds, compared))
 
 
-def run(*command: str) -> None:
-    """Run one of the tools, its output visible; stop where it fails."""
-    subprocess.run([sys.executable, *command], check=True)
-
-
 def final_checkpoint(name: str, folder: Path) -> Path:
-    epochs = Config.fromfile(CONFIGS / f'{name}.py').train_cfg.max_epochs
-    return folder / name / f'epoch_{epochs}.pth'
+    return folder / name / f'epoch_{steps.epochs_of(CONFIGS / f"{name}.py")}.pth'
 
 
 def train(name: str, folder: Path, seed: int) -> None:
-    final = final_checkpoint(name, folder)
-    if is_whole(final):
-        print(f'{final} is there: nothing to train')
-        return
-    options: list[str] = []
+    changes: list[str] = []
     if name == NETWORKS['VA-RED2']:
-        options += ['--cfg-options', f'load_from={final_checkpoint(NETWORKS["static"], folder)}']
+        changes.append(f'load_from={final_checkpoint(NETWORKS["static"], folder)}')
         if BACKENDS['cpu'].is_available():  # faster; what is computed is the same
-            options.append('model.backbone.dynamic.compiled=True')
-    run(
-        'tools/train.py',
-        str(CONFIGS / f'{name}.py'),
-        '--work-dir',
-        str(final.parent),
-        '--seed',
-        str(seed),
-        '--resume',
-        *options,
-    )
-
-
-def test(name: str, folder: Path, flags: Sequence[str]) -> None:
-    checkpoint = final_checkpoint(name, folder)
-    out = checkpoint.parent
-    dump = out / 'test.pkl'
-    if dump.exists() and dump.stat().st_mtime > checkpoint.stat().st_mtime:
-        print(f'{dump} is there: nothing to test')
-        return
-    partial = out / 'partial.pkl'
-    run(
-        'tools/test.py',
-        str(CONFIGS / f'{name}.py'),
-        str(checkpoint),
-        '--work-dir',
-        str(out),
-        '--dump',
-        str(partial),
-        *flags,
-    )
-    partial.replace(dump)
+            changes.append('model.backbone.dynamic.compiled=True')
+    steps.train(CONFIGS / f'{name}.py', final_checkpoint(name, folder), seed, changes)
 
 
 def show(console: Console, folder: Path, timed_clips: int, optimized: bool) -> list[compare.Result]:

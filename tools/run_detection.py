@@ -10,8 +10,6 @@ its last checkpoint.
 import argparse
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,9 +18,9 @@ from mmengine.config import Config
 from rich.console import Console
 
 import vared2_mmaction  # noqa: F401  (mends the installed releases)
+from commands import steps
 from commands.cli import run_tool
 from studies import detection
-from vared2_mmaction.checkpoints.resuming import is_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / 'configs' / 'detection'
@@ -43,7 +41,7 @@ def run_all(args: argparse.Namespace) -> None:
     os.chdir(ROOT)
     # Threads that wait actively take the cores from the processes that decode videos.
     os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
-    run('tools/make_moving_boxes.py', 'data/moving_boxes')
+    steps.run('tools/make_moving_boxes.py', 'data/moving_boxes')
     scores: dict[str, list[detection.Score]] = {name: [] for name in args.networks}
     console = Console()
     for seed in args.seeds:
@@ -52,49 +50,28 @@ def run_all(args: argparse.Namespace) -> None:
             scores[name].append(train_and_test(name, seed, args.work_dir))
     cfg = Config.fromfile(CONFIGS / f'{STATIC}.py')
     at_random = detection.chance(cfg.test_evaluator.ann_file)
-    console.print(detection.table(scores, at_random))
     console.print('\n'.join(detection.markdown(scores, at_random)), soft_wrap=True)
     plain = {name: [asdict(score) for score in runs] for name, runs in scores.items()}
     report = {'seeds': args.seeds, 'chance': at_random, 'scores': plain}
     (args.work_dir / 'results.json').write_text(json.dumps(report, indent=1) + '\n')
 
 
-def run(*command: str) -> None:
-    """Run one of the tools, its output visible; stop where it fails."""
-    subprocess.run([sys.executable, *command], check=True)
-
-
 def train_and_test(name: str, seed: int, work_dir: Path) -> detection.Score:
     """Train and test a network, or what is missing of that."""
     config = CONFIGS / f'{NETWORKS[name]}.py'
-    cfg = Config.fromfile(config)
-    folder = work_dir / f'{name}_seed{seed}'
-    first, second = (epochs_of(network) for network in (STATIC, DYNAMIC))
-    epochs = {'longer': first + second}.get(name, cfg.train_cfg.max_epochs)
-    checkpoint = folder / f'epoch_{epochs}.pth'
+    first, second = (steps.epochs_of(CONFIGS / f'{kind}.py') for kind in (STATIC, DYNAMIC))
+    epochs = {STATIC: first, DYNAMIC: second}[NETWORKS[name]]
     changes = []
     if NETWORKS[name] == DYNAMIC:
         changes.append(f'load_from={work_dir / f"static_seed{seed}" / f"epoch_{first}.pth"}')
     if name == 'longer':
+        epochs = first + second
         changes += [f'train_cfg.max_epochs={epochs}', f'param_scheduler.1.end={epochs}']
     if name == ADAPTIVE:
         changes.append('custom_hooks.1.type=FreezeGatesHook')
-    options = ['--cfg-options', *changes] if changes else []
-    if not is_whole(checkpoint):
-        where = ['--work-dir', str(folder), '--seed', str(seed)]
-        run('tools/train.py', str(config), *where, '--resume', *options)
-    dump = folder / 'test.pkl'
-    if not dump.exists() or dump.stat().st_mtime < checkpoint.stat().st_mtime:
-        partial = folder / 'partial.pkl'
-        where = ['--work-dir', str(folder), '--dump', str(partial)]
-        run('tools/test.py', str(config), str(checkpoint), *where)
-        partial.replace(dump)
-    return detection.score(cfg, str(dump))
-
-
-def epochs_of(network: str) -> int:
-    """Epochs that a config trains for."""
-    return Config.fromfile(CONFIGS / f'{network}.py').train_cfg.max_epochs
+    checkpoint = work_dir / f'{name}_seed{seed}' / f'epoch_{epochs}.pth'
+    steps.train(config, checkpoint, seed, changes)
+    return detection.score(Config.fromfile(config), str(steps.test(config, checkpoint)))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -10,7 +10,7 @@ import torch
 from mmengine import runner
 from torch import nn
 
-from commands import cli
+from commands import cli, steps
 from studies import run as study_run
 
 from ..checkpoints.files import content
@@ -19,7 +19,7 @@ from ..loading import load_tool
 
 def demo(folder, commands, monkeypatch):
     tool = load_tool('run_demo')
-    monkeypatch.setattr(tool, 'run', lambda *command: commands.append(command))
+    monkeypatch.setattr(steps, 'run', lambda *command: commands.append(command))
     tool.train('static_r2plus1d', folder, 0)
     final = tool.final_checkpoint('static_r2plus1d', folder)
     final.parent.mkdir(exist_ok=True)
@@ -28,7 +28,7 @@ def demo(folder, commands, monkeypatch):
 
 def detection(folder, commands, monkeypatch):
     tool = load_tool('run_detection')
-    monkeypatch.setattr(tool, 'run', lambda *command: commands.append(command))
+    monkeypatch.setattr(steps, 'run', lambda *command: commands.append(command))
     monkeypatch.setattr(tool.detection, 'score', lambda cfg, dump: None)
     run_folder = folder / 'VA-RED2_seed0'
     run_folder.mkdir(exist_ok=True)
