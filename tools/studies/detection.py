@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from mmaction.registry import METRICS
 from mmengine.config import Config
-from rich.table import Table
 
 from commands.testing import metrics_of
 from policy_report.dump import load_dump
@@ -67,30 +66,14 @@ def chance(ann_file: str) -> float:
     return statistics.fmean(actions.count(a) / len(boxes) for a in set(actions))
 
 
-def table(scores: Mapping[str, Sequence[Score]], at_random: float) -> Table:
-    """One row a network: mean ± standard deviation (each seed)."""
-    drawn = Table(
-        'network',
-        'mAP',
-        'compute %',
-        'with gates %',
-        'least - most %',
-        title=f'mean ± standard deviation (each seed); at random mAP is {100 * at_random:.1f}',
-    )
-    for name, runs in scores.items():
-        drawn.add_row(name, *_cells(runs))
-    return drawn
-
-
 def markdown(scores: Mapping[str, Sequence[Score]], at_random: float) -> list[str]:
-    """The same for a document, as lines."""
-    lines = [
+    """Lines of a table with a row a network: mean ± standard deviation (each seed)."""
+    return [
         '| network | mAP | compute, % | with gates, % | least - most, % |',
         '|---|---|---|---|---|',
         *(f'| {name} | {" | ".join(_cells(runs))} |' for name, runs in scores.items()),
         f'| at random | {100 * at_random:.1f} | | | |',
     ]
-    return lines
 
 
 def _cells(runs: Sequence[Score]) -> list[str]:
