@@ -7,25 +7,22 @@ import functools
 import itertools
 import json
 import os
-import platform
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import mmaction
-import mmcv
-import mmengine
 import torch
+from mmengine.fileio import put
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from torch import nn
 
-import vared2_mmaction
+import vared2_mmaction  # noqa: F401  (registers the models and mends the OpenMMLab releases)
 from benchmarking import benchmark
 from benchmarking.batches import Batch, clip_of, read_batches
-from benchmarking.environment import processor
+from benchmarking.environment import processor, versions
 from commands.cli import add_config_options, check_out, run_tool
 from counting.clips import views_of_split
 from vared2_mmaction.apis import load_model
@@ -212,14 +209,7 @@ def environment(device: str, command: str) -> dict[str, Any]:
         'gpu': torch.cuda.get_device_name() if device == 'cuda' else None,
         'cores': os.cpu_count(),
         'threads': torch.get_num_threads(),
-        'versions': {
-            'python': platform.python_version(),
-            'torch': torch.__version__,
-            'mmcv': mmcv.__version__,
-            'mmaction2': mmaction.__version__,
-            'mmengine': mmengine.__version__,
-            'vared2_mmaction': vared2_mmaction.__version__,
-        },
+        'versions': versions(),
         'date': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
         'command': command,
     }
@@ -227,10 +217,7 @@ def environment(device: str, command: str) -> dict[str, Any]:
 
 def write_report(path: str, report: Mapping[str, Any]) -> None:
     """Write the report; whoever stops the program finds the last whole one."""
-    unfinished = f'{path}.unfinished'
-    with open(unfinished, 'w') as file:
-        json.dump(report, file, indent=2, allow_nan=False)
-    os.replace(unfinished, path)
+    put(json.dumps(report, indent=2, allow_nan=False).encode(), path)
 
 
 def render(rows: Sequence[Mapping[str, Any]]) -> Table:

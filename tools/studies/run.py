@@ -13,7 +13,6 @@ import fcntl
 import hashlib
 import json
 import os
-import platform
 import sys
 import threading
 import time
@@ -22,16 +21,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import mmaction
-import mmengine
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.fileio import put
 from mmengine.runner.checkpoint import _load_checkpoint
 from torch import Tensor
 
-import vared2_mmaction
-from benchmarking.environment import processor
+from benchmarking.environment import processor, versions
 from commands import cli
 from commands.check_data import check_run
 from commands.testing import metrics_of
@@ -225,19 +222,13 @@ def environment() -> dict[str, Any]:
         'device': torch.cuda.get_device_name() if torch.cuda.is_available() else processor(),
         'cores': os.cpu_count(),
         'threads': torch.get_num_threads(),
-        'python': platform.python_version(),
-        'torch': torch.__version__,
-        'mmengine': mmengine.__version__,
-        'mmaction2': mmaction.__version__,
-        'vared2_mmaction': vared2_mmaction.__version__,
+        **versions(),
     }
 
 
 def write_json(path: Path, content: object) -> None:
     """Write a file of which there is never a part."""
-    part = path.with_name(f'{path.name}.part')
-    part.write_text(json.dumps(content, indent=1, allow_nan=False) + '\n')
-    os.replace(part, path)
+    put(f'{json.dumps(content, indent=1, allow_nan=False)}\n'.encode(), str(path))
 
 
 def _end_with_stdin() -> None:
