@@ -9,7 +9,6 @@ still; the others can be told from the motion only.
 import json
 import math
 import multiprocessing
-import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from mmengine.fileio import put
 from rich.progress import track
 
 from .motions import MOTIONS
@@ -154,7 +154,7 @@ def make_moving_shapes(
     for _ in track(done, 'videos', total=len(missing), disable=not progress):
         pass
     for name, lines in _lists(arguments).items():
-        _write_text(out / name, ''.join(f'{line}\n' for line in lines))
+        put(''.join(f'{line}\n' for line in lines).encode(), str(out / name))
     videos = {clip.path: clip.facts(arguments) for clip in clips}
     _write_json(out / META, dict(arguments=_as_json(arguments), videos=videos))
     (out / _UNFINISHED).unlink(missing_ok=True)
@@ -258,10 +258,4 @@ def _write_video(out: Path, arguments: MovingShapes, clip: Clip) -> None:
 
 
 def _write_json(path: Path, content: object) -> None:
-    _write_text(path, json.dumps(content, indent=1) + '\n')
-
-
-def _write_text(path: Path, text: str) -> None:
-    part = path.with_name(f'{path.name}.tmp')
-    part.write_text(text)
-    os.replace(part, path)
+    put(f'{json.dumps(content, indent=1)}\n'.encode(), str(path))
