@@ -2,26 +2,17 @@
 """Which convolutions of a backbone become dynamic, and how."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from mmaction.registry import MODELS
 from mmcv.cnn.bricks import wrappers
 from torch import nn
 from torch.nn.utils import parametrize
 
-from ..errors import (
-    AT_LEAST_0,
-    COUNT,
-    FLAG,
-    OPTIONS,
-    SHARE,
-    Expected,
-    check,
-    check_arguments,
-    given_options,
-)
+from ..errors import COUNT, FLAG, OPTIONS, Expected, check, check_arguments, given_options
 from ..executors.cpu.library import library
 from ..executors.mixing import mix_anywhere, mix_on_gpu
 from ..ops import (
@@ -82,12 +73,6 @@ _GONE = {
     'temporal_operation': _CHEAP,
 }
 """Options of earlier versions, and what is done now."""
-_EXPECTED_OF_GATE = {
-    'hidden_channels': COUNT,
-    'motion': FLAG,
-    'floor': SHARE,
-    'motion_slope': AT_LEAST_0,
-}
 
 
 @dataclass
@@ -157,22 +142,10 @@ class DynamicOptions:
         check_arguments(
             'dynamic.gate', self.gate, kind, ('in_channels', 'channel_options', 'temporal_options')
         )
-        if kind is SoftModulationGate:
-            for key, expected in _EXPECTED_OF_GATE.items():
-                if key in self.gate:
-                    check(f'dynamic.gate.{key}', self.gate[key], expected)
-            _check_initial('dynamic.gate.initial', self.gate.get('initial', {}))
-
-
-def _check_initial(key: str, initial: Any) -> None:
-    """Types only: how many there have to be of each dimension, the gate knows."""
-    if isinstance(initial, Mapping):
-        for dimension, weights in initial.items():
-            _check_initial(f'{key}.{dimension}', weights)
-        return
-    check(key, initial, Expected(Sequence, f'a list, of each option {SHARE.words}'))
-    for number, weight in enumerate(initial):
-        check(f'{key}[{number}]', weight, SHARE)
+        if kind is SoftModulationGate:  # it knows its options; on meta, no numbers are drawn
+            options = {key: value for key, value in self.gate.items() if key != 'type'}
+            with torch.device('meta'):
+                SoftModulationGate(1, self.channel, self.temporal, **options)
 
 
 def is_dynamic(module: Any) -> bool:

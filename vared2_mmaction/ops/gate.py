@@ -4,13 +4,13 @@
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import COUNT, SHARE, check
+from ..errors import AT_LEAST_0, COUNT, FLAG, SHARE, Expected, check
 
 GRID = 4
 """Rows and columns of positions that a descriptor reads of every frame, at most; reading all would
@@ -21,6 +21,7 @@ INITIAL: dict[str, tuple[float, ...]] = {
 }
 """Weights V that the options of each dimension start with, dearest first: frames are left out
 before channels are, and the option after the dearest takes over when that closes."""
+_EXPECTED = {'hidden_channels': COUNT, 'motion': FLAG, 'floor': SHARE, 'motion_slope': AT_LEAST_0}
 
 
 class Modulation(NamedTuple):
@@ -109,18 +110,19 @@ class SoftModulationGate(nn.Module):
         motion_slope: float = 0.0,
     ) -> None:
         super().__init__()
-        check('gate.floor', floor, SHARE)
-        check('gate.hidden_channels', hidden_channels, COUNT)
-        if motion_slope < 0 or (motion_slope and not motion):
+        given = (hidden_channels, motion, floor, motion_slope)
+        for (key, expected), value in zip(_EXPECTED.items(), given, strict=True):
+            check(f'dynamic.gate.{key}', value, expected)
+        if motion_slope and not motion:
             raise ValueError(
-                f'gate.motion_slope={motion_slope!r}: expected 0 or more, and 0 with motion=False'
+                f'dynamic.gate.motion_slope={motion_slope!r}: expected 0 with motion=False'
             )
         options = {'channel': channel_options, 'temporal': temporal_options}
         starts = _initial_weights(initial, options)
         dear = starts[channel_options:-1]
         if motion_slope and dear and motion_slope >= math.atanh(min(dear)):
             raise ValueError(
-                f'gate.motion_slope={motion_slope!r}: expected less than '
+                f'dynamic.gate.motion_slope={motion_slope!r}: expected less than '
                 f'{math.atanh(min(dear)):.3f}, or the temporal option that starts at {min(dear)} '
                 'is closed for still clips'
             )
@@ -195,17 +197,18 @@ def _initial_weights(
 ) -> list[float]:
     """Weights that the options of all dimensions start with, one dimension after the other;
     ``options`` are how many there are of each."""
-    own = initial if isinstance(initial, Mapping) else dict.fromkeys(options, initial)
+    key, by_dimension = 'dynamic.gate.initial', isinstance(initial, Mapping)
+    own: Any = initial if by_dimension else dict.fromkeys(options, initial)
     if not set(own) <= set(options):
-        raise ValueError(f'gate.initial={initial!r}: expected the keys {list(options)}')
+        raise ValueError(f'{key}={initial!r}: expected the keys {list(options)}')
     weights: list[float] = []
     for name, number in options.items():
-        given = own.get(name, INITIAL[name])
-        if len(given) < number or not all(0 < v < 1 for v in given):
-            raise ValueError(
-                f'gate.initial={initial!r}: expected {number} or more numbers between 0 and 1 '
-                f'for {name} options'
-            )
+        given, where = own.get(name, INITIAL[name]), f'{key}.{name}' if by_dimension else key
+        check(where, given, Expected(Sequence, f'a list, of each option {SHARE.words}'))
+        for i, weight in enumerate(given):
+            check(f'{where}[{i}]', weight, SHARE)
+        if len(given) < number:
+            raise ValueError(f'{where}={given!r}: expected {number} or more for {name} options')
         weights += given[:number]
     return weights
 
