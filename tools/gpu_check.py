@@ -24,15 +24,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from mmaction.utils import register_all_modules
 from rich.console import Console
 from rich.table import Table
 
+from benchmarking import gpu, gpu_training
 from commands.cli import run_tool
 
 ROOT = Path(__file__).resolve().parent.parent
 SECTIONS = ('tests', 'fullgraph', 'mixing', 'infer', 'train', 'demo')
-NETWORKS, DTYPES = ('r2plus1d', 'tsn', 'i3d'), ('bfloat16', 'float32')
-MODES = ('eager', 'graph', 'compile', 'reduce-overhead')
 UNTIMED = ('tests', 'fullgraph', 'demo')
 NEEDS_GPU = ('mixing', 'infer', 'train', 'demo')
 TESTS = ['tests/executors/cuda', 'tests/deploy/test_training_graphs.py']
@@ -66,10 +66,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     add = parser.add_argument
     add('--only', type=listed(SECTIONS), default=SECTIONS, help=f'sections: {",".join(SECTIONS)}')
-    add('--networks', type=listed(NETWORKS), default=NETWORKS, help=','.join(NETWORKS))
-    add('--dtypes', type=listed(DTYPES), default=DTYPES, help=','.join(DTYPES))
-    modes = f'of training steps: {",".join(MODES)}'
-    add('--modes', type=listed(MODES), default=('eager', 'graph'), help=modes)
+    networks, dtypes = tuple(gpu.NETWORKS), tuple(gpu.DTYPES)
+    add('--networks', type=listed(networks), default=networks, help=','.join(networks))
+    add('--dtypes', type=listed(dtypes), default=dtypes, help=','.join(dtypes))
+    modes = f'of training steps: {",".join(gpu_training.MODES)}'
+    add('--modes', type=listed(gpu_training.MODES), default=('eager', 'graph'), help=modes)
     add('--channels-last', action='store_true', help='train with channels innermost')
     add('--clips', type=int, nargs='+', default=[1, 16, 64], metavar='N', help='of inference')
     add('--runs', type=int, default=10, metavar='N', help='timed runs of each network')
@@ -97,12 +98,6 @@ def parts(args: argparse.Namespace) -> Iterator[Part]:
 
 def run_part(args: argparse.Namespace, part: Part, file: Any) -> None:
     """Run a part in this process and write its rows, one a line."""
-    sys.path.insert(0, str(ROOT / 'tools'))
-    from mmaction.utils import register_all_modules
-
-    import vared2_mmaction  # noqa: F401
-    from benchmarking import gpu, gpu_training
-
     register_all_modules()
     tiny = args.tiny or part.section == 'fullgraph'
     scale = gpu.Scale.tiny(args.runs) if tiny else gpu.Scale()

@@ -38,6 +38,7 @@ from vared2_mmaction.models.dynamize import DynamicFeatures
 from vared2_mmaction.ops.options import MAX_OPTIONS
 
 from .batches import Batch, classifier, make_batch
+from .gpu import prune
 from .memory import peak_bytes, state_tensors
 from .operations import convolution_time, operation_times
 from .timing import RIVALS, WARMUP, Network, realised, summarise, time_in_turn
@@ -70,12 +71,8 @@ class Policy:
     def prune(self, model: nn.Module) -> None:
         """Leave a model's layers what is to be in use, in place; the cheapest option if they have
         none of that."""
-        if self.in_use is None:
-            return
-        for layer in dynamic_layers(model).values():
-            parts = layer.channel_options, layer.temporal_options
-            for part, left, number in zip(parts, self.in_use, layer.num_options, strict=True):
-                part.use({min(option, number - 1) for option in left})
+        if self.in_use is not None:
+            prune(model, *self.in_use)
 
 
 def parse_policy(text: str) -> Policy:

@@ -9,7 +9,7 @@ import copy
 import gc
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +75,7 @@ def make_input(name: str, clips: int, scale: Scale) -> Tensor:
     return x.to(scale.device)
 
 
-def prune(net: nn.Module, channel: tuple[int, ...], temporal: tuple[int, ...]) -> nn.Module:
+def prune(net: nn.Module, channel: Sequence[int], temporal: Sequence[int]) -> nn.Module:
     """Leave some options in use, of those that each layer has."""
     for layer in dynamic_layers(net).values():
         numbers = layer.num_options

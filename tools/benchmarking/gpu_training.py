@@ -2,7 +2,6 @@
 """Rows of tools/gpu_check.py: training steps next to the stock network."""
 
 import copy
-import gc
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vared2_mmaction.deploy.training_graphs import TrainingGraphs
+from vared2_mmaction.layout import innermost
 from vared2_mmaction.models import dynamic_layers, to_static
 from vared2_mmaction.ops import ChannelOptions, Options, TemporalOptions, kept
 
@@ -117,8 +117,7 @@ class Step:
     def _allocated(self) -> int:
         if self.scale.device != 'cuda':
             return 0
-        gc.collect()
-        torch.cuda.empty_cache()
+        free()
         return torch.cuda.memory_allocated()
 
     def _wait(self) -> None:
@@ -225,8 +224,7 @@ def _laid_out(given: Any, scale: Scale) -> Any:
     if not scale.channels_last:
         return given
     if isinstance(given, Tensor):
-        formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-        return given.contiguous(memory_format=formats[given.dim()])
+        return innermost(given)
     for parameter in given.parameters():
         parameter.data = _laid_out(parameter.data, scale) if parameter.dim() > 3 else parameter.data
     return given
