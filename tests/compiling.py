@@ -4,10 +4,10 @@
 import pytest
 import torch
 
-from vared2_mmaction.executors.cpu.library import can_compile
+from vared2_mmaction.executors.cpu.library import missing_tool
 
 needs_compiler = pytest.mark.skipif(
-    not (can_compile() and torch.backends.mkldnn.is_available()),
+    not (missing_tool() is None and torch.backends.mkldnn.is_available()),
     reason='needs a C++ compiler, and PyTorch with oneDNN',
 )
 EXECUTORS = ['eager', pytest.param('cpu', marks=needs_compiler)]

@@ -31,15 +31,10 @@ def missing_tool() -> str | None:
     return None
 
 
-def can_compile() -> bool:
-    """Whether there is a C++ compiler, and ninja."""
-    return missing_tool() is None
-
-
 def is_available() -> bool:
     """Whether there is compiled code, or what it can be compiled with."""
     built = _built_in(build_folder())
-    return can_compile() or (built.is_file() and _is_whole(built))
+    return missing_tool() is None or (built.is_file() and _is_whole(built))
 
 
 @functools.cache
