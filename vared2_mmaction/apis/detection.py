@@ -65,19 +65,10 @@ def load_detector(
 ) -> Detector:
     """A dynamic network of action detection, for video files.
 
-    Args:
-        config: Path of the config.
-        checkpoint: Path or URL of the checkpoint; gates that it lacks stay as initialised, which
-            is logged.
-        device: Such as 'cpu' or 'cuda:1'; None takes CUDA where there is a device, else the CPU.
-        label_file: Names of the actions, see :func:`~vared2_mmaction.apis.labels.read_actions`;
-            None takes that of the config, if there is such a file, else numbers.
-        optimized: As for :func:`~vared2_mmaction.apis.load_inferencer`.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If a file is of the wrong kind or another network, the device is missing, or
-            mmdet is, which detection needs.
+    Arguments and errors are those of :func:`~vared2_mmaction.apis.load_inferencer`, but that
+    ``label_file`` has names of actions, see :func:`~vared2_mmaction.apis.labels.read_actions`, and
+    None takes that of the config, if there is such a file; and a ValueError says if mmdet is
+    missing, which detection needs.
     """
     cfg = read_config(config)
     if 'roi_head' not in cfg.model:
