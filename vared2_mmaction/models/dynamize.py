@@ -232,13 +232,12 @@ class DynamicBackbone(nn.Module):
                     f'checkpoint of another network: expected {prefix}{key} of shape '
                     f'{tuple(value.shape)} for {type(self).__name__}, found {what}'
                 )
-        others = {key: value for key, value in given.items() if key not in own}
-        unknown = [key for key, value in others.items() if getattr(value, 'ndim', 0) > 3]
-        if unknown:  # a convolution, of a deeper network for example
-            raise OtherNetworkError(
-                f'checkpoint of another network: {prefix}{unknown[0]} is no parameter of '
-                f'{type(self).__name__}'
-            )
+        for key, value in given.items():
+            if key not in own and getattr(value, 'ndim', 0) > 3:  # a convolution, of a deeper one
+                raise OtherNetworkError(
+                    f'checkpoint of another network: {prefix}{key} is no parameter of '
+                    f'{type(self).__name__}'
+                )
 
 
 def dynamize(backbone: nn.Module, **dynamic: Any) -> nn.Module:
