@@ -56,13 +56,11 @@ def is_folded_norm(norm: nn.Module) -> bool:
 def fold_norm_of_gate(gate: SoftModulationGate) -> None:
     """Fold the normalisation of a gate into its first layer, in place; what is no BatchNorm of this
     kind, or is watched, stays."""
-    bn, fc1 = gate.bn, gate.fc1
+    bn: Any = gate.bn
+    fc1 = gate.fc1
     if is_folded_norm(bn) and is_plain(fc1, nn.Linear) and fc1.bias is not None:
-        mean: Any = bn.running_mean
-        variance: Any = bn.running_var
-        fc1.weight, fc1.bias = fuse_linear_bn_weights(
-            fc1.weight, fc1.bias, mean, variance, bn.eps, bn.weight, bn.bias
-        )
+        applied = bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias
+        fc1.weight, fc1.bias = fuse_linear_bn_weights(fc1.weight, fc1.bias, *applied)
         gate.bn = nn.Identity()  # type: ignore[assignment]
 
 
@@ -79,15 +77,8 @@ def fold_norm(layer: DynamicConv2d | DynamicConv3d, norm: Any) -> bool:
         shift = offset - norm.running_mean * scale
         if not _invertible(layer, scale, gain.abs() + offset.abs()):
             return False
-        layer.weight, layer.bias = fuse_conv_bn_weights(
-            layer.weight,
-            layer.bias,
-            norm.running_mean,
-            norm.running_var,
-            norm.eps,
-            norm.weight,
-            norm.bias,
-        )
+        applied = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        layer.weight, layer.bias = fuse_conv_bn_weights(layer.weight, layer.bias, *applied)
         _fold_into_operations(layer, scale, shift)
     return True
 
