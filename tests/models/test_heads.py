@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from mmaction.models.heads import BaseHead
 from mmaction.registry import MODELS
 from mmaction.structures import ActionDataSample
 from mmengine.config import Config
@@ -13,7 +14,7 @@ from mmengine.config import Config
 from vared2_mmaction.apis.check import check_config
 from vared2_mmaction.models import force_policy, to_static
 from vared2_mmaction.models.blocks import parts_of
-from vared2_mmaction.models.heads import BaseHead, BudgetHead
+from vared2_mmaction.models.heads import BudgetHead
 from vared2_mmaction.models.neck import ModulatedFeatures
 
 from .backbones import STOCK

@@ -5,13 +5,14 @@ import inspect
 import os
 from typing import Any
 
+from mmaction.models.heads import FeatureHead
 from mmaction.registry import MODELS
 from mmaction.utils import register_all_modules
 from mmengine.config import Config
 
 from ..installation import DETECTION_MISSING, has_detection
 from ..models.dynamize import DynamicBackbone, build_dynamic_backbone
-from ..models.heads import BudgetPart, FeatureHead, build_budget_head
+from ..models.heads import BudgetPart, build_budget_head
 from ..models.layers import DynamicOptions
 from ..models.neck import SoftModulationGateNeck
 

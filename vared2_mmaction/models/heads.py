@@ -6,18 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from mmaction.models.heads import (
-    BaseHead,
-    FeatureHead,
-    GCNHead,
-    I3DHead,
-    TPNHead,
-    TRNHead,
-    TSMHead,
-    TSNAudioHead,
-    TSNHead,
-    X3DHead,
-)
+from mmaction.models import heads
 from mmaction.registry import MODELS
 from mmaction.structures import ActionDataSample
 from torch import Tensor, nn
@@ -160,26 +149,27 @@ class FrameBudgetHead(BudgetHead):
 
 
 @MODELS.register_module()
-class VARED2TSNHead(BudgetHead, TSNHead):
+class VARED2TSNHead(BudgetHead, heads.TSNHead):
     """TSN's head with the budget loss."""
 
 
 @MODELS.register_module()
-class VARED2I3DHead(BudgetHead, I3DHead):
+class VARED2I3DHead(BudgetHead, heads.I3DHead):
     """I3D's and R(2+1)D's head with the budget loss."""
 
 
 @MODELS.register_module()
-class VARED2X3DHead(BudgetHead, X3DHead):
+class VARED2X3DHead(BudgetHead, heads.X3DHead):
     """X3D's head with the budget loss."""
 
 
-_REFUSED: dict[type[BaseHead], str] = {
-    FeatureHead: 'has no loss; it takes the features of a dynamic network by itself, as '
+_REFUSED: dict[type[heads.BaseHead], str] = {
+    heads.FeatureHead: 'has no loss; it takes the features of a dynamic network by itself, as '
     'cls_head=dict(type="FeatureHead")',
-    GCNHead: 'classifies skeletons, whose networks have no neck',
-    TRNHead: 'relates the frames of a clip to each other, but SoftModulationGateNeck averages them',
-    TSNAudioHead: 'classifies sound, whose networks have no neck',
+    heads.GCNHead: 'classifies skeletons, whose networks have no neck',
+    heads.TRNHead: 'relates the frames of a clip to each other, but SoftModulationGateNeck '
+    'averages them',
+    heads.TSNAudioHead: 'classifies sound, whose networks have no neck',
 }
 
 
@@ -199,28 +189,28 @@ def build_budget_head(head: dict, loss_budget: dict | None = None) -> nn.Module:
     check('VARED2Head: head', head, OPTIONS)
     stock = MODELS.build(head)
     kind: Any = type(stock)
-    if not isinstance(stock, BaseHead):
+    if not isinstance(stock, heads.BaseHead):
         raise TypeError(f'VARED2Head: expected a classification head, got {kind.__name__}')
     for refused, reason in _REFUSED.items():
         if isinstance(stock, refused):
             raise TypeError(f'VARED2Head: {kind.__name__} {reason}')
-    if (kind.loss, kind.predict) != (BaseHead.loss, BaseHead.predict):
+    if (kind.loss, kind.predict) != (heads.BaseHead.loss, heads.BaseHead.predict):
         raise TypeError(
             f'VARED2Head: {kind.__name__} has a loss or predictions of its own; expected a head '
             'with those of BaseHead'
         )
     frames = 'num_segs' in inspect.signature(kind.forward).parameters
-    if frames and kind not in (TSNHead, TPNHead, TSMHead):
+    if frames and kind not in (heads.TSNHead, heads.TPNHead, heads.TSMHead):
         raise TypeError(
             f'VARED2Head: {kind.__name__} may need the features of every frame, but '
             'SoftModulationGateNeck averages them; VARED2TSNHead classifies the mean'
         )
-    stock.__class__ = derive(FrameBudgetHead if kind is TSMHead else BudgetHead, kind)
+    stock.__class__ = derive(FrameBudgetHead if kind is heads.TSMHead else BudgetHead, kind)
     stock._take_budget(loss_budget)
     return stock
 
 
-@replaces(FeatureHead, 'forward')
+@replaces(heads.FeatureHead, 'forward')
 def _extract_modulated(
     extract: Callable[..., Any], self: Any, x: Any, *args: Any, **kwargs: Any
 ) -> Any:
