@@ -8,9 +8,9 @@ from mmcv.cnn.bricks import wrappers
 from torch import Tensor, nn
 
 from ..layout import FORMATS, convolve, innermost, max_pool, without_pointwise_steps
-from ..ops import DynamicConv2d, DynamicConv3d
 from ..watched import runs
 from .kinds import Convolution
+from .layers import CONVOLUTIONS
 from .wrapped import backbone_of
 
 
@@ -61,15 +61,8 @@ _FORMED: dict[type[nn.Module], type[nn.Module]] = {
     wrappers.MaxPool3d: FormedMaxPool3d,
 }
 _CONVOLUTIONS: tuple[type[nn.Module], ...] = (
-    *Convolution,
-    wrappers.Conv2d,
-    wrappers.Conv3d,
-    FormedConv2d,
-    FormedConv3d,
-    wrappers.ConvTranspose2d,
-    wrappers.ConvTranspose3d,
-    DynamicConv2d,
-    DynamicConv3d,
+    *(*Convolution, wrappers.ConvTranspose2d, wrappers.ConvTranspose3d),
+    *(*CONVOLUTIONS, *CONVOLUTIONS.values(), FormedConv2d, FormedConv3d),
 )
 _STOCK: dict[type[nn.Module], Any] = {formed: formed.__base__ for formed in _FORMED.values()}
 
