@@ -8,13 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from annotations.ava_format import Keyframe
+from vared2_mmaction.ops.options import MAX_OPTIONS
 
 from .detections import Detections, found_share, read_detections
 from .dump import as_array
 
 COMPUTE = ('compute_ratio', 'compute_gmacs', 'overhead_gmacs')
-MOST_OPTIONS = 4
-"""Options of a dimension, at most."""
 
 
 class Source(NamedTuple):
@@ -73,7 +72,7 @@ class Videos:
     views: int
     """Views of all videos together."""
     chosen: np.ndarray
-    """(layers, 2, MOST_OPTIONS): share of the views in which a layer chose a channel option (first)
+    """(layers, 2, MAX_OPTIONS): share of the views in which a layer chose a channel option (first)
     and a temporal option (second), dearest option first."""
     detections: Sequence[Detections] = ()
     """(N), what is predicted, in detection."""
@@ -124,7 +123,7 @@ def read_videos(samples: Sequence[Mapping[str, Any]], sources: Sequence[Source])
         rows.append((*answer[1:], *_compute(sample, where)))
     predicted, score, correct, *compute = np.array(rows, dtype=np.float64).T
     policy = np.concatenate(policies)
-    chosen = np.stack([(policy == option).mean(0) for option in range(MOST_OPTIONS)], -1)
+    chosen = np.stack([(policy == option).mean(0) for option in range(MAX_OPTIONS)], -1)
     return Videos(
         sources=sources,
         num_classes=classes or 0,
@@ -209,9 +208,9 @@ def _policy(sample: Mapping[str, Any], layers: int | None, where: str) -> np.nda
         found = f'{policy.dtype} of shape {policy.shape}'
         wanted = f'integers of shape (views, {"layers" if layers is None else layers}, 2)'
         raise ValueError(f'{where}: policy is {found}; expected {wanted}')
-    if policy.min() < 0 or policy.max() >= MOST_OPTIONS:
+    if policy.min() < 0 or policy.max() >= MAX_OPTIONS:
         found = f'from {policy.min()} to {policy.max()}'
-        raise ValueError(f'{where}: policy has options {found}; expected 0 to {MOST_OPTIONS - 1}')
+        raise ValueError(f'{where}: policy has options {found}; expected 0 to {MAX_OPTIONS - 1}')
     return policy.astype(np.int8)
 
 

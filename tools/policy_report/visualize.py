@@ -135,10 +135,7 @@ def count_options(cfg: Config) -> dict[str, tuple[int, int]]:
     if not (layers := dynamic_layers(backbone)):
         kind = cfg.model.backbone.type
         raise ValueError(f'model.backbone.type={kind!r}: expected a backbone with dynamic layers')
-    return {
-        name: (len(layer.channel_options.kept), layer.temporal_options.num_options)
-        for name, layer in layers.items()
-    }
+    return {name: layer.num_options for name, layer in layers.items()}
 
 
 def _check_layers(dump: str, videos: Videos, layers: dict[str, tuple[int, int]]) -> None:
