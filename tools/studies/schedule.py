@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config
 from rich.console import Console
 
+from commands.steps import epochs_of
 from synthetic.moving_shapes import MovingShapes, make_moving_shapes
 
 from . import compare, match
@@ -160,7 +160,8 @@ class Scheduler:
         set_data(cfg, str(self.data), self.resources.workers)
         cfg.work_dir = str(folder)
         if start is not None:
-            cfg.load_from = str(_final_checkpoint(self.folder(start)))
+            of_start = self.folder(start)
+            cfg.load_from = str(of_start / f'epoch_{epochs_of(of_start / "config.py")}.pth')
         cfg.dump(folder / 'config.py')
         task = {'threads': self.resources.threads, 'data': str(self.data), 'settings': settings}
         write_json(folder / TASK, {**task, 'adapts': run.variant == DYNAMIC})
@@ -299,11 +300,6 @@ def _difference(folder: Path, there: Mapping[str, Any], settings: Mapping[str, A
         f'{folder} was made with {len(keys)} other settings: {shown}. Choose another --out, '
         'or --stale retrain, or --stale keep to take what is finished as it is'
     )
-
-
-def _final_checkpoint(folder: Path) -> Path:
-    epochs = Config.fromfile(folder / 'config.py').train_cfg.max_epochs
-    return folder / f'epoch_{epochs}.pth'
 
 
 @contextmanager
