@@ -127,13 +127,11 @@ class DynamicOptions:
         self._check_gate()
         return self
 
-    def _gate_class(self) -> Any:
-        kind = self.gate.get('type', SoftModulationGate)
-        return MODELS.get(kind) if isinstance(kind, str) else kind
-
     def _check_gate(self) -> None:
         check('dynamic.gate', self.gate, OPTIONS)
-        kind = self._gate_class()
+        kind: Any = self.gate.get('type', SoftModulationGate)
+        if isinstance(kind, str):
+            kind = MODELS.get(kind)
         if not callable(kind):
             raise ValueError(
                 f'dynamic.gate.type={self.gate["type"]!r}: expected a registered gate; is '
