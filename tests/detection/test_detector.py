@@ -7,8 +7,8 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import load_checkpoint
 
 from vared2_mmaction import force_policy, optimize, static_cost
+from vared2_mmaction.checkpoints.loading import is_own_parameter
 from vared2_mmaction.models import dynamic_layers, force_policies, to_static
-from vared2_mmaction.models.dynamize import is_own_parameter
 
 from .detectors import BACKBONES, batch, detect, detector, losses
 

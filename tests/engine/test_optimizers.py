@@ -12,7 +12,7 @@ from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 
-from vared2_mmaction.models.dynamize import is_own_parameter
+from vared2_mmaction.checkpoints.loading import is_own_parameter
 
 register_all_modules()
 

@@ -12,8 +12,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vared2_mmaction import dynamize, force_policy, static_cost
+from vared2_mmaction.checkpoints.loading import is_own_parameter
 from vared2_mmaction.models import accelerate, dynamic_layers, force_policies, to_static
-from vared2_mmaction.models.dynamize import is_own_parameter
 
 from ..compiling import needs_compiler
 from .backbones import NAMED, SHORT, STOCK, dynamic, listed, stock

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from vared2_mmaction.checkpoints.loading import is_own_parameter
 from vared2_mmaction.models import dynamic_layers
-from vared2_mmaction.models.dynamize import is_own_parameter
 
 from .backbones import STOCK, dynamic, stock
 

@@ -13,8 +13,8 @@ from torch import nn
 
 from studies.random_gate import keyed_by
 from vared2_mmaction import dynamize, force_policy
+from vared2_mmaction.checkpoints.loading import is_own_parameter
 from vared2_mmaction.models import dynamic_layers, force_policies
-from vared2_mmaction.models.dynamize import is_own_parameter
 from vared2_mmaction.ops import Modulation
 
 from ..compiling import needs_compiler

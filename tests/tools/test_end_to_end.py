@@ -23,7 +23,7 @@ from mmaction.apis import ActionRecogInferencer, MMAction2Inferencer
 from mmaction.registry import MODELS
 from mmengine.config import Config
 
-from vared2_mmaction.models.dynamize import is_own_parameter
+from vared2_mmaction.checkpoints.loading import is_own_parameter
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / 'tools'

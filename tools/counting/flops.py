@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils.flop_counter import FlopCounterMode
 
+from vared2_mmaction.checkpoints.loading import is_own_parameter
 from vared2_mmaction.executors import ExecutedConv
 from vared2_mmaction.models import DynamicFeatures, dynamic_layers, to_static
-from vared2_mmaction.models.dynamize import DynamicBackbone, is_own_parameter
+from vared2_mmaction.models.dynamize import DynamicBackbone
 from vared2_mmaction.models.kinds import Convolution
 from vared2_mmaction.models.static import run_once
 

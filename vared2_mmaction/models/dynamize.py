@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from ..checkpoints.loading import NO_WEIGHTS, OWN_PARTS, OtherNetworkError, check_kind
-from ..checkpoints.loading import is_own_parameter as is_own_parameter
 from ..errors import given_options
 from ..ops import COLUMNS, Decision, DynamicConv2d, DynamicConv3d, SoftModulationGate, charge
 from ..ops.options import MAX_OPTIONS

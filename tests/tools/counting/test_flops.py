@@ -15,9 +15,9 @@ from counting import flops
 from counting.clips import Views, random_clip, read_videos, views_of_split
 from vared2_mmaction import dynamize, force_policy, static_cost
 from vared2_mmaction.apis import load_model
+from vared2_mmaction.checkpoints.loading import is_own_parameter
 from vared2_mmaction.executors.eager import Eager
 from vared2_mmaction.models import SoftModulationGateNeck, dynamic_layers
-from vared2_mmaction.models.dynamize import is_own_parameter
 from vared2_mmaction.models.heads import BudgetHead
 
 from ...loading import load_tool
