@@ -13,7 +13,7 @@ import mmaction
 import numpy as np
 import pytest
 import torch
-from mmaction.datasets.transforms.loading import DecordDecode, DecordInit
+from mmaction.datasets.transforms.loading import DecordDecode, DecordInit, RawFrameDecode
 from mmaction.engine.hooks import VisualizationHook
 from mmaction.structures import ActionDataSample
 from mmaction.utils import dependency
@@ -150,6 +150,22 @@ def test_video_that_cannot_be_decoded_is_named():
     results = {'filename': 'damaged.mp4', 'video_reader': Reader(), 'frame_inds': np.arange(4)}
     with pytest.raises(RuntimeError, match=r"damaged\.mp4' cannot be decoded.*frame 3"):
         DecordDecode()(results)
+
+
+@pytest.mark.parametrize('content', [b'', b'no image'])
+@pytest.mark.parametrize(('modality', 'name'), [('RGB', '{:05}.jpg'), ('Flow', '{}_{:05}.jpg')])
+def test_frames_that_cannot_be_decoded_are_named(modality, name, content, tmp_path):
+    results = {'frame_dir': str(tmp_path), 'filename_tmpl': name, 'modality': modality}
+    decode = RawFrameDecode()
+    for axis in 'xy':
+        (tmp_path / f'{axis}_00001.jpg').write_bytes(content)
+    (tmp_path / '00001.jpg').write_bytes(content)
+    with pytest.raises(
+        RuntimeError, match=f"frames of '{tmp_path}' cannot be decoded: expected im"
+    ):
+        decode({**results, 'frame_inds': np.array([1])})
+    with pytest.raises(FileNotFoundError, match=r'00002\.jpg'):
+        decode({**results, 'frame_inds': np.array([2])})
 
 
 def test_missing_decord_is_not_taken_for_a_broken_video(monkeypatch):

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import track
 
 import vared2_mmaction  # noqa: F401  (registers the models and mends the OpenMMLab releases)
-from commands.cli import add_config_options, run_tool
+from commands.cli import add_config_options, check_writable, run_tool
 from policy_report import visualize
 from vared2_mmaction.apis.config_file import read_config_file
 
@@ -51,6 +51,8 @@ def load(args: argparse.Namespace) -> visualize.Study:
         raise ValueError(f'--frames {args.frames}: expected at least 1')
     if os.path.exists(args.out) and not os.path.isdir(args.out):
         raise FileExistsError(f'--out {args.out!r}: expected a folder, this is a file')
+    os.makedirs(args.out, exist_ok=True)
+    check_writable('--out', args.out)
     for name in ('dump', 'config'):
         if not os.path.isfile(path := getattr(args, name)):
             raise FileNotFoundError(f'{name.upper()}={path!r}: no such file')

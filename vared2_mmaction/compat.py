@@ -108,6 +108,22 @@ def _name_undecodable_videos() -> None:
         _name_video(getattr(loading, f'{library}Decode'), library, 'decoded')
     _name_video(loading.PyAVDecodeMotionVector, 'PyAV', 'decoded')
 
+    @replaces(loading.RawFrameDecode, 'transform')
+    def name_frames(original: Callable, self: Any, results: dict) -> dict:
+        try:
+            results = original(self, results)
+            if any(frame.dtype == object for frame in results['imgs']):  # of optical flow
+                raise ValueError('there is no image')
+            return results
+        except (ImportError, FileNotFoundError, PermissionError, KeyError, NotImplementedError):
+            raise  # of the pipeline, or with the name of the file
+        except Exception as error:
+            reason = str(error).strip().partition('\n')[0]
+            raise FileError(
+                f'frames of {str(results["frame_dir"])!r} cannot be decoded: expected images '
+                f'({reason})'
+            ) from error
+
 
 def _name_video(transform: Any, library: str, step: str) -> None:
     @replaces(transform, 'transform')

@@ -164,6 +164,16 @@ def _write_whole_files() -> None:
         put(self, obj, part)
         os.replace(part, path)
 
+    @replaces(CheckpointHook, 'after_val_epoch')
+    def compare(after: Callable, self: Any, runner: Any, metrics: dict) -> None:
+        for key in self.key_indicators if self.save_best and metrics else ():
+            if key not in ('auto', *metrics):
+                raise ValueError(
+                    f'default_hooks.checkpoint.save_best={key!r}: expected one of the metrics '
+                    f'{list(metrics)}'
+                )
+        after(self, runner, metrics)
+
     @replaces(CheckpointHook, '_save_checkpoint_with_step')
     @replaces(CheckpointHook, '_save_best_checkpoint')
     def save_first(save: Callable, self: Any, *args: Any, **kwargs: Any) -> None:

@@ -448,3 +448,10 @@ def test_a_checkpoint_of_the_name_of_the_one_before_stays(hook, left, tmp_path):
 def test_a_validation_without_training_saves_nothing(tmp_path):
     assert with_scores(tmp_path, interval=1).val() == {'score': 1}
     assert not list(tmp_path.glob('*.pth'))
+
+
+def test_a_score_that_no_metric_gives_is_named(tmp_path):
+    message = r"^default_hooks\.checkpoint\.save_best='other': expected one .*\['score'\]$"
+    with pytest.raises(ValueError, match=message):
+        with_scores(tmp_path, interval=1, save_best='other', rule='greater').train()
+    assert newest_checkpoint(tmp_path) == str(tmp_path / 'epoch_1.pth')

@@ -54,6 +54,7 @@ WRONG = {
         (['syntax.py'], "CONFIG='syntax.py' cannot be read: "),
         (['static.py', '--num-videos', '0'], '--num-videos 0'),
         (['static.py', '--out', '.'], "--out '.': is a folder"),
+        (['static.py', '--out', '/proc/a.json'], "--out '/proc/a.json': cannot be written: "),
     ],
     'gpu_check.py': [(['--clips', '0'], '--clips 0 --runs 10: expected 1 or more')],
     'make_moving_boxes.py': [(['list.txt'], 'OUT')],
@@ -76,6 +77,7 @@ WRONG = {
         (['static.py', 'gone.pth'], "load_from='gone.pth': no such checkpoint"),
         (['static.py', '~/gone.pth'], "load_from='~/gone.pth': no such checkpoint"),
         (['static.py', 'gone.pth', '--dump', 'folder.pkl'], "--dump 'folder.pkl': is a folder"),
+        (['static.py', 'gone.pth', '--dump', '/proc/a.pkl'], 'cannot be written: '),
         (
             ['static.py', 'gone.pth', '--dump', 'a.json'],
             "--dump 'a.json': expected a name that ends in .pkl",
@@ -98,6 +100,7 @@ WRONG = {
     'visualize_policy.py': [
         (['gone.pkl', 'static.py', '--out', 'x'], "DUMP='gone.pkl': no such file"),
         (['list.txt', 'syntax.py', '--out', 'x'], "CONFIG='syntax.py' cannot be read: "),
+        (['list.txt', 'static.py', '--out', '/proc'], "--out '/proc': cannot be written: "),
     ],
 }
 WITHOUT_FILES = {'run_detection.py'}
@@ -271,7 +274,8 @@ class Broken(Dataset):
         try:
             raise OSError('decoder')
         except OSError as error:
-            raise FileError(f"video 'broken{index}.mp4' cannot be decoded: damaged") from error
+            said = f"video 'broken{index}.mp4' cannot be decoded: damaged\nexpected: another"
+            raise FileError(said) from error
 
 
 def test_what_a_worker_that_loads_data_says(capsys):

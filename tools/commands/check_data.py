@@ -4,6 +4,7 @@
 import inspect
 import os
 from collections.abc import Iterator
+from numbers import Integral
 from typing import Any
 
 from mmaction.datasets import transforms
@@ -138,17 +139,19 @@ def _check_files(dataset: BaseDataset, key: str) -> None:
 
 
 def _check_labels(dataset: BaseDataset, key: str, classes: int | None) -> None:
-    """A label that no class has ends a training, and counts as an error of a test in silence."""
+    """A label that no class has ends a training, and counts as an error of a test in silence; tests
+    may be without labels, which are -1."""
     if classes is None:
         return
+    least = 0 if key.startswith('train') else -1
     for info in dataset.data_list:
         label = info.get('label')
         labels = label if isinstance(label, list | tuple) else [label]
-        if any(isinstance(one, int) and one >= classes for one in labels):
+        if any(isinstance(one, Integral) and not least <= one < classes for one in labels):
             name = info.get('filename') or info.get('frame_dir')
             raise ValueError(
                 f'{key}.ann_file={dataset.ann_file!r}: {name!r} has the label {label}; expected '
-                f'less than num_classes={classes} of the head'
+                f'0 or more and less than num_classes={classes} of the head'
             )
 
 

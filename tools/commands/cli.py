@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -70,7 +72,8 @@ def _tell(error: Exception) -> str | None:
     if not said or not (of_config or isinstance(error, _MISTAKES)):
         return None
     if said.startswith('Caught ') and '\nOriginal Traceback' in said:  # by a worker, for loading
-        return said.splitlines()[-1].partition(': ')[2]
+        raised = re.findall(rf'^(?:[\w.]+\.)?{said.split()[1]}: (.+)', said, re.MULTILINE)
+        return raised[-1] if raised else None
     return first_line(error)
 
 
@@ -135,7 +138,7 @@ def check_out(option: str, path: str, *suffixes: str) -> None:
 
     Raises:
         ValueError: If its name ends in none of the suffixes.
-        OSError: If there is no such folder, or it is one.
+        OSError: If there is no such folder, it is one, or it cannot be written.
     """
     if suffixes and not path.lower().endswith(suffixes):
         raise ValueError(f'{option} {path!r}: expected a name that ends in {", ".join(suffixes)}')
@@ -143,6 +146,25 @@ def check_out(option: str, path: str, *suffixes: str) -> None:
         raise FileNotFoundError(f'{option} {path!r}: there is no such folder')
     if os.path.isdir(path):
         raise IsADirectoryError(f'{option} {path!r}: is a folder')
+    check_writable(option, path)
+
+
+def check_writable(option: str, path: str) -> None:
+    """Whether a file, or files in a folder that there is, can be written.
+
+    Raises:
+        OSError: If not.
+    """
+    folder = path if os.path.isdir(path) else os.path.dirname(os.path.realpath(path))
+    try:
+        if os.path.isdir(path) or not os.path.exists(path) or os.path.isfile(path):
+            with tempfile.TemporaryFile(dir=folder):  # files take their places when they are whole
+                pass
+        else:
+            with open(path, 'wb'):  # a device
+                pass
+    except OSError as error:
+        raise type(error)(f'{option} {path!r}: cannot be written: {error.strerror}') from error
 
 
 def build_runner(cfg: Config) -> Runner:

@@ -240,7 +240,8 @@ def test_lists_that_are_none_are_named(change, message, folder):
 
 @pytest.mark.parametrize('split', ['train', 'val', 'test'])
 def test_labels_that_the_head_lacks_are_named(split, folder):
-    write(folder / 'data' / 'many.txt', ['a.mp4 0', 'folder/b.mp4 1 2', 'c.mp4 -1'])
+    last = 'c.mp4 0' if split == 'train' else 'c.mp4 -1'  # unlabelled
+    write(folder / 'data' / 'many.txt', ['a.mp4 0', 'folder/b.mp4 1 2', last])
     dataset = video_set(ann_file='data/many.txt', multi_class=True, num_classes=3)
     parts = {f'{name}_dataloader': {'dataset': video_set()} for name in ('train', 'val', 'test')}
     parts[f'{split}_dataloader'] = {'dataset': {'type': 'RepeatDataset', 'dataset': dataset}}
@@ -253,6 +254,20 @@ def test_labels_that_the_head_lacks_are_named(split, folder):
         )
         with pytest.raises(ValueError, match=named):
             check_run(Config({'model': {**model, 'cls_head': head}, **parts}), split)
+
+
+@pytest.mark.parametrize('lines', [['a.mp4 0', 'c.mp4'], ['a.mp4 0', 'c.mp4 -1']])
+def test_videos_to_train_on_have_labels(lines, folder):
+    write(folder / 'data' / 'some.txt', lines)
+    dataset = {'dataset': video_set(ann_file='data/some.txt')}
+    parts = {'train_dataloader': dataset, 'test_dataloader': dataset}
+    model = {'type': 'Recognizer2D', 'backbone': {'type': 'ResNet', 'depth': 18}}
+    cfg = Config({'model': {**model, 'cls_head': {'num_classes': 2}}, **parts})
+    check_run(cfg, 'test')
+    with pytest.raises(
+        ValueError, match=r"train_dataloader.*c.mp4' has the label -1; expected 0 or"
+    ):
+        check_run(cfg, 'train')
 
 
 def test_long_lists_are_sampled(folder, monkeypatch):

@@ -333,3 +333,13 @@ def test_launchers_explain_missing_arguments(script, stand_ins):
     assert run.returncode == 2
     assert run.stderr.startswith('usage: ')
     assert run.stdout == ''
+
+
+def test_outputs_that_can_be_written_are_left_as_they_are(tmp_path):
+    (tmp_path / 'old.json').write_text('old')
+    (tmp_path / 'link.json').symlink_to('old.json')
+    for path in ('old.json', 'new.json', 'link.json'):
+        cli.check_out('--out', str(tmp_path / path))
+    cli.check_out('--out', '/dev/null')
+    assert {path.name for path in tmp_path.iterdir()} == {'old.json', 'link.json'}
+    assert (tmp_path / 'link.json').read_text() == 'old'
