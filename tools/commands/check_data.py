@@ -147,7 +147,7 @@ def _check_labels(dataset: BaseDataset, key: str, classes: int | None) -> None:
     for info in dataset.data_list:
         label = info.get('label')
         labels = label if isinstance(label, list | tuple) else [label]
-        if any(isinstance(one, Integral) and not least <= one < classes for one in labels):
+        if any(isinstance(one, Integral) and not least <= int(one) < classes for one in labels):
             name = info.get('filename') or info.get('frame_dir')
             raise ValueError(
                 f'{key}.ann_file={dataset.ann_file!r}: {name!r} has the label {label}; expected '
