@@ -69,6 +69,11 @@ def build_parser() -> argparse.ArgumentParser:
         default='error',
         help='what to do about runs in --out that were made with other settings (default: error)',
     )
+    parser.add_argument(
+        '--budget',
+        type=float,
+        help='of dynamic networks but the pruned_ ones, a share of the compute (default: 0.4)',
+    )
     trial = parser.add_argument_group('to try it out')
     trial.add_argument(
         '--epochs', type=int, nargs=2, metavar=('STATIC', 'DYNAMIC'), help='of the two phases'
@@ -97,6 +102,7 @@ def make_scheduler(args: argparse.Namespace, console: Console) -> Scheduler:
         tuple(args.seeds),
         tuple(args.variants),
         None if args.epochs is None else tuple(args.epochs),
+        args.budget,
     )
     data = args.data_root or args.data or Path(f'data/study_{args.scale}')
     resources = Resources(args.jobs, args.threads, args.workers)
@@ -107,7 +113,7 @@ def command(args: argparse.Namespace) -> str:
     """The command that makes the same results, without folders and what is the default."""
     parts = ['python tools/study.py --out work_dirs/study']
     default = build_parser().parse_args(['--out', 'work_dirs/study'])
-    for name in ('scale', 'seeds', 'variants', 'epochs', 'videos'):
+    for name in ('scale', 'seeds', 'variants', 'budget', 'epochs', 'videos'):
         if (value := getattr(args, name)) != getattr(default, name):
             words = value if isinstance(value, list) else [value]
             parts.append(' '.join([f'--{name}', *map(str, words)]))

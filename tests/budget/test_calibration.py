@@ -134,6 +134,12 @@ def test_what_is_out_of_reach_names_the_ends():
     for ratio in (calibration.cheapest - 0.05, 0.01):
         with pytest.raises(ValueError, match=f'ratio={ratio}: out of reach.*{ends}'):
             calibration.set(ratio)
+    fixed = network()
+    for layer in dynamic_layers(fixed).values():
+        layer.channel_options.use([1])
+        layer.temporal_options.use([1])
+    with pytest.raises(ValueError, match=r'the dearest; options are fixed, no gate chooses$'):
+        set_budget(fixed, 0.9, seen)
     with pytest.raises(ValueError, match=r'ratio=1.5: expected a share'):
         calibration.set(1.5)
     with pytest.raises(ValueError, match='max_ratio=0.01: out of reach: expected at least 0'):

@@ -62,6 +62,8 @@ def _introduction(results: Results) -> Iterator[str]:
     on = ' on clips that differ in speed' if repeats > 1 else ''
     if name := settings.get('videos.name'):
         on = f' on {name}'
+    if (budget := results.budget(DYNAMIC)) is not None:
+        on += f' at a budget of {budget:g} %'
     yield f'# Results of the study{on}'
     yield ''
     yield (

@@ -177,6 +177,8 @@ class Study:
         seeds: Seeds of the training runs.
         variants: Keys of ``VARIANTS``.
         epochs: Epochs of the static and of the dynamic phase; None takes those of the configs.
+        budget: Of dynamic networks whose variant has none of its own; None takes that of the
+            configs.
 
     Raises:
         ValueError: An argument is out of range; the message names it as the command line does.
@@ -188,6 +190,7 @@ class Study:
     seeds: tuple[int, ...] = (0, 1, 2)
     variants: tuple[str, ...] = tuple(VARIANTS)
     epochs: tuple[int, int] | None = None
+    budget: float | None = None
 
     def __post_init__(self) -> None:
         for name in self.variants:
@@ -199,6 +202,8 @@ class Study:
             raise ValueError(f'--seeds: expected different numbers from 0, got {self.seeds}')
         if self.epochs is not None and min(self.epochs) < 2:
             raise ValueError(f'--epochs: expected at least 2 each, got {self.epochs}')
+        if self.budget is not None and not 0 < self.budget < 1:
+            raise ValueError(f'--budget: expected a share between 0 and 1, got {self.budget}')
 
     def runs(self) -> list[Run]:
         """All runs, with those that others need, in an order in which they can be done."""
@@ -218,6 +223,8 @@ class Study:
         """
         variant = VARIANTS[run.variant]
         cfg = self._base_config(variant)
+        if self.budget is not None and variant.base == DYNAMIC:
+            cfg.merge_from_dict({_BUDGET: self.budget})
         cfg.merge_from_dict(dict(variant.options))
         if self.epochs is not None:
             set_epochs(cfg, self._epochs(variant.base))  # of the variant's hooks as well

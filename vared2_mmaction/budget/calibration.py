@@ -124,9 +124,11 @@ class Calibration:
         """Raise a ValueError if a ratio is out of reach."""
         check('ratio', ratio, _RATIO)
         if not self.cheapest - _REACH <= ratio <= self.dearest + _REACH:
+            fixed = all(len(o) == 1 for layer in self._layers.values() for o in layer.in_use)
             raise ValueError(
                 f'ratio={ratio}: out of reach without training: expected a share from '
                 f'{self.cheapest:.3f}, the cheapest, to {self.dearest:.3f}, the dearest'
+                + ('; options are fixed, no gate chooses' if fixed else '')
             )
 
     def _part_of_step(self, state: Thresholds, step: _Step, ratio: float) -> Thresholds:

@@ -191,7 +191,12 @@ def test_pages_of_older_results_and_of_other_videos(load, content):
     assert '| not measured | – |' in page
     assert 'not counted. Made on:' in page
     content['settings'] = {'videos.seed': 6, 'videos.repeats': 5.0}
-    assert '--seed 6 --repeats 5, ? to train' in report.page(load(content))
+    content['runs']['vared2_seed1']['settings'] = {BUDGET: 0.2}
+    page = report.page(load(content))
+    assert page.startswith(
+        '# Results of the study on clips that differ in speed at a budget of 20 %'
+    )
+    assert '--seed 6 --repeats 5, ? to train' in page
 
 
 def test_runs_of_different_versions_are_told(load, content):
@@ -228,11 +233,12 @@ def test_command_of_the_tool():
     parse = tool.build_parser().parse_args
     plain = 'python tools/study.py --out work_dirs/study'
     assert tool.command(parse(['--out', 'elsewhere', '--data', 'there', '--jobs', '7'])) == plain
-    given = ['--seeds', '1', '--epochs', '2', '3', '--scale', 'large']
+    given = ['--seeds', '1', '--epochs', '2', '3', '--scale', 'large', '--budget', '0.2']
     again = tool.command(parse(['--out', 'elsewhere', *given]))
     assert parse(again.split()[2:]).epochs == [2, 3]
     assert parse(again.split()[2:]).seeds == [1]
     assert parse(again.split()[2:]).scale == 'large'
+    assert parse(again.split()[2:]).budget == 0.2
 
 
 def broken(content, change):

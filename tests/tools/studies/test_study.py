@@ -89,6 +89,16 @@ def test_weight_of_the_budget_loss(configs):
     assert found == {'model.cls_head.loss_budget.loss_weight': pytest.approx(expected)}
 
 
+def test_a_budget_of_the_study_is_that_of_variants_without_their_own(configs):
+    key = 'model.cls_head.loss_budget.budget'
+    for name, cfg in configs.items():
+        other = study.flatten(config(name, seed=7, budget=0.2).to_dict())
+        mine = study.flatten(cfg.to_dict())
+        differs = {k: v for k, v in other.items() if mine.get(k) != v}
+        dynamic = study.VARIANTS[name].base == 'vared2'
+        assert differs == ({key: 0.2} if dynamic and name not in study.PRUNED else {}), name
+
+
 def test_random_policy_differs_in_its_gates_alone(configs):
     found = changed(configs, 'random', 'vared2')
     assert found['model.backbone.type'] == 'RandomPolicyResNet2Plus1d'
@@ -202,6 +212,8 @@ def test_large_scale_builds(configs):
         ({'seeds': (1, 1)}, '--seeds'),
         ({'seeds': ()}, '--seeds'),
         ({'epochs': (1, 5)}, '--epochs'),
+        ({'budget': 1.0}, '--budget'),
+        ({'budget': 0.0}, '--budget'),
     ],
 )
 def test_mistakes(changes, named):
