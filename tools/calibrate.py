@@ -4,8 +4,9 @@
 import argparse
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,17 @@ from mmengine.config import Config
 from mmengine.runner import save_checkpoint
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 import vared2_mmaction  # noqa: F401  (registers the models and mends the OpenMMLab releases)
 from commands.check_data import check_run
 from commands.cli import add_config_options, add_optimize_option, build_runner, run_tool
-from commands.testing import OptimizeHook, metrics_of, training_clips
+from commands.testing import OptimizeHook, metrics_of, set_metrics, training_clips
 from vared2_mmaction import force_policy
 from vared2_mmaction.apis.config_file import read_config_file
 from vared2_mmaction.apis.weights import check_checkpoint, load_weights
 from vared2_mmaction.budget import Calibration, start_from_static
+from vared2_mmaction.datasets.pipelines import type_name
 
 _OF_TRAINING = (
     *(f'{split}_{part}' for split in ('train', 'val') for part in ('dataloader', 'cfg')),
@@ -34,7 +37,9 @@ _OF_TRAINING = (
 )
 Point = dict[str, Any]
 """A line of the curve: ``asked``, ``calibration`` (ratio of the calibration clips),
-``checkpoint``, and all metrics of the test."""
+``checkpoint``, and all metrics of the test that are a number."""
+_NO_ACCURACY = {'ComputeMetric', 'ConfusionMatrix', 'DumpResults'}
+"""Metrics that say nothing about accuracy in one number."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -83,18 +88,18 @@ def calibrate_and_test(cfg: Config, args: argparse.Namespace) -> list[Point]:
         A point for the network as it was loaded, and one for each ratio.
 
     Raises:
-        ValueError: If a ratio is out of reach; names cheapest and dearest.
+        ValueError: If a ratio is out of reach; names cheapest and dearest. Or if no metric of the
+            test is a number of accuracy.
         FileNotFoundError: If a file is missing.
     """
     checkpoint, out = args.checkpoint, Path(args.out)
     check_checkpoint(checkpoint)
     cfg.load_from, cfg.resume = None, False
     check_run(cfg, 'train', 'test')
+    metrics = _metrics(cfg)
     out.mkdir(parents=True, exist_ok=True)
     cfg.work_dir = str(out)
-    metrics = metrics_of(cfg)
-    if 'ComputeMetric' not in [metric['type'] for metric in metrics]:
-        cfg.test_evaluator = [*metrics, {'type': 'ComputeMetric'}]
+    set_metrics(cfg, metrics)
     loader = training_clips(cfg, args.num_videos)
     # Loaders that get a batch_sampler have no size of their own.
     at_once, in_training = loader.batch_size, cfg.train_dataloader.get('batch_size')
@@ -121,7 +126,8 @@ def calibrate_and_test(cfg: Config, args: argparse.Namespace) -> list[Point]:
         calibration.check(ratio)
     model.load_state_dict(loaded)
     with force_policy(model) if args.from_static else nullcontext():
-        points: list[Point] = [{'asked': None, **runner.test()}]
+        points: list[Point] = [{'asked': None, **_numbers(runner.test())}]
+    _accuracy(points[0])  # is there one, before a network is tested again and again
     if not args.no_optimize:
         runner.register_hook(OptimizeHook())
     for ratio in sorted(args.ratios, reverse=True):
@@ -129,15 +135,35 @@ def calibrate_and_test(cfg: Config, args: argparse.Namespace) -> list[Point]:
         path = out / f'{Path(checkpoint).stem}_ratio-{ratio:g}.pth'
         save_checkpoint({'state_dict': model.state_dict(), 'meta': {'ratio': reached}}, str(path))
         point = {'asked': ratio, 'calibration': reached, 'checkpoint': str(path)}
-        points.append({**point, **runner.test()})
+        points.append({**point, **_numbers(runner.test())})
         (out / 'curve.json').write_text(json.dumps(points, indent=2) + '\n')
     return points
 
 
+def _metrics(cfg: Config) -> list[dict]:
+    """Metrics of the test of a config, with that of compute by its own name; a ValueError if none
+    is of accuracy."""
+    found = metrics_of(cfg)
+    names = [type_name(metric.get('type')) for metric in found]
+    if _NO_ACCURACY.issuperset(names):
+        raise ValueError(f'test_evaluator: expected a metric of accuracy, found {names}')
+    others = [m for m, name in zip(found, names, strict=True) if name != 'ComputeMetric']
+    return [*others, {'type': 'mmaction.ComputeMetric'}]
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Metrics that are one number, which a matrix of confusions is not."""
+    numbers = {key: value for key, value in metrics.items() if isinstance(value, Real | Tensor)}
+    return {key: float(v) for key, v in numbers.items() if getattr(v, 'ndim', 0) == 0}
+
+
 def _accuracy(point: Point) -> tuple[str, float]:
-    """The first metric that is not of compute."""
+    """The first metric that is not of compute; a ValueError if there is none."""
     own = ('asked', 'calibration', 'checkpoint')
-    return next((k, v) for k, v in point.items() if k not in own and not k.startswith('compute/'))
+    for key, value in point.items():
+        if key not in own and not key.startswith('compute/'):
+            return key, value
+    raise ValueError(f'test_evaluator: expected a metric that is a number, found {list(point)}')
 
 
 def print_curve(points: Sequence[Point]) -> None:

@@ -19,7 +19,7 @@ from rich.table import Table
 import vared2_mmaction  # noqa: F401  (registers the models and mends the OpenMMLab releases)
 from commands import cli
 from commands.check_data import check_run
-from commands.testing import OptimizeHook, metrics_of
+from commands.testing import OptimizeHook, metrics_of, set_metrics
 from controls.gate_outputs import MEAN, OTHER, OWN
 from controls.measure import KINDS, check_controls, measure_controls
 from vared2_mmaction.apis.config_file import merge_options, read_config_file
@@ -88,9 +88,7 @@ def enable_drawing(cfg: Config, args: argparse.Namespace) -> None:
 def dump_predictions(cfg: Config, path: str) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)  # as the dump would, after the test
     cli.check_out('--dump', path, '.pkl', '.pickle')
-    if cfg.get('test_evaluator') is None:
-        raise ValueError('--dump needs a `test_evaluator` in the config')
-    cfg.test_evaluator = [*metrics_of(cfg), {'type': 'DumpResults', 'out_file_path': path}]
+    set_metrics(cfg, [*metrics_of(cfg), {'type': 'DumpResults', 'out_file_path': path}])
 
 
 def test(args: argparse.Namespace) -> None:

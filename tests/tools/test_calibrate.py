@@ -83,6 +83,50 @@ def test_a_training_loader_without_a_batch_size_is_taken(project, capsys):
     assert 'BatchNorm is estimated over batches' not in capsys.readouterr().out
 
 
+ACCURACY = "dict(type='AccMetric', metric_list=('top_k_accuracy',))"
+COMPUTE = "dict(type='mmaction.ComputeMetric')"
+MATRIX = "dict(type='ConfusionMatrix', num_classes=3)"
+
+
+@pytest.mark.parametrize(
+    'evaluator', [f'[{ACCURACY}, {COMPUTE}]', f"dict(type='Evaluator', metrics=[{ACCURACY}])"]
+)
+def test_evaluators_are_taken_as_they_are_written(evaluator, project):
+    Path(project[0]).write_text(f'{Path(project[0]).read_text()}\ntest_evaluator = {evaluator}\n')
+    for point in run(project, '--ratios', '0.95'):
+        assert 0 <= point['acc/top1'] <= 1
+        assert 0 < point['compute/ratio'] <= 1
+
+
+def test_of_metrics_that_are_no_number_there_is_no_curve(project, capsys):
+    text = Path(project[0]).read_text()
+    Path(project[0]).write_text(f'{text}\ntest_evaluator = [{MATRIX}, {ACCURACY}]\n')
+    point = run(project, '--ratios', '0.95')[-1]
+    assert 'acc/top1' in point
+    assert not any('confusion' in key or 'result' in key for key in point)
+
+
+@pytest.mark.parametrize(
+    ('evaluator', 'said'),
+    [
+        ('None', 'test_evaluator=None: expected a metric, or a list of them'),
+        ('[]', 'test_evaluator=[]: expected a metric'),
+        (COMPUTE, "test_evaluator: expected a metric of accuracy, found ['ComputeMetric']"),
+        (f'[{MATRIX}]', "expected a metric of accuracy, found ['ConfusionMatrix']"),
+    ],
+)
+def test_evaluators_without_accuracy_are_refused_before_a_test(
+    evaluator, said, project, capsys, monkeypatch
+):
+    tested = []
+    monkeypatch.setattr(Runner, 'test', lambda runner: tested.append(runner))
+    Path(project[0]).write_text(f'{Path(project[0]).read_text()}\ntest_evaluator = {evaluator}\n')
+    with pytest.raises(SystemExit):
+        run(project, '--ratios', '0.95')
+    assert said in capsys.readouterr().err.splitlines()[-1]
+    assert not tested
+
+
 def test_training_videos_are_found_in_wrappers(project):
     cfg = Config.fromfile(project[0])
     one = cfg.train_dataloader.dataset

@@ -26,9 +26,23 @@ _RUN_A_COPY = (DataParallel, DistributedDataParallel, BaseTTAModel)
 
 
 def metrics_of(cfg: Config) -> list[dict]:
-    """Metrics of the test of a config, which names one or a list of them."""
+    """Metrics of the test of a config, which names one, a list, or an evaluator of them.
+
+    Raises:
+        ValueError: If it names none.
+    """
+    evaluator = cfg.get('test_evaluator')
+    metrics = evaluator.get('metrics', evaluator) if isinstance(evaluator, dict) else evaluator
+    if not metrics:
+        raise ValueError(f'test_evaluator={evaluator!r}: expected a metric, or a list of them')
+    return list(metrics) if isinstance(metrics, list | tuple) else [metrics]
+
+
+def set_metrics(cfg: Config, metrics: list[dict]) -> None:
+    """Replace the metrics of the test of a config; the class of its evaluator stays."""
     evaluator = cfg.test_evaluator
-    return list(evaluator) if isinstance(evaluator, list | tuple) else [evaluator]
+    inside = isinstance(evaluator, dict) and 'metrics' in evaluator
+    cfg.test_evaluator = {**evaluator, 'metrics': metrics} if inside else metrics
 
 
 def training_clips(cfg: Config, videos: int | None = None) -> DataLoader:

@@ -201,6 +201,14 @@ def test_dump_works_together_with_evaluator_options(config):
     assert [metric['type'] for metric in cfg.test_evaluator] == ['ConfusionMatrix', 'DumpResults']
 
 
+def test_dump_is_a_metric_of_the_evaluator(config):
+    evaluator = "dict(type='Evaluator', metrics=dict(type='AccMetric'))"
+    Path(config).write_text(f'{CONFIG}\ntest_evaluator = {evaluator}')
+    found = our_config('test', [config, 'weights.pth', '--dump', 'out.pkl']).test_evaluator
+    assert found.type == 'Evaluator'
+    assert [metric.type for metric in found.metrics] == ['AccMetric', 'DumpResults']
+
+
 @pytest.mark.parametrize(
     ('tool', 'change', 'flags', 'message'),
     [
