@@ -137,6 +137,21 @@ def test_several_views(network, video):
 
 
 def test_without_names_classes_are_numbered(inferencer, video):
+WRAPPED = """
+once = dict(type='DecodeOnce', transforms=_base_.test_pipeline[:4])
+dataset = dict(type='VideoDataset', pipeline=[once, *_base_.test_pipeline[4:]])
+dataset = dict(type='ConcatDataset', datasets=[dataset])
+test_dataloader = dict(dataset=dict(_delete_=True, type='RepeatDataset', times=2, dataset=dataset))
+"""
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_wrappers_of_data_sets_and_steps_change_nothing(kind, networks, video):
+    config, checkpoint = networks[kind]
+    found = recognize(load_inferencer(change(config, WRAPPED), checkpoint), video)
+    assert found.scores == recognize(load_inferencer(config, checkpoint), video).scores
+
+
     assert sorted(recognize(inferencer, video).labels) == ['0', '1', '2']
 
 

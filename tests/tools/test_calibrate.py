@@ -136,6 +136,24 @@ def test_training_videos_are_found_in_wrappers(project):
     assert number == 2 * len(SPLITS['train'])
 
 
+def test_a_wrapped_test_set_reads_them(project):
+    cfg = Config.fromfile(project[0])
+    expected = [clip for batch in training_clips(cfg) for clip in batch['inputs']]
+    one = cfg.test_dataloader.dataset
+    cfg.test_dataloader.dataset = {'type': 'ConcatDataset', 'datasets': [one, one]}
+    found = [clip for batch in training_clips(cfg) for clip in batch['inputs']]
+    assert torch.equal(torch.stack(found), torch.stack(expected))
+    cfg.test_dataloader.dataset = {'type': 'VideoDataset'}
+    with pytest.raises(ValueError, match=r'test_dataloader\.dataset: expected one with a pipeline'):
+        training_clips(cfg)
+
+
+def test_training_videos_that_are_repeated_are_read_once(project):
+    cfg = Config.fromfile(project[0])
+    cfg.train_dataloader.dataset.update(type='RepeatAugDataset', num_repeats=2, sample_once=True)
+    assert sum(len(batch['inputs']) for batch in training_clips(cfg)) == len(SPLITS['train'])
+
+
 def test_a_static_network_needs_no_training(project, capsys):
     state = torch.load(project[1])['state_dict']
     parts = '.gate.', '.channel_options.', '.temporal_options.'

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmaction.datasets import VideoDataset
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel
@@ -17,12 +18,15 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils.data import DataLoader, Subset
 
 from vared2_mmaction.apis.optimizing import try_to_optimize
+from vared2_mmaction.datasets.pipelines import first_dataset, type_name
 from vared2_mmaction.executors import BACKENDS, ExecutedConv
 from vared2_mmaction.models import dynamic_layers, force_policies
 from vared2_mmaction.models.wrapped import is_wrapper
 
 _RUN_A_COPY = (DataParallel, DistributedDataParallel, BaseTTAModel)
 """Modules whose tests call what is their ``module`` then."""
+_OF_REPEATS = ('num_repeats', 'sample_once')
+"""What ``RepeatAugDataset``, which reads a video several times, has on top of ``VideoDataset``."""
 
 
 def metrics_of(cfg: Config) -> list[dict]:
@@ -51,9 +55,14 @@ def training_clips(cfg: Config, videos: int | None = None) -> DataLoader:
     Args:
         cfg: Config of a run.
         videos: How many, evenly spaced; None takes all.
+
+    Raises:
+        ValueError: If the data set of the test has no pipeline.
     """
     init_default_scope(cfg.get('default_scope') or 'mmaction')
-    pipeline = cfg.test_dataloader.dataset.pipeline
+    pipeline = first_dataset(cfg.test_dataloader.dataset).get('pipeline')
+    if pipeline is None:
+        raise ValueError('test_dataloader.dataset: expected one with a pipeline, which reads clips')
     dataset = DATASETS.build(_read_by(pipeline, cfg.train_dataloader.dataset))
     number = len(dataset) if videos is None else min(videos, len(dataset))
     chosen = np.linspace(0, len(dataset) - 1, number).round().astype(int)
@@ -68,6 +77,9 @@ def _read_by(pipeline: list, dataset: dict) -> dict:
         return {**dataset, 'datasets': [_read_by(pipeline, part) for part in dataset['datasets']]}
     if 'pipeline' not in dataset and 'dataset' in dataset:
         return _read_by(pipeline, dataset['dataset'])
+    if type_name(dataset.get('type')) == 'RepeatAugDataset':
+        dataset = {key: value for key, value in dataset.items() if key not in _OF_REPEATS}
+        dataset['type'] = VideoDataset
     return {**dataset, 'pipeline': pipeline, 'test_mode': True}
 
 

@@ -13,6 +13,7 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from commands.check_data import check_run
+from vared2_mmaction.datasets.pipelines import pipeline_steps, type_name
 from vared2_mmaction.models.kinds import Convolution
 from vared2_mmaction.models.static import is_detector
 
@@ -31,10 +32,10 @@ class Views(NamedTuple):
 
 def views_of_split(cfg: Config, model: nn.Module, split: str) -> Views | None:
     """Read clips and crops from the pipeline of a split; None where it does not tell."""
-    pipeline = (cfg.get(f'{split}_dataloader') or {}).get('dataset', {}).get('pipeline') or []
+    dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset')
     views, crops, size = None, 1, None
-    for step in pipeline:
-        kind = getattr(step['type'], '__name__', str(step['type'])).rpartition('.')[2]
+    for step in pipeline_steps(dataset):
+        kind = type_name(step['type'])
         if 'clip_len' in step:
             positions = step.get('num_sample_positions', 10 if kind == 'DenseSampleFrames' else 1)
             repeats = positions * (2 if step.get('twice_sample') else 1)

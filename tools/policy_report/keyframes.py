@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from mmengine.dataset import BaseDataset
 
+from vared2_mmaction.datasets.pipelines import pipeline_steps
+
 from .boxes import ANNOTATED, GAP, PREDICTED, WHITE, Box, describe, draw_boxes, side_by_side
 from .strips import StripReader
 from .videos import Videos
@@ -41,7 +43,7 @@ class KeyframeReader(StripReader):
     ) -> None:
         super().__init__(dataset, frames, height)
         self.videos, self.classes = videos, classes
-        steps = {type(step).__name__: step for step in dataset.pipeline.transforms}
+        steps = {type(step).__name__: step for step in pipeline_steps(dataset)}
         if 'SampleAVAFrames' not in steps:
             raise ValueError(
                 'test_dataloader.dataset.pipeline: expected SampleAVAFrames, which says '

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from mmengine.dataset import BaseDataset
 
+from vared2_mmaction.datasets.pipelines import pipeline_steps
+
 from .boxes import side_by_side
 
 
@@ -25,7 +27,7 @@ class StripReader:
     video and folders of frames are read alike.
 
     Args:
-        dataset: A ``VideoDataset``, a ``RawframeDataset`` or one like them.
+        dataset: A ``VideoDataset``, a ``RawframeDataset`` or one like them, in wrappers or not.
         frames: Frames of a strip; a shorter video shows all it has.
         height: Height of a strip in pixels.
 
@@ -35,7 +37,7 @@ class StripReader:
 
     def __init__(self, dataset: BaseDataset, frames: int, height: int = 112) -> None:
         self.dataset, self.frames, self.height = dataset, frames, height
-        steps = [(type(step).__name__, step) for step in dataset.pipeline.transforms]
+        steps = [(type(step).__name__, step) for step in pipeline_steps(dataset)]
         self.steps = [step for name, step in steps if name.endswith(('Init', 'Decode'))]
         if not any(name.endswith('Decode') for name, _ in steps):
             found = [name for name, _ in steps]

@@ -14,6 +14,7 @@ from mmengine.registry import init_default_scope
 from annotations.ava_format import Keyframe
 from vared2_mmaction.apis.check import check_config
 from vared2_mmaction.apis.labels import read_actions, read_classes
+from vared2_mmaction.datasets.pipelines import first_dataset
 from vared2_mmaction.models.policy import dynamic_layers
 
 from . import categories, figures
@@ -92,6 +93,7 @@ def build_test_dataset(cfg: Config) -> BaseDataset:
 def read_sources(dataset: BaseDataset) -> list[Source]:
     """The videos of a data set, in its order; none of them is opened."""
     sources = []
+    classes = getattr(first_dataset(dataset), 'num_classes', None) or 0
     for index in range(len(dataset)):
         info = dataset.get_data_info(index)
         name = info.get('filename') or info.get('frame_dir')
@@ -101,7 +103,6 @@ def read_sources(dataset: BaseDataset) -> list[Source]:
                 f'test_dataloader.dataset: video {index} has {found}; expected filename or '
                 'frame_dir, as those of VideoDataset and RawframeDataset'
             )
-        classes = getattr(dataset, 'num_classes', None) or 0
         if 'gt_bboxes' in info:
             sources.append(_read_keyframe(str(name), info, classes))
         else:
@@ -120,6 +121,7 @@ def _read_keyframe(name: str, info: Mapping[str, Any], classes: int) -> Source:
 def _read_names(path: str | None, videos: Videos, dataset: BaseDataset) -> list[str]:
     if not videos.detections:
         return read_classes(path, videos.num_classes)
+    dataset = first_dataset(dataset)
     custom = getattr(dataset, 'custom_classes', None)  # with the background
     path = path or getattr(dataset, 'label_file', None)
     return read_actions(path, videos.num_classes, custom and custom[1:])

@@ -15,6 +15,7 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from ..datasets.pipelines import first_dataset, pipeline_steps
 from ..models.dynamize import DynamicBackbone
 from .check import check_config
 from .config_file import first_line, read_config_file
@@ -177,6 +178,8 @@ def load_and_tell(model: nn.Module, checkpoint: str) -> None:
 def read_config(path: str, *kinds: str) -> Config:
     """Read a config for inference, whose ``model.type`` is one of some kinds, or any.
 
+    Its test set has no wrappers, and no ``DecodeOnce`` around the steps of its pipeline.
+
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it cannot be read, is of another model, or has no test pipeline.
@@ -185,12 +188,14 @@ def read_config(path: str, *kinds: str) -> Config:
     kind = (cfg.get('model') or {}).get('type')
     if kinds and kind not in kinds:
         raise ValueError(f'CONFIG={path!r}: model.type={kind!r}, expected {" or ".join(kinds)}')
-    pipeline = (cfg.get('test_dataloader') or {}).get('dataset', {}).get('pipeline')
-    if not pipeline:
+    dataset = first_dataset((cfg.get('test_dataloader') or {}).get('dataset'))
+    steps = pipeline_steps(dataset)
+    if not steps:
         raise ValueError(
             f'CONFIG={path!r} lacks test_dataloader.dataset.pipeline: expected the steps that '
             'sample, decode and format the frames of a video'
         )
+    cfg.test_dataloader.dataset = {**dataset, 'pipeline': steps}  # where MMAction2 looks for them
     if kind == 'Recognizer2D':  # MMAction2's recognizer fails on it, whatever the backbone
         (cfg.model.get('test_cfg') or {}).pop('max_testing_views', None)
     # Keeps the names of classes; that of the config may be missing, or write files.

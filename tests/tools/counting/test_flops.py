@@ -286,6 +286,10 @@ def test_views_of_stock_pipelines():
     model = build(R2PLUS1D)
     cfg = config(R2PLUS1D, {'test_dataloader.dataset.pipeline.3.crop_size': (48, 32)})
     assert views_of_split(cfg, model, 'test') == Views(4, 1, 3, (32, 48))
+    dataset = cfg.test_dataloader.dataset
+    dataset.pipeline[:3] = [{'type': 'DecodeOnce', 'transforms': dataset.pipeline[:3]}]
+    cfg.test_dataloader.dataset = {'type': 'ConcatDataset', 'datasets': [dataset]}
+    assert views_of_split(cfg, model, 'test') == Views(4, 1, 3, (32, 48))
 
 
 @pytest.mark.parametrize(('text', 'clips'), [(R2PLUS1D, 3), (TSN, 2)])

@@ -5,6 +5,7 @@ import cv2
 import numpy as np
 import pytest
 from mmaction.datasets import AVADataset
+from mmengine.dataset import ConcatDataset
 
 from annotations.ava_format import Keyframe, write_annotations
 from policy_report.boxes import ANNOTATED, GAP, PREDICTED
@@ -103,6 +104,13 @@ def test_names_are_on_the_keyframe(dataset, videos):
     named = read(dataset, videos, frames=1).image
     nameless = KeyframeReader(dataset, 1, videos, ['', '', ''], HEIGHT).read(0).image
     assert (named != nameless).any()
+
+
+def test_wrapped_data_sets_are_read(dataset, videos):
+    wrapped = ConcatDataset([dataset])
+    assert [source.name for source in read_sources(wrapped)] == [s.name for s in videos.sources]
+    found, expected = (read(each, videos, frames=5).image for each in (wrapped, dataset))
+    assert np.array_equal(found, expected)
 
 
 def test_missing_videos_are_named(dataset, videos):

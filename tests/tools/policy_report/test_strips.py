@@ -5,6 +5,7 @@ import cv2
 import numpy as np
 import pytest
 from mmaction.datasets import RawframeDataset, VideoDataset
+from mmengine.dataset import ConcatDataset, RepeatDataset
 
 from policy_report.boxes import side_by_side
 from policy_report.strips import StripReader
@@ -82,6 +83,15 @@ def test_files_are_read_like_the_pipeline_reads_them(videos, tmp_path):
     assert broken.image is None
     assert 'cannot be read' in broken.problem
     assert 'broken.mp4' in broken.problem
+
+
+def test_wrappers_of_data_sets_and_steps_change_nothing(videos, tmp_path):
+    lines = [f'{videos}/test0.mp4 0']
+    plain = StripReader(listed(tmp_path, lines, VideoDataset, VIDEO), frames=3).read(0)
+    once = [{'type': 'mmaction.DecodeOnce', 'transforms': VIDEO[:3]}, VIDEO[3]]
+    dataset = listed(tmp_path, lines, VideoDataset, once)
+    for wrapped in (dataset, ConcatDataset([dataset]), RepeatDataset(dataset, 2)):
+        assert np.array_equal(StripReader(wrapped, frames=3).read(0).image, plain.image)
 
 
 def test_a_pipeline_without_decoder_is_named(videos, tmp_path):

@@ -153,12 +153,16 @@ def test_without_categories_no_video_is_opened(run, project, tmp_path):
     assert table(out)['video'] == ['a.mp4', 'b.mp4', 'c.mp4']
 
 
-def test_many_labels_a_video(project, tmp_path):
+@pytest.mark.parametrize('wrapped', [False, True])
+def test_many_labels_a_video(wrapped, project, tmp_path):
     (tmp_path / 'list.txt').write_text('a.mp4 0 3\nb.mp4 1\nc.mp4 13 2\n')
     cfg = Config.fromfile(project / 'config.py')
     cfg.test_dataloader.dataset.update(
         ann_file=str(tmp_path / 'list.txt'), multi_class=True, num_classes=14
     )
+    if wrapped:
+        one = cfg.test_dataloader.dataset
+        cfg.test_dataloader.dataset = {'type': 'ConcatDataset', 'datasets': [one]}
     samples = mmengine.load(project / 'dump.pkl')
     for sample, labels in zip(samples, ([0, 3], [1], [2, 13]), strict=True):
         sample['gt_label'] = torch.zeros(14)
