@@ -1,6 +1,7 @@
 # Copyright (c) vared2_mmaction contributors. Licensed under the Apache License, Version 2.0.
 """Videos that are decoded once give what they give when they are decoded every time."""
 
+import cv2
 import numpy as np
 import pytest
 from mmaction.registry import TRANSFORMS
@@ -63,7 +64,7 @@ def test_epochs_equal_those_that_decode_again(tmp_path):
 
 def test_a_video_without_a_name():
     register_all_modules()
-    with pytest.raises(KeyError, match='filename'):
+    with pytest.raises(ValueError, match=r"expected filename or frame_dir, found \['label'\]"):
         TRANSFORMS.build(dict(type='DecodeOnce', transforms=DECODE))(dict(label=0))
 
 
@@ -78,3 +79,26 @@ def test_samples_of_one_video_keep_what_is_their_own(tmp_path):
         for index in range(2):
             assert once({**info, 'sample_idx': index, 'label': index + 5})['label'] == index + 5
             assert once({**info, 'timestamp': index})['timestamp'] == index
+
+
+def test_folders_of_frames_are_kept_by_what_is_read_of_them(tmp_path):
+    register_all_modules()
+    for name, level in (('rgb', 10), ('x', 20), ('y', 30), ('grey', 40)):
+        for t in range(1, 5):
+            cv2.imwrite(str(tmp_path / f'{name}_{t}.png'), np.full((8, 8, 3), level + t, np.uint8))
+    steps = [dict(type='SampleFrames', clip_len=1, test_mode=True), dict(type='RawFrameDecode')]
+    once = TRANSFORMS.build(dict(type='DecodeOnce', transforms=steps))
+    plain = dict(frame_dir=str(tmp_path), filename_tmpl='rgb_{}.png', modality='RGB')
+    plain.update(total_frames=3, start_index=1, offset=0)
+    for changes, level in (
+        ({}, 12),
+        ({'filename_tmpl': 'grey_{}.png'}, 42),
+        ({'offset': 1}, 13),
+        ({'total_frames': 1}, 11),
+        ({'modality': 'Flow', 'filename_tmpl': '{}_{}.png'}, 22),
+        ({}, 12),
+    ):
+        assert once({**plain, **changes})['imgs'][0].flat[0] == level
+    for path in tmp_path.iterdir():
+        path.unlink()
+    assert once(plain)['imgs'][0].flat[0] == 12

@@ -7,6 +7,13 @@ from typing import Any
 from mmaction.registry import TRANSFORMS
 from mmcv.transforms import BaseTransform, Compose
 
+_OF_A_SAMPLE = (
+    *('sample_idx', 'timestamp'),
+    *('filename_tmpl', 'modality', 'start_index', 'offset', 'total_frames'),
+)
+"""Keys of what else tells samples apart: several may be of one video, with labels and times of
+their own, or of one folder, with other frames of it."""
+
 
 @TRANSFORMS.register_module()
 class DecodeOnce(BaseTransform):
@@ -24,13 +31,14 @@ class DecodeOnce(BaseTransform):
         self._kept: dict[tuple, dict] = {}
 
     def transform(self, results: dict) -> dict[str, Any]:
-        """Transform a sample of a video, named by the key ``filename``.
+        """Transform a sample of a video, a file ``filename`` or a folder of frames ``frame_dir``.
 
         Raises:
-            KeyError: If there is no ``filename``.
+            ValueError: If it has neither.
         """
-        # Several samples may be of one video, with labels and times of their own.
-        sample = results['filename'], results.get('sample_idx'), results.get('timestamp')
+        if not (name := results.get('filename') or results.get('frame_dir')):
+            raise ValueError(f'DecodeOnce: expected filename or frame_dir, found {sorted(results)}')
+        sample = name, *(results.get(key) for key in _OF_A_SAMPLE)
         if sample not in self._kept:
             self._kept[sample] = self.transforms(results)
         return copy.deepcopy(self._kept[sample])  # Flip writes into what it is given
