@@ -25,5 +25,5 @@ def test_statistics_over_videos():
 
 
 def test_samples_of_a_stock_head_are_refused():
-    with pytest.raises(KeyError, match='compute_ratio is missing.*VARED2 head'):
+    with pytest.raises(ValueError, match='compute_ratio is missing.*VARED2 head'):
         ComputeMetric().process({}, [{'pred_score': 1}])

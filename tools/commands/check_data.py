@@ -16,6 +16,8 @@ from mmengine.registry import DefaultScope
 from vared2_mmaction.apis.check import check_config
 from vared2_mmaction.apis.config_file import first_line
 
+from .check_metrics import check_metrics
+
 _READ_VIDEOS = (
     transforms.DecordInit,
     transforms.OpenCVInit,
@@ -26,7 +28,7 @@ _MOST_FILES_LOOKED_FOR = 20_000
 
 
 def check_run(cfg: Config, *splits: str) -> None:
-    """Check a config, and the data of some splits: 'train', 'val', 'test'.
+    """Check a config, and data and metrics of some splits: 'train', 'val', 'test'.
 
     Raises:
         ValueError: As :func:`~vared2_mmaction.apis.check.check_config` does, or if there is no such
@@ -42,6 +44,7 @@ def check_run(cfg: Config, *splits: str) -> None:
         if isinstance(loader, dict):
             scope = cfg.get('default_scope') or 'mmaction'
             check_data(loader.get('dataset'), f'{split}_dataloader.dataset', scope, classes)
+        check_metrics(cfg, split)
 
 
 def check_data(dataset: Any, key: str, scope: str, classes: int | None = None) -> None:

@@ -29,16 +29,16 @@ _OF_REPEATS = ('num_repeats', 'sample_once')
 """What ``RepeatAugDataset``, which reads a video several times, has on top of ``VideoDataset``."""
 
 
-def metrics_of(cfg: Config) -> list[dict]:
-    """Metrics of the test of a config, which names one, a list, or an evaluator of them.
+def metrics_of(cfg: Config, split: str = 'test') -> list[dict]:
+    """Metrics of a split of a config, which names one, a list, or an evaluator of them.
 
     Raises:
         ValueError: If it names none.
     """
-    evaluator = cfg.get('test_evaluator')
+    evaluator = cfg.get(f'{split}_evaluator')
     metrics = evaluator.get('metrics', evaluator) if isinstance(evaluator, dict) else evaluator
     if not metrics:
-        raise ValueError(f'test_evaluator={evaluator!r}: expected a metric, or a list of them')
+        raise ValueError(f'{split}_evaluator={evaluator!r}: expected a metric, or a list of them')
     return list(metrics) if isinstance(metrics, list | tuple) else [metrics]
 
 

@@ -26,11 +26,11 @@ class ComputeMetric(BaseMetric):
         """Keep the compute of a batch of videos.
 
         Raises:
-            KeyError: If a data sample carries none, because its head is a stock one.
+            ValueError: If a data sample carries none, because its head is a stock one.
         """
         for sample in data_samples:
             if 'compute_ratio' not in sample:
-                raise KeyError(
+                raise ValueError(
                     'compute_ratio is missing from the data samples: ComputeMetric expects the '
                     'predictions of a VARED2 head'
                 )
