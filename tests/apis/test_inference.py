@@ -2,6 +2,7 @@
 """One video through MMAction2's inferencers: what comes back, and what is refused."""
 
 import wave
+from pathlib import Path
 
 import pytest
 import torch
@@ -136,7 +137,6 @@ def test_several_views(network, video):
     assert found.static_gmacs == pytest.approx(one.static_gmacs)  # a view
 
 
-def test_without_names_classes_are_numbered(inferencer, video):
 WRAPPED = """
 once = dict(type='DecodeOnce', transforms=_base_.test_pipeline[:4])
 dataset = dict(type='VideoDataset', pipeline=[once, *_base_.test_pipeline[4:]])
@@ -152,6 +152,7 @@ def test_wrappers_of_data_sets_and_steps_change_nothing(kind, networks, video):
     assert found.scores == recognize(load_inferencer(config, checkpoint), video).scores
 
 
+def test_without_names_classes_are_numbered(inferencer, video):
     assert sorted(recognize(inferencer, video).labels) == ['0', '1', '2']
 
 
@@ -264,6 +265,13 @@ def test_bad_checkpoints_are_named(networks, network, tmp_path):
         load_inferencer(network[0], str(tmp_path / 'text.pth'))
 
 
+def test_paths_need_not_be_text(network):
+    config, checkpoint = map(Path, network)
+    load_inferencer(config, checkpoint)
+    with pytest.raises(FileNotFoundError, match="CHECKPOINT='nothing.pth': no such file"):
+        load_inferencer(config, Path('nothing.pth'))
+
+
 def test_missing_gates_are_logged(network, tmp_path, monkeypatch):
     weights = torch.load(network[1])['state_dict']
     static = {k: v for k, v in weights.items() if 'gate' not in k and '_options' not in k}
@@ -274,6 +282,16 @@ def test_missing_gates_are_logged(network, tmp_path, monkeypatch):
     assert not logged
     load_inferencer(network[0], str(tmp_path / 'static.pth'))
     assert 'lacks gates' in logged[0]
+
+
+def test_names_are_those_of_a_head_within_another(network, labels, tmp_path):
+    more = "head = dict(_delete_=True, type='VARED2Head', head=dict(type='I3DHead', num_classes=3, "
+    more += "in_channels=32, average_clips='prob'))\nmodel = dict(cls_head=head)"
+    inferencer = load_inferencer(change(network[0], more), network[1], label_file=labels)
+    assert inferencer.visualizer.dataset_meta == {'classes': list(CLASSES)}
+    (tmp_path / 'two.txt').write_text('left\nright\n')
+    with pytest.raises(ValueError, match='found 2 names, expected 3 classes'):
+        load_inferencer(change(network[0], more), network[1], label_file=str(tmp_path / 'two.txt'))
 
 
 @pytest.mark.parametrize(
