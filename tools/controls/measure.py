@@ -37,11 +37,16 @@ _MEASURES = {
 
 
 def check_controls(model: nn.Module) -> None:
-    """Raise a ValueError if a model has no gates that classify clips, before it is tested."""
+    """Raise a ValueError if a model has no gates, or does not give clips one class each, before it
+    is tested."""
     if not dynamic_layers(model):
         raise ValueError(f'--controls: {type(model).__name__} has no dynamic layer')
     if not hasattr(model, 'cls_head'):
         raise ValueError(f'--controls: {type(model).__name__} does not classify clips')
+    if getattr(model.cls_head, 'multi_class', False):
+        raise ValueError(
+            '--controls: expected one label a clip, found multi_class=True of the head'
+        )
 
 
 @torch.no_grad()
@@ -110,7 +115,7 @@ def _test(runner: Runner, batch: Any) -> list[tuple[float, ...]]:
         samples = runner.model.test_step(batch)
     rows, (_, *compute) = [], _MEASURES.values()
     for sample in samples:
-        if sample.gt_label.numel() != 1:
+        if sample.gt_label.numel() != 1 or int(sample.gt_label) < 0:
             raise ValueError('--controls: expected clips with one label each')
         correct = int(sample.pred_score.argmax()) == int(sample.gt_label)
         rows.append((float(correct), *(float(sample.get(key)) for key in compute)))

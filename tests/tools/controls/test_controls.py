@@ -2,6 +2,7 @@
 """Controls: what accuracy and compute are with other gate outputs."""
 
 import json
+import re
 
 import mmengine
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
+from mmengine.runner import Runner
 
 from controls.gate_outputs import Recording, Replay, replaced
 from controls.measure import interval
@@ -16,7 +18,7 @@ from vared2_mmaction.apis import load_model
 from vared2_mmaction.models import force_policies
 from vared2_mmaction.ops import Modulation
 
-from ...networks import make_static, write_network, write_test_config
+from ...networks import change, make_static, write_network, write_test_config
 
 VIEWS = """
 test_pipeline = [dict(step) for step in _base_.test_pipeline]
@@ -87,6 +89,20 @@ def test_networks_without_gates_are_refused(project, tester, capsys):
     with pytest.raises(SystemExit, match='2'):
         tester.main([*project['static'], '--work-dir', 'out', '--controls'])
     assert '--controls: Recognizer3D has no dynamic layer\n' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('test', [False, True])
+def test_clips_without_one_label_are_refused(test, project, tester, tmp_path, capsys, monkeypatch):
+    config, checkpoint = project['Recognizer3D']
+    more = 'model = dict(cls_head=dict(multi_class=True))'
+    if test:
+        (tmp_path / 'unlabelled.txt').write_text('test0.mp4 0\ntest1.mp4 -1\n')
+        more = f"test_dataloader = dict(dataset=dict(ann_file='{tmp_path}/unlabelled.txt'))"
+    else:
+        monkeypatch.setattr(Runner, 'test', None)  # nothing is tested before it is said
+    with pytest.raises(SystemExit, match='2'):
+        tester.main([change(config, more), checkpoint, '--work-dir', 'out', '--controls'])
+    assert re.search('--controls: expected .*one label', capsys.readouterr().err)
 
 
 @torch.no_grad()
