@@ -78,7 +78,7 @@ def read_boxes(path: str, video: Video) -> np.ndarray:
     if not os.path.isfile(path):
         raise FileNotFoundError(f'BOXES={path!r}: no such file')
     try:
-        lines = Path(path).read_text('utf-8').split('\n')
+        lines = Path(path).read_text('utf-8-sig').split('\n')
     except UnicodeDecodeError as error:
         raise ValueError(f'BOXES={path!r}: expected text, x1,y1,x2,y2 a line: {error}') from error
     numbered = ((number, line) for number, line in enumerate(lines, 1) if line.strip())

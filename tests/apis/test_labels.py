@@ -17,11 +17,14 @@ def write(folder, text):
 
 def test_one_class_a_line(tmp_path):
     assert read_classes(write(tmp_path, ' läuft\nrun fast \n\n'), 2) == ['läuft', 'run fast']
+    assert read_classes(write(tmp_path, '\ufeffrun\nwalk\n'), 2) == ['run', 'walk']  # Windows
+    assert read_classes(write(tmp_path, 'run\nwalk\n'), None) == ['run', 'walk']
     assert read_classes(None, 2) == ['0', '1']
 
 
 def test_plain_names_are_those_of_the_actions(tmp_path):
     assert read_actions(write(tmp_path, 'walk\nrun\n'), 3) == [BACKGROUND, 'walk', 'run']
+    assert read_actions(write(tmp_path, '\ufeffrun\n'), 2) == [BACKGROUND, 'run']
     assert read_actions(None, 3) == [BACKGROUND, '1', '2']
 
 

@@ -131,6 +131,7 @@ def boxes(tmp_path):
 def test_boxes_come_in_their_order(tool, boxes):
     found = tool.read_boxes(boxes('10,0,100,50\n\n 1.5, 2,3,4 \r\n'), VIDEO)
     assert found.tolist() == [[10, 0, 100, 50], [1.5, 2, 3, 4]]
+    assert tool.read_boxes(boxes('\xef\xbb\xbf1,2,3,4\n'), VIDEO).tolist() == [[1, 2, 3, 4]]
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DefaultScope
 
-from vared2_mmaction.apis.check import check_config
+from vared2_mmaction.apis.check import check_config, num_classes
 from vared2_mmaction.apis.config_file import first_line
+from vared2_mmaction.errors import COUNT, check
 
 from .check_metrics import check_metrics
 
@@ -32,11 +33,12 @@ def check_run(cfg: Config, *splits: str) -> None:
 
     Raises:
         ValueError: As :func:`~vared2_mmaction.apis.check.check_config` does, or if there is no such
-            data.
+            data, or the number of classes is none.
         FileNotFoundError: If a checkpoint, an annotation file or a video is missing.
     """
     check_config(cfg)
-    classes = _num_classes(cfg)
+    classes = num_classes(cfg)
+    check('model.cls_head: num_classes', classes, COUNT._replace(or_none=True))
     for split in splits:
         loader = cfg.get(f'{split}_dataloader')
         if loader is None and split != 'val':
@@ -76,14 +78,6 @@ def check_data(dataset: Any, key: str, scope: str, classes: int | None = None) -
     check_data(dataset.get('dataset'), f'{key}.dataset', scope, classes)
     for number, part in enumerate(dataset.get('datasets') or ()):
         check_data(part, f'{key}.datasets[{number}]', scope, classes)
-
-
-def _num_classes(cfg: Config) -> int | None:
-    """Classes of a recognizer's head, within another head or not; None where they are not told."""
-    head = cfg.get('model', {}).get('cls_head')
-    while isinstance(head, dict) and 'num_classes' not in head:
-        head = head.get('head')
-    return head['num_classes'] if isinstance(head, dict) else None
 
 
 def _build(config: dict, key: str, scope: str) -> BaseDataset:

@@ -61,7 +61,7 @@ class Footage:
         """Names of the classes; numbers where they have none."""
         path = self.root / 'classes.txt'
         if path.is_file():
-            return path.read_text().splitlines()
+            return path.read_text('utf-8-sig').splitlines()
         labels = [label for split in _SPLITS for _, label in self.entries(split)]
         return [str(label) for label in range(max(labels) + 1)]
 

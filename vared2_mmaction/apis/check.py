@@ -34,6 +34,14 @@ def check_config(cfg: Config) -> None:
     _check_checkpoint(cfg.get('load_from'))
 
 
+def num_classes(cfg: Config) -> int | None:
+    """Classes of a recognizer's head, within another head or not; None where they are not told."""
+    head = cfg.get('model', {}).get('cls_head')
+    while isinstance(head, dict) and 'num_classes' not in head:
+        head = head.get('head')
+    return head['num_classes'] if isinstance(head, dict) else None
+
+
 def _check_model(model: dict) -> None:
     backbone, neck = model.get('backbone'), model.get('neck')
     if not isinstance(backbone, dict):

@@ -57,8 +57,8 @@ class Detection(Computation):
 
 
 def load_detector(
-    config: str,
-    checkpoint: str,
+    config: str | os.PathLike,
+    checkpoint: str | os.PathLike,
     device: str | None = None,
     label_file: str | None = None,
     optimized: bool = True,
@@ -70,6 +70,7 @@ def load_detector(
     None takes that of the config, if there is such a file; and a ValueError says if mmdet is
     missing, which detection needs.
     """
+    config = os.fspath(config)
     cfg = read_config(config)
     if 'roi_head' not in cfg.model:
         kind = cfg.model.type

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..datasets.pipelines import first_dataset, pipeline_steps
 from ..models.dynamize import DynamicBackbone
-from .check import check_config
+from .check import check_config, num_classes
 from .config_file import first_line, read_config_file
 from .labels import read_classes
 from .optimizing import optimize_and_log
@@ -61,8 +61,8 @@ class Recognition(Computation):
 
 
 def load_inferencer(
-    config: str,
-    checkpoint: str,
+    config: str | os.PathLike,
+    checkpoint: str | os.PathLike,
     device: str | None = None,
     label_file: str | None = None,
     optimized: bool = True,
@@ -85,9 +85,9 @@ def load_inferencer(
         FileNotFoundError: If there is no such file.
         ValueError: If a file is of the wrong kind or another network, or the device is missing.
     """
+    config = os.fspath(config)
     cfg = read_config(config, 'Recognizer2D', 'Recognizer3D')
-    number = cfg.model.cls_head.get('num_classes')
-    names = None if label_file is None else read_classes(label_file, number)
+    names = None if label_file is None else read_classes(label_file, num_classes(cfg))
     inferencer = _build(cfg, config, choose_device(device))
     load_and_tell(inferencer.model, checkpoint)
     if optimized:
@@ -167,7 +167,7 @@ def what_it_took(sample: ActionDataSample, backbone: DynamicBackbone) -> dict[st
     }
 
 
-def load_and_tell(model: nn.Module, checkpoint: str) -> None:
+def load_and_tell(model: nn.Module, checkpoint: str | os.PathLike) -> None:
     """Load a checkpoint as :func:`~vared2_mmaction.apis.weights.load_weights` does; log if it lacks
     gates."""
     weights = load_weights(model, checkpoint)

@@ -10,15 +10,17 @@ BACKGROUND = 'background'
 """Class 0 of a detector, which no action has."""
 
 
-def read_classes(path: str | None, number: int) -> list[str]:
+def read_classes(path: str | None, number: int | None) -> list[str]:
     """Names of the classes of a recognizer, one a line of a file; numbers without a file.
+
+    Where ``number`` is None, the file may have any number of names.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it has names for another number of classes, or is no text.
     """
     if path is None:
-        return [str(label) for label in range(number)]
+        return [str(label) for label in range(number or 0)]
     return _checked(path, _read_lines(path), number, 'classes')
 
 
@@ -54,8 +56,8 @@ def read_actions(
     return [BACKGROUND, *(names.get(action, str(action)) for action in numbers)]
 
 
-def _checked(path: str, names: list[str], number: int, what: str) -> list[str]:
-    if len(names) != number:
+def _checked(path: str, names: list[str], number: int | None, what: str) -> list[str]:
+    if number not in (None, len(names)):
         raise ValueError(
             f'LABELS={path!r}: found {len(names)} names, expected {number} {what}, one a line'
         )
@@ -66,7 +68,7 @@ def _read_lines(path: str) -> list[str]:
     if not os.path.isfile(path):
         raise FileNotFoundError(f'LABELS={path!r}: no such file')
     try:
-        with open(path, encoding='utf-8') as file:
+        with open(path, encoding='utf-8-sig') as file:
             return [line.rstrip() for line in file.read().rstrip().split('\n')]
     except UnicodeDecodeError as error:
         raise ValueError(f'LABELS={path!r}: expected text in UTF-8: {error}') from error

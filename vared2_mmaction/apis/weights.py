@@ -17,7 +17,7 @@ from ..models.static import is_detector
 from .check import check_config
 
 
-def load_model(cfg: Config, checkpoint: str | None = None) -> tuple[nn.Module, str]:
+def load_model(cfg: Config, checkpoint: str | os.PathLike | None = None) -> tuple[nn.Module, str]:
     """Build a config's recognizer or detector, and say where its weights are from.
 
     Gates that the checkpoint lacks stay as initialised.
@@ -39,7 +39,7 @@ def load_model(cfg: Config, checkpoint: str | None = None) -> tuple[nn.Module, s
     return model, load_weights(model, checkpoint)
 
 
-def load_weights(model: nn.Module, checkpoint: str) -> str:
+def load_weights(model: nn.Module, checkpoint: str | os.PathLike) -> str:
     """Load a checkpoint; gates that it lacks stay as initialised.
 
     Returns where the weights are from, and how many tensors, in words.
@@ -48,6 +48,7 @@ def load_weights(model: nn.Module, checkpoint: str) -> str:
         FileNotFoundError: If there is no such checkpoint.
         ValueError: If it cannot be loaded, or is that of another network.
     """
+    checkpoint = os.fspath(checkpoint)
     check_checkpoint(checkpoint)
     try:
         with whole_networks():
@@ -66,7 +67,8 @@ def load_weights(model: nn.Module, checkpoint: str) -> str:
     return f'checkpoint {checkpoint}, {report.loaded} tensors{note}'
 
 
-def check_checkpoint(checkpoint: str) -> None:
+def check_checkpoint(checkpoint: str | os.PathLike) -> None:
     """Raise a FileNotFoundError if there is no such file; a URL is believed."""
+    checkpoint = os.fspath(checkpoint)
     if '://' not in checkpoint and not os.path.isfile(os.path.expanduser(checkpoint)):
         raise FileNotFoundError(f'CHECKPOINT={checkpoint!r}: no such file')

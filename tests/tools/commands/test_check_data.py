@@ -248,6 +248,9 @@ def test_labels_that_the_head_lacks_are_named(split, folder):
     model = {'type': 'Recognizer2D', 'backbone': {'type': 'ResNet', 'depth': 18}}
     for head in ({}, {'num_classes': 3}, {'type': 'VARED2Head', 'head': {'num_classes': 3}}):
         check_run(Config({'model': {**model, 'cls_head': head}, **parts}), split)
+    for head in ({'num_classes': '3'}, {'type': 'VARED2Head', 'head': {'num_classes': '3'}}):
+        with pytest.raises(ValueError, match="num_classes='3': expected a whole number from 1 on"):
+            check_run(Config({'model': {**model, 'cls_head': head}, **parts}), split)
     for head in ({'num_classes': 2}, {'type': 'VARED2Head', 'head': {'num_classes': 2}}):
         named = (
             rf"{split}_dataloader.*'data/many.txt'.*b.mp4' has the label \[1, 2\].*num_classes=2"

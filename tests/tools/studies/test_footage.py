@@ -79,3 +79,10 @@ def test_mistakes(lists, named, tmp_path):
         (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=named):
         Footage(tmp_path)
+
+
+def test_names_may_begin_with_a_byte_order_mark(tmp_path):
+    for name, text in (('train', 'a.mp4 0'), ('test', 'b.mp4 0')):
+        (tmp_path / f'{name}.txt').write_text(text)
+    (tmp_path / 'classes.txt').write_text('läuft\n', 'utf-8-sig')
+    assert Footage(tmp_path).classes == ['läuft']
