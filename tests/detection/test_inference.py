@@ -119,6 +119,17 @@ def test_names(project, detector, video, tmp_path):
     assert set(detect(named, video).labels[0]) == set('abcdefgh')
 
 
+SCOPED = (
+    'steps = [dict(step, type=f"mmaction.{step[\'type\']}") for step in _base_.test_pipeline]\n'
+    'test_dataloader = dict(dataset=dict(pipeline=steps))'
+)
+
+
+def test_steps_may_have_a_scope(project, detector, video):
+    scoped = load_detector(change(project.config, SCOPED), project.checkpoint, 'cpu')
+    assert detect(scoped, video).scores == detect(detector, video).scores
+
+
 @pytest.mark.parametrize(
     ('boxes', 'timestamp', 'message'),
     [

@@ -15,6 +15,7 @@ from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from torch import Tensor, nn
 
+from ..datasets.pipelines import type_name
 from .clips import Video, check_box, open_video
 from .config_file import first_line
 from .inference import (
@@ -152,11 +153,11 @@ def _build_pipeline(cfg: Config) -> Compose:
     """The test pipeline, decoding with decord."""
     steps: list[dict] = [{'type': 'DecordInit'}]
     for step in cfg.test_dataloader.dataset.pipeline:
-        if step['type'].endswith('Decode'):
+        if (kind := type_name(step['type'])).endswith('Decode'):
             steps.append({'type': 'DecordDecode'})
-        elif not step['type'].endswith('Init'):
+        elif not kind.endswith('Init'):
             steps.append(step)
-    found = [step['type'] for step in steps]
+    found = [type_name(step['type']) for step in steps]
     for wanted in ('SampleAVAFrames', 'DecordDecode', 'PackActionInputs'):
         if wanted not in found:
             raise ValueError(f'test_dataloader.dataset.pipeline: expected {wanted}, found {found}')
