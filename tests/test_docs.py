@@ -3,6 +3,7 @@
 
 import ast
 import functools
+import importlib
 import re
 from fnmatch import fnmatch
 from pathlib import Path
@@ -105,6 +106,19 @@ def test_every_page_is_in_the_site():
     assert {page for page in pages if f'docs/{page}.md' not in README.read_text()} == set()
     listed = re.findall(r'^\s+(\w+)$', (ROOT / 'docs' / 'api' / 'index.rst').read_text(), re.M)
     assert set(PACKAGES) <= set(listed)
+
+
+def test_what_the_reference_names_one_by_one_is_there():
+    named = r'^\.\. auto(?:class|function|module):: ([\w.]+?)(?:::(\w+))?$'
+    found = [
+        place
+        for page in (ROOT / 'docs' / 'api').glob('*.rst')
+        for place in re.findall(named, page.read_text(), re.M)
+    ]
+    assert len(found) > 50
+    for module, name in found:
+        if name:
+            assert hasattr(importlib.import_module(module), name), (module, name)
 
 
 def test_the_readme_names_the_commands_and_what_they_need():

@@ -135,35 +135,6 @@ def test_unknown_options_are_named():
         MODELS.build({**head, 'loss_budget': {'weight': 1}})
 
 
-@pytest.mark.parametrize(
-    ('key', 'value', 'now'),
-    [
-        ('gate_input', 'block', 'sees the input of its layer'),
-        ('gate_input', 'layer', 'sees the input of its layer'),
-        ('gate_input', None, 'sees the input of its layer'),
-        ('saturation', 0.5, 'over their sum'),
-        ('saturation', math.inf, 'over their sum'),
-        ('recompute', True, 'compile=True'),
-        ('normalise', False, 'over their sum'),
-        ('normalise', True, 'over their sum'),
-        ('channel_operation', 'depthwise', 'a scale and a shift for every map'),
-        ('channel_operation', 'affine', 'a scale and a shift for every map'),
-        ('temporal_operation', 'depthwise', 'a scale and a shift for every map'),
-    ],
-)
-def test_options_that_are_gone_say_what_to_do(key, value, now):
-    small = {'depth': 18, 'pretrained': None, 'base_channels': 4}
-    inner = {'type': 'ResNet3d', **small}
-    configs = (
-        {'type': 'VARED2ResNet3d', **small},
-        {'type': 'VARED2Backbone', 'backbone': inner},
-    )
-    message = rf'\Adynamic\.{key}={value!r}: [^\n]* is gone; leave it out: [^\n]*{now}[^\n]*\Z'
-    for config in configs:
-        with pytest.raises(ValueError, match=message):
-            MODELS.build({**config, 'dynamic': {'channel': 2, key: value}})
-
-
 @pytest.mark.parametrize('thrift', [*NUMBERS, -0.1, 1.1])
 def test_thrift_of_random_gates(thrift):
     with named('dynamic.gate.thrift', thrift):

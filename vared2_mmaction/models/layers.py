@@ -62,17 +62,6 @@ _EXPECTED = {
     'num_segments': COUNT._replace(or_none=True),  # also an argument of a 2-D backbone
     'dynamic.compiled': FLAG,
 }
-_SHARES = 'options are mixed with the weights of the gate over their sum'
-_CHEAP = 'cheap operations are a scale and a shift for every map (affine)'
-_GONE = {
-    'channel_operation': _CHEAP,
-    'gate_input': 'every gate sees the input of its layer',
-    'normalise': _SHARES,
-    'recompute': "MMEngine's compile=True makes mixed maps again in the backward pass",
-    'saturation': _SHARES,
-    'temporal_operation': _CHEAP,
-}
-"""Options of earlier versions, and what is done now."""
 
 
 @dataclass
@@ -113,11 +102,6 @@ class DynamicOptions:
             ValueError: Naming the key that is wrong, and what was expected.
         """
         options = given_options('dynamic', options)
-        for key, now in _GONE.items():
-            if key in options:
-                raise ValueError(
-                    f'dynamic.{key}={options[key]!r}: the option is gone; leave it out: {now}'
-                )
         check_arguments('dynamic', options, cls)
         self = cls(**options)
         for key, expected in _EXPECTED.items():

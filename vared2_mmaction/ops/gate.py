@@ -113,22 +113,19 @@ class SoftModulationGate(nn.Module):
         given = (hidden_channels, motion, floor, motion_slope)
         for (key, expected), value in zip(_EXPECTED.items(), given, strict=True):
             check(f'dynamic.gate.{key}', value, expected)
+        slope = f'dynamic.gate.motion_slope={motion_slope!r}'
         if motion_slope and not motion:
-            raise ValueError(
-                f'dynamic.gate.motion_slope={motion_slope!r}: expected 0 with motion=False'
-            )
+            raise ValueError(f'{slope}: expected 0 with motion=False')
         options = {'channel': channel_options, 'temporal': temporal_options}
         starts = _initial_weights(initial, options)
         dear = starts[channel_options:-1]
         if motion_slope and dear and motion_slope >= math.atanh(min(dear)):
             raise ValueError(
-                f'dynamic.gate.motion_slope={motion_slope!r}: expected less than '
-                f'{math.atanh(min(dear)):.3f}, or the temporal option that starts at {min(dear)} '
-                'is closed for still clips'
+                f'{slope}: expected less than {math.atanh(min(dear)):.3f}, or the temporal option '
+                f'that starts at {min(dear)} is closed for still clips'
             )
         self.in_channels = in_channels
-        self.motion = motion
-        self.floor = floor
+        self.motion, self.floor = motion, floor
         self.channel_options = channel_options
         self.temporal_options = temporal_options
         self.fc1 = nn.Linear(in_channels * (2 if motion else 1), hidden_channels)
