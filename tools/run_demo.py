@@ -28,7 +28,12 @@ NETWORKS = {'static': 'static_r2plus1d', 'VA-RED2': 'vared2_r2plus1d'}
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--work-dir', default='work_dirs/demo', help='where everything is written')
+    parser.add_argument(
+        '--work-dir',
+        type=os.path.abspath,  # tools are run in the folder of the project
+        default=str(ROOT / 'work_dirs' / 'demo'),
+        help='where everything is written (default: work_dirs/demo)',
+    )
     parser.add_argument('--seeds', type=int, nargs='+', default=[0], help='of trainings')
     parser.add_argument('--timed-clips', type=int, default=100, help='clips that are timed')
     add_optimize_option(parser)

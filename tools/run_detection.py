@@ -31,7 +31,12 @@ NETWORKS = {'static': STATIC, 'longer': STATIC, VARED2: DYNAMIC, ADAPTIVE: DYNAM
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--work-dir', type=Path, default='work_dirs/detection')
+    parser.add_argument(
+        '--work-dir',
+        type=lambda path: Path(path).absolute(),  # tools are run in the folder of the project
+        default=ROOT / 'work_dirs' / 'detection',
+        help='where everything is written (default: work_dirs/detection)',
+    )
     parser.add_argument('--networks', nargs='+', choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
     return parser

@@ -3,6 +3,7 @@
 
 import re
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -85,3 +86,12 @@ def test_a_run_of_the_study_goes_on_from_what_is_whole(tmp_path):
     (tmp_path / 'epoch_2.pth').write_bytes(b'PK')
     (tmp_path / 'last_checkpoint').write_text('')
     assert study_run.last_checkpoint(tmp_path) == tmp_path / 'epoch_1.pth'
+
+
+@pytest.mark.parametrize('name', ['run_demo', 'run_detection'])
+def test_folders_of_demos_are_those_of_who_calls(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    parse = load_tool(name).build_parser().parse_args
+    assert Path(parse(['--work-dir', 'mine']).work_dir) == tmp_path / 'mine'
+    root = Path(__file__).resolve().parents[2]
+    assert Path(parse([]).work_dir).parent == root / 'work_dirs'
