@@ -51,11 +51,11 @@ def load(args: argparse.Namespace) -> visualize.Study:
         raise ValueError(f'--frames {args.frames}: expected at least 1')
     if os.path.exists(args.out) and not os.path.isdir(args.out):
         raise FileExistsError(f'--out {args.out!r}: expected a folder, this is a file')
-    os.makedirs(args.out, exist_ok=True)
-    check_writable('--out', args.out)
     for name in ('dump', 'config'):
         if not os.path.isfile(path := getattr(args, name)):
             raise FileNotFoundError(f'{name.upper()}={path!r}: no such file')
+    os.makedirs(args.out, exist_ok=True)
+    check_writable('--out', args.out)
     cfg = read_config_file(args.config, args.cfg_options)
     return visualize.load_study(args.dump, cfg, args.labels)
 
