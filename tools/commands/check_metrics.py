@@ -5,9 +5,9 @@ import inspect
 from typing import Any
 
 from mmaction.models.heads import BaseHead
-from mmaction.registry import MODELS
 from mmengine.config import Config
 
+from vared2_mmaction.apis.check import class_of, has_gate_neck, innermost_head
 from vared2_mmaction.datasets.pipelines import type_name
 from vared2_mmaction.models.heads import BudgetHead
 
@@ -25,34 +25,25 @@ def check_metrics(cfg: Config, split: str) -> None:
         return
     names = [type_name(metric.get('type')) for metric in metrics_of(cfg, split)]
     model = cfg.model
-    if 'ComputeMetric' in names and not _has_type(model.get('neck'), 'SoftModulationGateNeck'):
+    if 'ComputeMetric' in names and not has_gate_neck(model):
         raise ValueError(
             f'{split}_evaluator: ComputeMetric expects a dynamic network, with '
             f'neck=dict(type="SoftModulationGateNeck"), got neck={model.get("neck")!r}'
         )
-    head = model.get('cls_head')
-    while isinstance(head, dict) and isinstance(head.get('head'), dict):
-        head = head['head']
-    if 'AccMetric' in names and _keeps_views(head):
+    if 'AccMetric' in names and _keeps_views(model):
         raise ValueError(
             f"model.cls_head.average_clips=None: expected 'prob' or 'score', as {split}_evaluator "
             'has AccMetric, which takes one row of scores a video'
         )
 
 
-def _has_type(part: Any, name: str) -> bool:
-    return isinstance(part, dict) and type_name(part.get('type')) == name
-
-
-def _keeps_views(head: Any) -> bool:
-    """Whether a head hands on the scores of each view of a video."""
-    kind = head.get('type') if isinstance(head, dict) else None
-    found = MODELS.get(kind) if isinstance(kind, str) else kind
-    head_class: Any = found if inspect.isclass(found) and issubclass(found, BaseHead) else None
-    if head_class is None:
+def _keeps_views(model: dict) -> bool:
+    """Whether a model's head hands on the scores of each view of a video."""
+    head = innermost_head(model)
+    found: Any = class_of(head, model.get('_scope_')) if head else None
+    of_stock = inspect.isclass(found) and issubclass(found, BaseHead)
+    if not of_stock or found.predict not in (BaseHead.predict, BudgetHead.predict):
         return False
-    if head_class.predict not in (BaseHead.predict, BudgetHead.predict):
-        return False
-    taken = (inspect.signature(owner).parameters for owner in head_class.__mro__)
+    taken = (inspect.signature(owner).parameters for owner in found.__mro__)
     default = next(own['average_clips'].default for own in taken if 'average_clips' in own)
     return head.get('average_clips', default) is None

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import re
 import sys
@@ -155,14 +156,14 @@ def check_writable(option: str, path: str) -> None:
     Raises:
         OSError: If not.
     """
-    folder = path if os.path.isdir(path) else os.path.dirname(os.path.realpath(path))
     try:
-        if os.path.isdir(path) or not os.path.exists(path) or os.path.isfile(path):
-            with tempfile.TemporaryFile(dir=folder):  # files take their places when they are whole
-                pass
-        else:
-            with open(path, 'wb'):  # a device
-                pass
+        if os.path.exists(path) and not (os.path.isdir(path) or os.path.isfile(path)):
+            if not os.access(path, os.W_OK):  # a pipe would wait for a reader, and then end it
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return
+        folder = path if os.path.isdir(path) else os.path.dirname(os.path.realpath(path))
+        with tempfile.TemporaryFile(dir=folder):  # files take their places when they are whole
+            pass
     except OSError as error:
         raise type(error)(f'{option} {path!r}: cannot be written: {error.strerror}') from error
 

@@ -36,10 +36,22 @@ def check_config(cfg: Config) -> None:
 
 def num_classes(cfg: Config) -> int | None:
     """Classes of a recognizer's head, within another head or not; None where they are not told."""
-    head = cfg.get('model', {}).get('cls_head')
-    while isinstance(head, dict) and 'num_classes' not in head:
-        head = head.get('head')
-    return head['num_classes'] if isinstance(head, dict) else None
+    head = innermost_head(cfg.get('model', {}))
+    return head.get('num_classes') if isinstance(head, dict) else None
+
+
+def innermost_head(model: dict) -> Any:
+    """The config of a recognizer's head, or of the one within it."""
+    head = model.get('cls_head')
+    while isinstance(head, dict) and isinstance(head.get('head'), dict):
+        head = head['head']
+    return head
+
+
+def has_gate_neck(model: dict) -> bool:
+    """Whether the neck of a model's config charges decisions of gates."""
+    neck = model.get('neck')
+    return neck is not None and _is(neck, SoftModulationGateNeck)
 
 
 def _check_model(model: dict) -> None:
@@ -51,8 +63,8 @@ def _check_model(model: dict) -> None:
     detection = 'roi_head' in model
     if detection and not has_detection():
         raise ValueError(f'model.type={model.get("type")!r}: {DETECTION_MISSING}')
-    dynamic = _is(backbone, DynamicBackbone) or _class(backbone) is build_dynamic_backbone
-    has_neck = neck is not None and _is(neck, SoftModulationGateNeck)
+    dynamic = _is(backbone, DynamicBackbone) or class_of(backbone) is build_dynamic_backbone
+    has_neck = has_gate_neck(model)
     if dynamic:
         DynamicOptions.parse(backbone.get('dynamic'))
     if dynamic and not has_neck:
@@ -77,11 +89,12 @@ def _check_model(model: dict) -> None:
 
 def _has_budget(head: dict, scope: str | None) -> bool:
     # Feature extraction takes any features, and has no loss.
-    found = _class(head, scope)
+    found = class_of(head, scope)
     return found is build_budget_head or _is(head, BudgetPart, scope) or found is FeatureHead
 
 
-def _class(config: dict, scope: str | None = None) -> Any:
+def class_of(config: dict, scope: str | None = None) -> Any:
+    """The class, or function, that builds a part of a model; a ValueError if there is none."""
     if not isinstance(config, dict) or 'type' not in config:
         raise ValueError(f'model: expected the config of a part, dict(type=...), got {config!r}')
     kind = config['type']
@@ -94,7 +107,7 @@ def _class(config: dict, scope: str | None = None) -> Any:
 
 
 def _is(config: dict, base: type, scope: str | None = None) -> bool:
-    found = _class(config, scope)
+    found = class_of(config, scope)
     return inspect.isclass(found) and issubclass(found, base)
 
 

@@ -42,13 +42,12 @@ def newest_checkpoint(path: str | Path, logger: str = 'current') -> str | None:
     if found is None:
         print_log(f'{path} holds no whole checkpoint: there is nothing to resume', logger)
         return None
-    found_path, progress = found
     if found is not noted:
         problem = f'names {name!r}' if name else 'is empty or missing'
         print_log(f'{note} {problem}; looked for a later whole checkpoint', logger)
-    at = f'epoch {progress.epoch}, iteration {progress.iter}'
-    print_log(f'{found_path} is the newest whole checkpoint: {at}', logger)
-    return str(found_path)
+    at = f'epoch {found.progress.epoch}, iteration {found.progress.iter}'
+    print_log(f'{found.path} is the newest whole checkpoint: {at}', logger)
+    return str(found.path)
 
 
 def is_whole(path: str | Path) -> bool:

@@ -102,7 +102,7 @@ class PruneOptionsHook(Hook):
             backbone.option_counts = None
 
     def _prune(self, runner: Runner, backbone: Any, counts: Tensor) -> None:
-        layers = dynamic_layers(backbone)
+        layers, networks = dynamic_layers(backbone), networks_of(runner)
         where = next(n for n, m in network_of(runner).named_modules() if m is backbone)
         pruned: dict[str, list[str]] = {}
         for name, of_layer in zip(backbone.dynamic_layers, counts, strict=True):
@@ -113,7 +113,7 @@ class PruneOptionsHook(Hook):
                     continue
                 gone = ', '.join(str(option) for option in in_use if option not in left)
                 pruned.setdefault(f'{dimension} options {gone} of', []).append(name)
-                for network in networks_of(runner):
+                for network in networks:
                     copy = network.get_submodule(where).get_submodule(name)
                     getattr(copy, f'{dimension}_options').use(left)
         if pruned:

@@ -7,6 +7,7 @@ from mmengine.config import Config
 
 from commands.check_metrics import check_metrics
 from vared2_mmaction.evaluation import ComputeMetric
+from vared2_mmaction.models import SoftModulationGateNeck
 
 register_all_modules()
 DYNAMIC = {'neck': {'type': 'mmaction.SoftModulationGateNeck'}}
@@ -37,6 +38,15 @@ def test_compute_of_a_static_network(neck, evaluator, split):
         check_metrics(cfg, split)
     cfg.model.update(DYNAMIC)
     check_metrics(cfg, split)
+
+
+class OwnNeck(SoftModulationGateNeck):
+    pass
+
+
+def test_necks_may_be_of_a_class_of_ones_own():
+    neck = {'neck': {'type': OwnNeck}}
+    check_metrics(Config({'model': {**AVERAGED, **neck}, 'test_evaluator': COMPUTE}), 'test')
 
 
 @pytest.mark.parametrize('head', KEPT)

@@ -349,5 +349,7 @@ def test_outputs_that_can_be_written_are_left_as_they_are(tmp_path):
     for path in ('old.json', 'new.json', 'link.json'):
         cli.check_out('--out', str(tmp_path / path))
     cli.check_out('--out', '/dev/null')
-    assert {path.name for path in tmp_path.iterdir()} == {'old.json', 'link.json'}
+    os.mkfifo(tmp_path / 'pipe')
+    cli.check_out('--out', str(tmp_path / 'pipe'))  # waits for nobody who reads
+    assert {path.name for path in tmp_path.iterdir()} == {'old.json', 'link.json', 'pipe'}
     assert (tmp_path / 'link.json').read_text() == 'old'
